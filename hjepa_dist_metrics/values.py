@@ -1,0 +1,74 @@
+"""What a metric may report: frozen values that sinks write and figures draw.
+
+A value is plain host data (Python and NumPy): it holds no device tensor and no autograd graph, so it
+can be handed to another thread as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """Hold one number."""
+
+    value: float
+
+    def __float__(self) -> float:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram:
+    """Hold integer counts over fixed edges.
+
+    `edges` float64 [bins + 1], rising; `counts` int64 [bins], bin i covering [edges[i], edges[i+1]).
+    `minimum`, `maximum`, `total` (sum) and `total_squares` describe the finite values that were counted.
+    """
+
+    edges: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+    minimum: float
+    maximum: float
+    total: float
+    total_squares: float
+    nonfinite: int = 0
+
+    @property
+    def count(self) -> int:
+        """Return the number of finite values counted."""
+        return int(self.counts.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """Hold one picture: uint8 [H, W, 3] or [H, W, 1]."""
+
+    pixels: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Hold Markdown text."""
+
+    markdown: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """Hold points for TensorBoard's projector.
+
+    `vectors` float32 [N, D]; `labels` one text a point; `sprites` uint8 [N, H, W, 3], a picture a point.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    labels: tuple[str, ...] = ()
+    sprites: npt.NDArray[np.uint8] | None = None
+
+
+Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding
