@@ -1,0 +1,97 @@
+"""Several sinks behind one, none of which can hurt the others or the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from hjepa_dist_metrics.sinks.base import HParam, RunSink, Sink
+from hjepa_dist_metrics.values import Value
+
+logger = logging.getLogger("hjepa_dist_metrics.sinks")
+
+
+class SinkGroup:
+    """Fan out to sinks; one that raises is reported once, closed and dropped, the others go on.
+
+    Monitoring never kills training: no method raises because a sink failed. `failures` keeps the
+    messages that were reported.
+    """
+
+    def __init__(self, sinks: Iterable[Sink] = ()) -> None:
+        self._sinks: list[Sink] = list(sinks)
+        self.failures: list[str] = []
+
+    @classmethod
+    def open(cls, factories: Mapping[str, Callable[[], Sink]]) -> SinkGroup:
+        """Open each sink; `factories` maps a name (with its path) to what opens it.
+
+        One that cannot be opened (no permission, disk full, package absent) is reported and left out.
+        """
+        group = cls()
+        for name, factory in factories.items():
+            try:
+                group._sinks.append(factory())
+            except Exception as error:
+                group._report(name, "open", error)
+        return group
+
+    def __str__(self) -> str:
+        return ", ".join(str(sink) for sink in self._sinks) or "no sink"
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """Return the sinks that still work."""
+        return tuple(self._sinks)
+
+    def write(self, step: int, values: Mapping[str, Value], wall_time: float | None = None) -> None:
+        """Write one step's values to every sink."""
+        self._each("write", lambda sink: sink.write(step, values, wall_time))
+
+    def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
+        """Hand the run's settings to the sinks that take them."""
+        self._each(
+            "write_hparams",
+            lambda sink: sink.write_hparams(hparams, metrics) if isinstance(sink, RunSink) else None,
+        )
+
+    def write_status(self, success: bool) -> None:
+        """Hand the run's end to the sinks that take it."""
+        self._each(
+            "write_status",
+            lambda sink: sink.write_status(success) if isinstance(sink, RunSink) else None,
+        )
+
+    def flush(self) -> None:
+        """Flush every sink."""
+        self._each("flush", lambda sink: sink.flush())
+
+    def close(self) -> None:
+        """Close every sink, also after one of them failed to."""
+        self._each("close", lambda sink: sink.close())
+        self._sinks.clear()
+
+    def _each(self, verb: str, call: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                self._drop(sink, verb, error)
+
+    def _drop(self, sink: Sink, verb: str, error: Exception) -> None:
+        self._sinks = [other for other in self._sinks if other is not sink]
+        self._report(str(sink), verb, error)
+        if verb == "close":
+            return
+        try:
+            sink.close()
+        except Exception as again:  # it failed already: the first error is the one that tells
+            logger.debug("closing %s after its failure failed too: %s", sink, again)
+
+    def _report(self, name: str, verb: str, error: Exception) -> None:
+        message = (
+            f"logging to {name} failed in {verb} and is switched off for the rest of the run; "
+            f"training and the other outputs go on ({type(error).__name__}: {error})"
+        )
+        self.failures.append(message)
+        logger.error(message)

@@ -1,0 +1,53 @@
+"""Where a run's files lie, and how two runs never share a file by accident."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path, PurePath
+
+from hjepa_dist_metrics.errors import ConfigError
+
+
+def tensorboard_dir(log_dir: str | Path, run_name: str) -> Path:
+    """Return the directory of a run's event files."""
+    return Path(log_dir) / "tensorboard" / run_name
+
+
+def jsonl_path(log_dir: str | Path, run_name: str) -> Path:
+    """Return the path of a run's JSON lines."""
+    return Path(log_dir) / "metrics" / f"{run_name}.jsonl"
+
+
+def claim_run_name(log_dir: str | Path, experiment_name: str, resume: bool = False) -> str:
+    """Return the name to write under, and take it: `name`, or `name-2`, `name-3`, ... where it is taken.
+
+    With `resume` the name stays as it is. Two processes that claim at once get two names, because making
+    the directory is what claims. Call it on one rank and send the answer to the others. A directory that
+    cannot be made is not an error here: the sinks say so when they open.
+    Raises ConfigError for a name that would leave `log_dir`.
+    """
+    _check_name(experiment_name)
+    if resume:
+        return experiment_name
+    for attempt in itertools.count(1):
+        name = experiment_name if attempt == 1 else f"{experiment_name}-{attempt}"
+        if jsonl_path(log_dir, name).exists():
+            continue
+        try:
+            tensorboard_dir(log_dir, name).mkdir(parents=True)
+        except FileExistsError:
+            if tensorboard_dir(log_dir, name).is_dir():
+                continue
+            return name
+        except OSError:
+            return name
+        return name
+    raise AssertionError("unreachable: the count does not end")
+
+
+def _check_name(name: str) -> None:
+    path = PurePath(name)
+    if not name.strip() or path.is_absolute() or ".." in path.parts or str(path) == ".":
+        raise ConfigError(
+            f"experiment_name must be a relative name such as 'hjepa_default', without '..', got {name!r}"
+        )
