@@ -1,0 +1,1 @@
+"""Real, small workloads that use the package's public names only."""

@@ -1,0 +1,107 @@
+"""A nearest-neighbour probe of the frozen target encoder with few labels, the same at every world size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hjepa_dist_metrics.reference.data.images import ImageSet, ImageSplits, stack_images
+
+Features: TypeAlias = npt.NDArray[np.float64]
+Labels: TypeAlias = npt.NDArray[np.int64]
+Gather: TypeAlias = Callable[[Any], list[Any]]
+
+NEIGHBOURS, DRAWS, _CHUNK = 5, 5, 64
+_STD_FLOOR = 1e-6
+
+
+def alone(obj: Any) -> list[Any]:
+    """Gather over the ranks of a world of one."""
+    return [obj]
+
+
+def knn_predict(features: Features, labels: Labels, queries: Features, k: int = NEIGHBOURS) -> Labels:
+    """Return the majority label of each query's k nearest rows by cosine; of equal counts the smallest
+    label."""
+    similarity = _unit(queries) @ _unit(features).T
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    votes = np.zeros((len(queries), int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(votes, (np.arange(len(queries))[:, None], labels[nearest]), 1)
+    winners: Labels = votes.argmax(axis=1)
+    return winners
+
+
+def _unit(x: Features) -> Features:
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(norm > 0, norm, 1.0)
+
+
+def draw_labelled(labels: Labels, per_class: int, draw: int) -> Labels:
+    """Return the positions of up to `per_class` samples of every class, drawn by `draw` alone."""
+    rng = np.random.default_rng(draw)
+    classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    return np.concatenate([rng.permutation(members)[:per_class] for members in classes])
+
+
+def knn_accuracy(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    data: ImageSplits,
+    *,
+    labels_per_class: int = 10,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Gather = alone,
+) -> float | None:
+    """Return the share of validation images whose class is found, averaged over 5 draws of the labelled
+    images.
+
+    `encode` maps images [B, C, H, W] to token features [B, N, D], such as `HJEPA.extract_features`. Features
+    are averaged over tokens and standardised by the labelled images' statistics. `gather` returns one object
+    of every rank, in the order of ranks; every rank gets the same result. None where the images have no
+    classes.
+    """
+    if not data.class_names:
+        return None
+    train_labels = data.train.labels.numpy()
+    draws = [draw_labelled(train_labels, labels_per_class, draw) for draw in range(DRAWS)]
+    labelled = np.unique(np.concatenate(draws))
+    everything = np.arange(len(data.val))
+    shares = (rank, world_size, gather)
+    known = _encode_over_ranks(encode, data.train, labelled, *shares)
+    queries = _encode_over_ranks(encode, data.val, everything, *shares)
+    mean, std = known.mean(axis=0), known.std(axis=0) + _STD_FLOOR
+    known, queries = (known - mean) / std, (queries - mean) / std
+    truth = data.val.labels.numpy()
+    hits = []
+    for draw in draws:
+        found = knn_predict(known[np.searchsorted(labelled, draw)], train_labels[draw], queries)
+        hits.append(float((found == truth).mean()))
+    return float(np.mean(hits))
+
+
+def _encode_over_ranks(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    images: ImageSet,
+    indices: Labels,
+    rank: int,
+    world_size: int,
+    gather: Gather,
+) -> Features:
+    """Return pooled features [len(indices), D]. Chunks are fixed and dealt to ranks, so results agree to the
+    bit."""
+    chunks = [torch.from_numpy(indices[i : i + _CHUNK]) for i in range(0, len(indices), _CHUNK)]
+    own = {i: _pooled(encode, stack_images(images, chunks[i])) for i in range(rank, len(chunks), world_size)}
+    merged: dict[int, Features] = {}
+    for share in gather(own):
+        merged |= share
+    return np.concatenate([merged[i] for i in range(len(chunks))])
+
+
+@torch.no_grad()
+def _pooled(encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> Features:
+    pooled: Features = encode(images).double().mean(dim=1).cpu().numpy()
+    return pooled
