@@ -76,7 +76,7 @@ def layer_of(relative: str) -> str:
 
 
 def imported_names(tree: ast.AST, relative: str = "") -> Iterator[tuple[int, str, str | None]]:
-    """Yield (line, full dotted name, name bound to it) of every import; plain `import a.b` binds no such name."""
+    """Yield (line, full name, name bound to it) of every import; `import a.b` binds no such name."""
     package = [PACKAGE, *relative.split("/")[:-1]]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
