@@ -6,8 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from hjepa_dist_metrics.sinks.jsonl import JsonlSink, read_jsonl
 from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text
