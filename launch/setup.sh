@@ -56,6 +56,7 @@ setup_choose_python() { # sets HJEPA_PYTHON; an environment that is already ther
     if [[ -n "${PYTHON:-}" ]]; then setup_require_python "$PYTHON"; fi
     if [[ -n "${VIRTUAL_ENV:-}" ]]; then
         HJEPA_PYTHON="$VIRTUAL_ENV/bin/python"
+        [[ -x "$HJEPA_PYTHON" ]] || setup_die "VIRTUAL_ENV is $VIRTUAL_ENV, which holds no bin/python; unset it or activate another"
     else
         HJEPA_PYTHON="$HJEPA_ROOT/.venv/bin/python"
         if ! "$HJEPA_PYTHON" -c '' 2>/dev/null; then

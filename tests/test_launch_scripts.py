@@ -127,6 +127,13 @@ def test_an_active_environment_is_used(checkout: Checkout, tmp_path: Path):
     assert not (checkout.root / ".venv").exists()
 
 
+def test_an_active_environment_that_is_gone_gives_one_clear_line(checkout: Checkout, tmp_path: Path):
+    run = checkout.run("setup.sh", VIRTUAL_ENV=str(tmp_path / "gone"))
+    assert run.returncode == 1
+    assert len(run.stderr.splitlines()) == 1
+    assert f"VIRTUAL_ENV is {tmp_path / 'gone'}" in run.stderr
+
+
 @pytest.mark.parametrize("script", ["setup.sh", "demo.sh", "test.sh"])
 @pytest.mark.parametrize("answer", ["3.8.18", "2.7.18", "Python 3.9.2"])
 def test_an_old_python_gives_one_clear_line(checkout: Checkout, script: str, answer: str):
