@@ -1,0 +1,153 @@
+"""DistributedMetric: keep states, update them locally, compute on what all ranks have seen."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merger
+from hjepa_dist_metrics.states import State
+from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text, Value
+
+
+class DistributedMetric(ABC):
+    """Measure something that is true of the whole job.
+
+    A subclass adds states, feeds them in `update`, and turns merged states into values in `compute_from`:
+
+        class MeanLength(DistributedMetric):
+            def __init__(self):
+                self.add_state("total", Sum())
+                self.add_state("count", Sum())
+
+            def update(self, lengths):
+                self.total.update(lengths)
+                self.count.update(lengths.numel())
+
+            def compute_from(self, states):
+                return {"text/mean_length": states["total"].value / states["count"].value}
+    """
+
+    _states: dict[str, State]
+    _merger: Merger
+    failure: str | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Prepare the bookkeeping here and not in __init__, which a subclass need not call."""
+        metric = super().__new__(cls)
+        metric._states = {}
+        metric._merger = Merger()
+        metric.failure = None
+        return metric
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "update" in cls.__dict__:
+            cls.update = _guarded(cls.__dict__["update"])  # type: ignore[method-assign]
+
+    def add_state(self, name: str, state: State) -> None:
+        """Keep `state` under `name`; it is reachable as `self.<name>`."""
+        if not name.isidentifier() or hasattr(type(self), name):
+            raise ConfigError(f"{type(self).__name__} cannot name a state {name!r}: pick another identifier")
+        self._states[name] = state
+
+    def __getattr__(self, name: str) -> Any:
+        states = self.__dict__.get("_states", {})
+        if name in states:
+            return states[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute or state {name!r}")
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """Return the local states by name."""
+        return self._states
+
+    @abstractmethod
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Feed a batch to the states: local, with no collective and no wait for the device."""
+
+    @abstractmethod
+    def compute_from(self, states: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return tags and values (or plain numbers) from merged states: a pure function of them."""
+
+    def compute(self) -> dict[str, Value]:
+        """Merge the states over ranks and return the values: the same on every rank.
+
+        A collective call. The local states stay as they are. On a process outside the group it returns {}.
+        """
+        merged = self._merge_over_ranks()
+        return {} if merged is None else {tag: as_value(v) for tag, v in self.compute_from(merged).items()}
+
+    def _merge_over_ranks(self) -> dict[str, State] | None:
+        name = type(self).__name__
+        job = self._merger.job({name: self}, ProcessContext.current(), DEFAULT_SYNC_TIMEOUT)
+        return None if job is None else job().get(name, {})
+
+    def merge(self, other: DistributedMetric) -> Self:
+        """Take in what `other`, a metric of the same kind, has seen; return self. `other` stays as it is."""
+        if type(other) is not type(self) or set(other._states) != set(self._states):
+            raise ConfigError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
+        self._states = {name: state.merge(other._states[name]) for name, state in self._states.items()}
+        self.failure = self.failure or other.failure
+        return self
+
+    def reset(self) -> None:
+        """Forget everything seen, failures included."""
+        self._states = {name: state.empty() for name, state in self._states.items()}
+        self.failure = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what all ranks have seen, merged. A collective call."""
+        merged = self._merge_over_ranks() or {}
+        return {name: state.pack() for name, state in merged.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, at any world size: the main rank takes it, the others start empty."""
+        self.load_states(state, holder=ProcessContext.current().rank == 0)
+
+    def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
+        """Replace the states by the packed ones where `holder`, by empty ones elsewhere."""
+        if set(packed) != set(self._states):
+            raise ConfigError(
+                f"{type(self).__name__} has the states {sorted(self._states)}, the saved one {sorted(packed)}"
+            )
+        self.reset()
+        if holder:
+            self._states = {name: s.unpack(packed[name]) for name, s in self._states.items()}
+
+
+def _guarded(update: Callable[..., None]) -> Callable[..., None]:
+    """Run an update without autograd and remember its failure, so that the next sync tells every rank."""
+
+    @functools.wraps(update)
+    def guarded(self: DistributedMetric, *args: Any, **kwargs: Any) -> None:
+        try:
+            with torch.no_grad():
+                update(self, *args, **kwargs)
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            raise
+
+    return guarded
+
+
+def as_value(value: Any) -> Value:
+    """Return a Value from a Value, a number, or a tensor or array of one element."""
+    if isinstance(value, (Scalar, Histogram, Image, Text, Embedding)):
+        return value
+    if isinstance(value, (float, int, np.generic)):
+        return Scalar(float(value))
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return Scalar(value.item())
+    if isinstance(value, np.ndarray) and value.size == 1:
+        return Scalar(float(value.item()))
+    raise ConfigError(f"a metric must return numbers or values, got {type(value).__name__}")

@@ -1,0 +1,185 @@
+"""What a state is: pure, mergeable data with five verbs (empty, update, merge, pack, unpack).
+
+States know neither ranks nor files. Merging is associative, and merging with an empty state changes
+nothing, so that any split of the samples over batches and ranks gives what one process would get.
+
+A state says how it travels in a sync by what it offers:
+
+* `rows()`: a small float64 block [fields, n]; every rank's block is gathered and merged by `merge_rows`;
+* `summed()`: a float64 vector that is added up over ranks (the size does not grow with the ranks);
+* `centred(...)`: a float64 vector that is added up too, but needs the merged rows and sums first;
+* nothing of these: the packed tensors are gathered as bytes and merged by `merge`, in rank order.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from hjepa_dist_metrics.errors import ConfigError
+
+Numeric = Tensor | np.ndarray[Any, Any] | Sequence[float] | float | int | bool
+
+
+class State(ABC):
+    """Hold mergeable data of one kind."""
+
+    @property
+    @abstractmethod
+    def signature(self) -> str:
+        """Describe kind, shape, dtype and edges: equal signatures can be merged."""
+
+    @abstractmethod
+    def empty(self) -> Self:
+        """Return a state of the same signature that has seen nothing."""
+
+    @abstractmethod
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Fold a batch in, on the batch's device and without waiting for it."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> Self:
+        """Return the state that has seen what both have; neither changes."""
+
+    @abstractmethod
+    def pack(self) -> dict[str, Tensor]:
+        """Return the data as named tensors."""
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Return a state of this signature that holds the packed tensors."""
+        state = self.empty()
+        state._load({name: tensor.clone() for name, tensor in tensors.items()})
+        return state
+
+    @abstractmethod
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        """Take the tensors as this state's data."""
+
+    def adopt(self, tensors: dict[str, Tensor]) -> Self:
+        """Return a state of this signature around the tensors themselves, without copying them."""
+        state = copy.copy(self)
+        state._load(tensors)
+        return state
+
+    def rows(self) -> Tensor | None:
+        """Return the block [fields, n] that is gathered, or None."""
+        return None
+
+    def summed(self) -> Tensor | None:
+        """Return the float64 vector that is added up over ranks, or None."""
+        return None
+
+    def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor | None:
+        """Return the float64 vector that is added up once the sums over ranks, `total`, are known, or None.
+
+        `gathered` is [W, fields, n], every rank's rows; `rank` is this rank's place among them. Both tensors
+        are empty for a state that offers no rows or sums.
+        """
+        return None
+
+    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
+        """Return the merged state from what the sync brought back: gathered rows and added vectors."""
+        raise TypeError(f"{type(self).__name__} offers rows or sums but does not assemble them")
+
+
+class RowState(State):
+    """Hold one float64 block [fields, n] that merges column by column.
+
+    All states of one class merge in one vectorised step, however many there are.
+    """
+
+    fields: ClassVar[int]
+
+    def __init__(self, shape: Sequence[int] = ()) -> None:
+        self.shape = tuple(int(s) for s in shape)
+        self.size = int(np.prod(self.shape)) if self.shape else 1
+        if self.size < 1:
+            raise ConfigError(f"a state needs at least one element, got shape {self.shape}")
+        self.data = self._blank(self.size)
+
+    @classmethod
+    @abstractmethod
+    def _blank(cls, size: int) -> Tensor:
+        """Return the block of a state that has seen nothing."""
+
+    @classmethod
+    @abstractmethod
+    def merge_rows(cls, rows: Tensor) -> Tensor:
+        """Merge [W, fields, n] over its first dimension, in order, to [fields, n]."""
+
+    @classmethod
+    def conflicts(cls, rows: Tensor) -> Tensor | None:
+        """Return bool [W, n], true where a rank contradicts the first one; None where nothing can."""
+        return None
+
+    @property
+    def signature(self) -> str:
+        """Describe kind and shape."""
+        return f"{type(self).__name__}{list(self.shape)}"
+
+    def empty(self) -> Self:
+        """Return a blank block of the same shape."""
+        return self.adopt({"data": self._blank(self.size)})
+
+    def merge(self, other: Self) -> Self:
+        """Merge the two blocks column by column."""
+        require_same_signature(self, other)
+        theirs = other.data.to(self.data.device, non_blocking=True)
+        return self.adopt({"data": self.merge_rows(torch.stack([self.data, theirs]))})
+
+    def pack(self) -> dict[str, Tensor]:
+        """Return the block under the name `data`."""
+        return {"data": self.data}
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        self.data = tensors["data"].to(torch.float64)
+
+    def rows(self) -> Tensor | None:
+        """Return the block."""
+        return self.data
+
+    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
+        """Merge the gathered blocks; the sync does this for all states of a class at once."""
+        return self.adopt({"data": self.merge_rows(gathered)})
+
+    def _field(self, index: int) -> Any:
+        """Return one field as a float, or as a host array where the state has a shape."""
+        values = self.data[index]
+        return values.item() if not self.shape else values.cpu().numpy().reshape(self.shape)
+
+    def _batch(self, values: Numeric) -> Tensor:
+        """Return values as float64 [rows, size] on the state's device, which follows its inputs."""
+        batch = as_tensor(values, self.data.device)
+        self.data = follow(self.data, batch)
+        if self.shape and tuple(batch.shape[batch.ndim - len(self.shape) :]) != self.shape:
+            raise ConfigError(f"expected values of shape [..., {self.shape}], got {list(batch.shape)}")
+        return batch.to(torch.float64).reshape(-1, self.size)
+
+
+def as_tensor(values: Numeric, device: torch.device) -> Tensor:
+    """Return values as a detached tensor; host values go to `device` without waiting for it."""
+    if isinstance(values, Tensor):
+        tensor = values.detach()
+        stays = tensor.device.type != "cpu" or device.type == "cpu"
+        return tensor if stays else tensor.to(device, non_blocking=True)
+    if isinstance(values, (float, int, bool)):
+        return torch.full((), float(values), dtype=torch.float64, device=device)
+    return torch.as_tensor(np.asarray(values)).to(device, non_blocking=True)
+
+
+def follow(data: Tensor, batch: Tensor) -> Tensor:
+    """Return `data` on the batch's device."""
+    return data if data.device == batch.device else data.to(batch.device, non_blocking=True)
+
+
+def require_same_signature(mine: State, other: State) -> None:
+    """Raise ConfigError unless two states can be merged."""
+    if mine.signature != other.signature:
+        raise ConfigError(f"cannot merge {other.signature} into {mine.signature}: they must be alike")

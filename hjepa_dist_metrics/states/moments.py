@@ -1,0 +1,247 @@
+"""Count, mean and centred second moments, merged after Chan et al. (1983) in float64.
+
+Batches are shifted by one of their own rows before anything is squared, so that constant features have a
+variance of exactly zero and a large mean costs no digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.states.base import Numeric, RowState, State, as_tensor, follow, require_same_signature
+
+_BLOCK_ELEMENTS = 1 << 20
+
+
+class Moments(RowState):
+    """Keep `.count`, `.mean`, `.variance` (unbiased), `.std` and `.nonfinite` of values.
+
+    With a shape, `update` takes [..., *shape] and keeps moments per element over the leading dimensions.
+    NaN and infinite values make the mean and variance NaN and are counted in `nonfinite`.
+    """
+
+    fields = 4
+
+    @classmethod
+    def _blank(cls, size: int) -> Tensor:
+        return torch.zeros((4, size), dtype=torch.float64)
+
+    @property
+    def count(self) -> Any:
+        """Return the number of values: an int, or an array where the state has a shape."""
+        count = self._field(0)
+        return int(count) if not self.shape else count.astype("int64")
+
+    @property
+    def mean(self) -> Any:
+        """Return the mean; NaN of nothing."""
+        count, mean = self._field(0), self._field(1)
+        return _where_counted(count, mean, 1)
+
+    @property
+    def variance(self) -> Any:
+        """Return M2 / (n - 1); 0 of one value, NaN of nothing."""
+        count, m2 = self.data[0], self.data[2]
+        variance = m2 / (count - 1).clamp(min=1)
+        variance = torch.where(count < 1, torch.full_like(variance, float("nan")), variance)
+        return variance.item() if not self.shape else variance.cpu().numpy().reshape(self.shape)
+
+    @property
+    def std(self) -> Any:
+        """Return the square root of the unbiased variance."""
+        return self.variance**0.5
+
+    @property
+    def nonfinite(self) -> Any:
+        """Return how many values were NaN or infinite."""
+        count = self._field(3)
+        return int(count) if not self.shape else count.astype("int64")
+
+    def update(self, values: Numeric, valid: Tensor | None = None) -> None:
+        """Fold values in; `valid`, of the leading dimensions, leaves values out."""
+        tensor = as_tensor(values, self.data.device)
+        batch = self._batch(tensor)
+        weight = self._weight(tensor, valid, batch)
+        for rows, mask in _blocks(batch, weight):
+            self.data = self.merge_rows(torch.stack([self.data, _block_moments(rows, mask)]))
+
+    def _weight(self, tensor: Tensor, valid: Tensor | None, batch: Tensor) -> Tensor | None:
+        if valid is None:
+            return None
+        lead = tensor.shape[: tensor.ndim - len(self.shape)]
+        return row_weights(valid, lead, batch.device)
+
+    @classmethod
+    def merge_rows(cls, rows: Tensor) -> Tensor:
+        """Merge counts, means and centred squares about the first row that has seen anything."""
+        count, mean, m2, nonfinite = rows.unbind(dim=1)
+        total = count.sum(dim=0)
+        first = (count > 0).to(torch.int8).argmax(dim=0)
+        pivot = mean.gather(0, first[None])[0]
+        shift = torch.where(count > 0, mean - pivot, torch.zeros_like(mean))
+        offset = (count * shift).sum(dim=0) / total.clamp(min=1)
+        spread = (count * (shift - offset) ** 2).sum(dim=0)
+        return torch.stack([total, pivot + offset, m2.sum(dim=0) + spread, nonfinite.sum(dim=0)])
+
+
+class Covariance(State):
+    """Keep `.count`, `.mean` [D] and the centred second moment of rows: `.matrix` = M2 / (n - 1), [D, D].
+
+    A sync adds up counts and sums first and then the triangle of the moments about the common mean: what
+    travels does not depend on the number of rows.
+    """
+
+    def __init__(self, dim: int) -> None:
+        if dim < 1:
+            raise ConfigError(f"a covariance needs at least one dimension, got dim={dim}")
+        self.dim = dim
+        self._load(self._blank())
+
+    def _blank(self) -> dict[str, Tensor]:
+        return {
+            "head": torch.zeros(2, dtype=torch.float64),
+            "mean": torch.zeros(self.dim, dtype=torch.float64),
+            "m2": torch.zeros((self.dim, self.dim), dtype=torch.float64),
+        }
+
+    @property
+    def signature(self) -> str:
+        """Describe kind and width."""
+        return f"Covariance[{self.dim}]"
+
+    def empty(self) -> Covariance:
+        """Return a covariance of nothing."""
+        return self.adopt(self._blank())
+
+    def pack(self) -> dict[str, Tensor]:
+        """Return count and nonfinite rows (`head`), `mean` and `m2`."""
+        return {"head": self.head, "mean": self._mean, "m2": self.m2}
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        self.head, self._mean, self.m2 = (tensors[name].to(torch.float64) for name in ("head", "mean", "m2"))
+
+    @property
+    def count(self) -> int:
+        """Return the number of rows."""
+        return int(self.head[0].item())
+
+    @property
+    def nonfinite(self) -> int:
+        """Return how many rows held a NaN or an infinity."""
+        return int(self.head[1].item())
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the mean row, float64 [D]."""
+        return self._mean
+
+    @property
+    def matrix(self) -> Tensor:
+        """Return the unbiased covariance, float64 [D, D]; zeros of one row."""
+        return self.m2 / (self.head[0] - 1).clamp(min=1)
+
+    @property
+    def second_moment(self) -> Tensor:
+        """Return the uncentred sum of x x^T, float64 [D, D]."""
+        return self.m2 + self.head[0] * torch.outer(self._mean, self._mean)
+
+    def update(self, rows: Tensor, valid: Tensor | None = None) -> None:
+        """Fold rows [..., D] in; `valid` [...] leaves rows out."""
+        rows = as_tensor(rows, self.m2.device)
+        if rows.ndim < 1 or rows.shape[-1] != self.dim:
+            raise ConfigError(f"expected rows of width {self.dim}, got shape {list(rows.shape)}")
+        weight = None if valid is None else row_weights(valid, rows.shape[:-1], rows.device)
+        self.head, self._mean, self.m2 = (follow(t, rows) for t in (self.head, self._mean, self.m2))
+        for block, mask in _blocks(rows.reshape(-1, self.dim), weight):
+            self._load(self.merge(self.adopt(_block_covariance(block.to(torch.float64), mask))).pack())
+
+    def merge(self, other: Covariance) -> Covariance:
+        """Merge about the common mean (Chan)."""
+        require_same_signature(self, other)
+        theirs = {name: follow(tensor, self.m2) for name, tensor in other.pack().items()}
+        n, m = self.head[0], theirs["head"][0]
+        total = n + m
+        delta = torch.where(n > 0, theirs["mean"] - self._mean, theirs["mean"])
+        delta = torch.where(m > 0, delta, torch.zeros_like(delta))
+        mean = torch.where(n > 0, self._mean, torch.zeros_like(delta)) + delta * (m / total.clamp(min=1))
+        m2 = self.m2 + theirs["m2"] + torch.outer(delta, delta) * (n * m / total.clamp(min=1))
+        return self.adopt({"head": self.head + theirs["head"], "mean": mean, "m2": m2})
+
+    def summed(self) -> Tensor:
+        """Return count, nonfinite rows and the sum of the rows, [2 + D]."""
+        return torch.cat([self.head, self._mean * self.head[0]])
+
+    def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor:
+        """Return the upper triangle of the moments about the common mean, [D (D + 1) / 2]."""
+        delta = self._mean - total[2:] / total[0].clamp(min=1)
+        recentred = self.m2 + self.head[0] * torch.outer(delta, delta)
+        upper = torch.triu_indices(self.dim, self.dim)
+        return recentred[upper[0], upper[1]]
+
+    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Covariance:
+        """Mirror the triangle."""
+        upper = torch.triu_indices(self.dim, self.dim)
+        m2 = torch.zeros((self.dim, self.dim), dtype=torch.float64)
+        m2[upper[0], upper[1]] = centred
+        m2[upper[1], upper[0]] = centred
+        mean = total[2:] / total[0].clamp(min=1)
+        return self.adopt({"head": total[:2], "mean": mean, "m2": m2})
+
+
+def row_weights(valid: Tensor, lead: Sequence[int], device: torch.device) -> Tensor:
+    """Return `valid` as bool [rows]; raise ConfigError where its shape is not the rows'."""
+    mask = as_tensor(valid, device)
+    if tuple(mask.shape) != tuple(lead):
+        raise ConfigError(f"expected a valid mask of shape {list(lead)}, got {list(mask.shape)}")
+    return mask.to(device=device, dtype=torch.bool, non_blocking=True).reshape(-1)
+
+
+def _blocks(rows: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield blocks of rows, so that a float64 copy never takes more than a few megabytes."""
+    if rows.shape[0] == 0:
+        return
+    step = max(1, _BLOCK_ELEMENTS // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        yield rows[start : start + step], None if weight is None else weight[start : start + step]
+
+
+def _centre(rows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return count, mean [D], rows about the mean (0 where invalid), and a count of nonfinite rows."""
+    if valid is None:
+        valid = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
+    first = valid.to(torch.int8).argmax()
+    pivot = rows.index_select(0, first[None])[0]
+    shifted = torch.where(valid[:, None], rows - pivot, torch.zeros((), dtype=rows.dtype, device=rows.device))
+    count = valid.sum().to(torch.float64)
+    nonfinite = valid[:, None] & ~torch.isfinite(rows)
+    offset = shifted.sum(dim=0) / count.clamp(min=1)
+    # One infinity gives inf or NaN depending on its place; NaN in either case is the same for every split.
+    offset = offset.masked_fill(nonfinite.any(dim=0), float("nan"))
+    centred = torch.where(valid[:, None], shifted - offset, torch.zeros_like(shifted))
+    mean = torch.where(count > 0, pivot + offset, torch.zeros_like(pivot))
+    return count, mean, centred, nonfinite
+
+
+def _block_moments(rows: Tensor, valid: Tensor | None) -> Tensor:
+    count, mean, centred, nonfinite = _centre(rows, valid)
+    bad = nonfinite.sum(dim=0).to(torch.float64)
+    return torch.stack([count.expand_as(mean), mean, (centred**2).sum(dim=0), bad])
+
+
+def _block_covariance(rows: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+    count, mean, centred, nonfinite = _centre(rows, valid)
+    bad = nonfinite.any(dim=1).sum().to(torch.float64)
+    return {"head": torch.stack([count, bad]), "mean": mean, "m2": centred.T @ centred}
+
+
+def _where_counted(count: Any, value: Any, least: int) -> Any:
+    if isinstance(value, float):
+        return value if count >= least else float("nan")
+    value = value.copy()
+    value[count < least] = float("nan")
+    return value

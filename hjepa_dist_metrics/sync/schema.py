@@ -1,0 +1,113 @@
+"""What the ranks must agree on before anything is reduced, and the errors when they do not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.distributed.channel import Channel
+from hjepa_dist_metrics.errors import DesyncError
+from hjepa_dist_metrics.states import State
+from hjepa_dist_metrics.version import __version__
+
+_MOST_DIFFERENCES = 10
+
+
+@dataclass(frozen=True)
+class Schema:
+    """List the states of a sync, sorted by name, with the signature of each."""
+
+    lines: tuple[tuple[str, str], ...]
+    digest: tuple[int, int]
+
+    @classmethod
+    def of(cls, states: Mapping[str, State]) -> Schema:
+        """Describe `states`, names to states."""
+        lines = tuple((name, states[name].signature) for name in sorted(states))
+        text = json.dumps([__version__, lines]).encode()
+        words = np.frombuffer(hashlib.sha256(text).digest()[:16], dtype=np.int64)
+        return cls(lines, (int(words[0]), int(words[1])))
+
+
+@dataclass
+class Report:
+    """Say what one rank was about to sync; exchanged only when the ranks disagree."""
+
+    number: int
+    failures: dict[str, str]
+    version: str = __version__
+    lines: list[tuple[str, str]] = field(default_factory=list)
+
+    def encode(self) -> Tensor:
+        """Return the report as bytes."""
+        return torch.from_numpy(np.frombuffer(json.dumps(vars(self)).encode(), dtype=np.uint8).copy())
+
+    @classmethod
+    def decode(cls, data: Tensor) -> Report:
+        """Read a report back."""
+        return cls(**json.loads(data.numpy().tobytes().decode()))
+
+
+def exchange_reports(channel: Channel, mine: Report) -> list[Report]:
+    """Return every rank's report, in rank order."""
+    data = mine.encode()
+    sizes = channel.all_gather(torch.tensor([data.numel()], dtype=torch.int64))[:, 0].tolist()
+    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    padded[: data.numel()] = data
+    gathered = channel.all_gather(padded)
+    return [Report.decode(row[:size]) for row, size in zip(gathered, sizes, strict=True)]
+
+
+def disagreement(reports: Sequence[Report]) -> DesyncError:
+    """Return the error that names the ranks and metrics at fault; the same on every rank."""
+    found = [*_failures(reports), *_versions(reports), *_numbers(reports), *_schemas(reports)]
+    shown = found[:_MOST_DIFFERENCES]
+    if len(found) > len(shown):
+        shown.append(f"and {len(found) - len(shown)} more")
+    return DesyncError("the ranks cannot sync their metrics: " + "; ".join(shown))
+
+
+def _failures(reports: Sequence[Report]) -> list[str]:
+    return [
+        f"metric {name!r} failed to update on rank {rank} ({text})"
+        for rank, report in enumerate(reports)
+        for name, text in sorted(report.failures.items())
+    ]
+
+
+def _versions(reports: Sequence[Report]) -> list[str]:
+    return _differences("package versions", [report.version for report in reports])
+
+
+def _numbers(reports: Sequence[Report]) -> list[str]:
+    return _differences("sync numbers", [str(report.number) for report in reports])
+
+
+def _schemas(reports: Sequence[Report]) -> list[str]:
+    tables = [dict(report.lines) for report in reports]
+    names = sorted({name for table in tables for name in table})
+    return [
+        text
+        for name in names
+        for text in _differences(f"state {name!r}", [table.get(name, "missing") for table in tables])
+    ]
+
+
+def _differences(what: str, by_rank: Sequence[str]) -> list[str]:
+    ranks: dict[str, list[int]] = {}
+    for rank, value in enumerate(by_rank):
+        ranks.setdefault(value, []).append(rank)
+    if len(ranks) == 1:
+        return []
+    parts = (f"{value} on {_name(members)}" for value, members in ranks.items())
+    return [f"{what} differ: " + ", ".join(parts)]
+
+
+def _name(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
