@@ -14,8 +14,7 @@ _MAX_INK, _MEAN, _STD = 16.0, 0.305, 0.376
 
 
 def load_digits_splits() -> ImageSplits:
-    """Return 1,400 training and 397 validation images, float32 [1, 8, 8], standardised; the split never
-    changes."""
+    """Return 1,400 training and 397 validation images, float32 [1, 8, 8], standardised, always the same."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

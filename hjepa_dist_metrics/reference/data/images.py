@@ -12,8 +12,7 @@ SPLIT_SEED = 20231
 
 
 class ImageItem(TypedDict):
-    """One image: float32 [C, H, W]; its index in the set, which seeds masks and augmentations; its class or
-    -1."""
+    """One image: float32 [C, H, W]; its index, which seeds masks and augmentations; its class or -1."""
 
     image: torch.Tensor
     index: int

@@ -33,8 +33,9 @@ class GlobalBatchSampler(torch.utils.data.Sampler[list[int]]):
             raise ConfigError(f"rank is {rank}; allowed: 0 to {world_size - 1}")
         if global_batch_size < world_size * accumulation_steps:
             raise ConfigError(
-                f"data.batch_size is {global_batch_size}; allowed: {world_size * accumulation_steps} or more, "
-                f"one sample for each of {world_size} rank(s) in each of {accumulation_steps} accumulation step(s)"
+                f"data.batch_size is {global_batch_size}; "
+                f"allowed: {world_size * accumulation_steps} or more, "
+                f"one sample a rank ({world_size}) in each accumulation step ({accumulation_steps})"
             )
         if num_samples < global_batch_size:
             raise ConfigError(

@@ -45,8 +45,7 @@ class EMAConfig:
     """Momentum of the target encoder, rising along a half cosine over the run."""
 
     momentum_start: float = 0.98
-    """Momentum at step 0. 0.996 suits runs of many thousand steps; over a few hundred it freezes the
-    teacher."""
+    """Momentum at step 0. 0.996 suits many thousand steps; over a few hundred it freezes the teacher."""
     momentum_end: float = 1.0
     """Momentum at the last step."""
 
@@ -93,8 +92,7 @@ class ObjectiveConfig:
     covariance_weight: float = 0.2
     """Weight of the covariance term (only with `vicreg`)."""
     stop_gradient: bool = True
-    """False lets the gradient flow into the targets, which then come from the context encoder: a collapse on
-    purpose."""
+    """False takes the targets from the context encoder, with gradient: a collapse on purpose."""
 
     def __post_init__(self) -> None:
         _require_choice("model.objective.loss", self.loss, LossKind)
@@ -161,20 +159,17 @@ class DataConfig:
     """Images and how they are served."""
 
     kind: DataKind = "digits"
-    """`digits`: scikit-learn's 1,797 handwritten digits. `image_folder`: any folder of images, class = first
-    sub-folder."""
+    """`digits`: scikit-learn's 1,797 handwritten digits. `image_folder`: any folder; class = first sub-folder."""
     root: str | None = None
     """Folder of the images (only with `image_folder`)."""
     image_size: tuple[int, int] | None = None
-    """Height and width; null takes 8 x 8 for digits and 32 x 32 for a folder (resized, then cropped at the
-    centre)."""
+    """Height and width; null takes 8 x 8 for digits, 32 x 32 for a folder (resized, centre-cropped)."""
     batch_size: int = 128
     """Images of one step over ALL ranks and accumulation steps."""
     num_workers: int = 0
     """Loader processes of each rank."""
     max_shift: int = 0
-    """Augmentation: each image is moved by up to so many pixels, drawn by its index and the epoch. 0 switches
-    it off."""
+    """Augmentation: move each image by up to so many pixels, drawn by its index and the epoch; 0: off."""
     val_fraction: float = 0.2
     """Share of a folder's images that is kept for the probe."""
     labels_per_class: int = 10
@@ -203,8 +198,7 @@ class TrainingConfig:
     epochs: int = 20
     """Passes over the training images."""
     max_steps: int | None = None
-    """Stop after so many optimizer steps; null runs all epochs. The schedules keep the length of all
-    epochs."""
+    """Stop after so many optimizer steps; the schedules keep the length of all epochs. null: run all."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
     min_learning_rate: float = 1e-5
@@ -224,8 +218,7 @@ class TrainingConfig:
     seed: int = 0
     """Seed of weights, order, masks and augmentations."""
     probe_every_epochs: int = 5
-    """Probe the frozen target encoder every so many epochs, besides before and after the run; 0: only those
-    two."""
+    """Probe the target encoder every so many epochs, besides before and after the run; 0: only those."""
     checkpoint_dir: str | None = None
     """Where checkpoints are written; null writes none."""
     checkpoint_every_epochs: int = 10

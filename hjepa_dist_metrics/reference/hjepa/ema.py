@@ -13,8 +13,7 @@ _WRAPPER_ATTRIBUTES = ("module", "_orig_mod")
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel (`.module`) and torch.compile (`._orig_mod`), in any
-    nesting."""
+    """Return the module inside DistributedDataParallel and torch.compile wrappers, in any nesting."""
     for name in _WRAPPER_ATTRIBUTES:
         inner = getattr(module, name, None)
         if isinstance(inner, nn.Module):
@@ -23,8 +22,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def ema_momentum(step: int, total_steps: int, start: float, end: float) -> float:
-    """Return end - (end - start) * (1 + cos(pi * step / total)) / 2: `start` at step 0, `end` from the last
-    step on."""
+    """Return end - (end - start) * (1 + cos(pi * step / total)) / 2: from `start` to `end` at the last step."""
     progress = min(max(step / max(total_steps - 1, 1), 0.0), 1.0)
     return end - (end - start) * (1.0 + math.cos(math.pi * progress)) / 2.0
 

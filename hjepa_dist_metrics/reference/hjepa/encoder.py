@@ -67,8 +67,7 @@ class VisionEncoder(nn.Module):
     def forward(
         self, images: torch.Tensor, visible: torch.Tensor | None = None, max_visible: int | None = None
     ) -> Tokens:
-        """Encode images [B, C, H, W]; `visible` bool [B, N] are the patches to look at, None for all of
-        them."""
+        """Encode images [B, C, H, W]; `visible` bool [B, N] are the patches to look at, None: all."""
         x = self.patch_embed(images) + self.pos_embed
         if visible is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)

@@ -26,8 +26,7 @@ def level_grids(grid: tuple[int, int], num_levels: int) -> list[tuple[int, int]]
 
 
 def _window_sums(x: torch.Tensor, grid: tuple[int, int], level: int) -> torch.Tensor:
-    """Sum [B, N, C] over windows of 2^level x 2^level patches; windows over the edge are padded with 0: [B,
-    N_l, C]."""
+    """Sum [B, N, C] over windows of 2^level x 2^level patches, padded with 0 at the edge: [B, N_l, C]."""
     side = 2**level
     rows, columns = grid
     down, across = -rows % side, -columns % side
@@ -37,8 +36,7 @@ def _window_sums(x: torch.Tensor, grid: tuple[int, int], level: int) -> torch.Te
 
 
 def pool_tokens(x: torch.Tensor, valid: torch.Tensor, grid: tuple[int, int], level: int) -> torch.Tensor:
-    """Average the valid tokens of every window: x [B, N, D], valid bool [B, N] -> [B, N_l, D], 0 where none
-    is valid."""
+    """Average each window's valid tokens: x [B, N, D], valid bool [B, N] -> [B, N_l, D], 0 without any."""
     if level == 0:
         return x * valid.unsqueeze(-1)
     weight = valid.unsqueeze(-1).to(x.dtype)

@@ -58,14 +58,12 @@ class MultiBlockMaskGenerator:
         self._drawn = 0
 
     def __call__(self, batch_size: int) -> torch.Tensor:
-        """Return bool [batch_size, N] for the next `batch_size` indices, counted from 0 since
-        construction."""
+        """Return bool [batch_size, N] of the next `batch_size` indices, counted from 0."""
         start, self._drawn = self._drawn, self._drawn + batch_size
         return self.generate(torch.arange(start, self._drawn), epoch=0)
 
     def generate(self, sample_indices: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return bool [B, N] on the CPU, True = masked: a pure function of seed, epoch and each sample's
-        index."""
+        """Return bool [B, N] on the CPU, True = masked: a function of seed, epoch and sample index."""
         return self.generate_blocks(sample_indices, epoch).mask
 
     def generate_blocks(self, sample_indices: torch.Tensor, epoch: int) -> MaskBatch:

@@ -24,8 +24,7 @@ class HJEPAOutput(TypedDict):
     targets: list[torch.Tensor]
     """[B, N_l, D], pooled target features, not normalised."""
     masks_valid: list[torch.Tensor]
-    """Bool [B, N_l]: tokens that count in loss and metrics, that is masked (in part, at coarse levels) and
-    not padding."""
+    """Bool [B, N_l]: tokens that count in loss and metrics: masked (at coarse levels in part), not padding."""
     tokens_valid: list[torch.Tensor]
     """Bool [B, N_l]: tokens that are not padding."""
     context_features: torch.Tensor
@@ -37,8 +36,7 @@ class HJEPAOutput(TypedDict):
 
 
 def patch_grid(config: ModelConfig, image_size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """Return patch size and (rows, columns) of patches; ConfigError unless the images divide into whole
-    patches."""
+    """Return patch size and (rows, columns) of patches; ConfigError unless whole patches fill the image."""
     patch = config.patch_size if config.patch_size is not None else max(min(image_size) // 4, 1)
     height, width = image_size
     if height % patch or width % patch:
@@ -112,16 +110,14 @@ class HJEPA(nn.Module):
         )
 
     def _targets(self, images: torch.Tensor, patch_valid: torch.Tensor | None) -> torch.Tensor:
-        """Return the whole image's features [B, N, D], without a gradient unless the objective asks for
-        one."""
+        """Return the whole image's features [B, N, D], without gradient unless the objective wants it."""
         if not self.config.objective.stop_gradient:
             return _encode_all(self.context_encoder, images, patch_valid)
         with torch.no_grad():
             return _encode_all(self.target_encoder, images, patch_valid)
 
     def update_target_encoder(self, step: int) -> float:
-        """Move the target encoder towards the context encoder; return the momentum used at `step` (from
-        0)."""
+        """Move the target encoder towards the context encoder; return the momentum of `step`."""
         ema = self.config.ema
         momentum = ema_momentum(step, self.total_steps, ema.momentum_start, ema.momentum_end)
         ema_update(self.context_encoder, self.target_encoder, momentum)
@@ -139,14 +135,12 @@ class HJEPA(nn.Module):
 
 
 def _attendable(valid: torch.Tensor) -> torch.Tensor:
-    """Return the keys to attend to: the valid ones, or all where a sample has none (softmax over nothing is
-    NaN)."""
+    """Return the keys to attend to: the valid ones, or all where there are none (or softmax gives NaN)."""
     return valid | ~valid.any(dim=1, keepdim=True)
 
 
 def _encode_all(encoder: nn.Module, images: torch.Tensor, patch_valid: torch.Tensor | None) -> torch.Tensor:
-    """Return features of every patch in its place, [B, N, D]; padding patches are neither seen nor
-    encoded."""
+    """Return features of every patch in its place, [B, N, D]; padding patches are not seen and read 0."""
     if patch_valid is None:
         whole: torch.Tensor = encoder(images).features
         return whole

@@ -23,7 +23,12 @@ from torch.nn import functional as F
 
 from hjepa_dist_metrics.reference.hjepa.config import ObjectiveConfig
 from hjepa_dist_metrics.reference.hjepa.model import HJEPAOutput
-from hjepa_dist_metrics.reference.hjepa.vicreg import PooledMoments, pooled_moments, vicreg_terms
+from hjepa_dist_metrics.reference.hjepa.vicreg import (
+    PooledMoments,
+    VicregTerms,
+    pooled_moments,
+    vicreg_terms,
+)
 
 ReduceSum = Callable[[torch.Tensor], torch.Tensor]
 
@@ -35,8 +40,7 @@ class ObjectiveResult:
     """Hold one step's loss. Everything but `loss` is detached; nothing has visited the host."""
 
     loss: torch.Tensor
-    """Scalar to differentiate: this rank's part, scaled by world_size so that DDP's mean of gradients is
-    right."""
+    """Scalar to differentiate: this rank's part, scaled for DDP's mean of gradients."""
     losses: dict[str, torch.Tensor]
     """`loss`, `loss_h0`, ..., `loss_unweighted` (and `loss_variance`, `loss_covariance` with vicreg), scaled
     so that their mean over ranks weighted by `count` is the loss of the global batch, exactly. On one
@@ -75,25 +79,34 @@ class HJEPAObjective:
 
     def __call__(self, output: HJEPAOutput) -> ObjectiveResult:
         """Return the loss of `output`; a collective call where `reduce_sum` is one."""
-        masks, count = output["masks_valid"], len(output["context_features"])
+        masks, samples = output["masks_valid"], len(output["context_features"])
         counts = torch.stack([mask.sum() for mask in masks])
-        vicreg = self.config.regularization == "vicreg"
-        pooled = pooled_moments(output["context_features"], output["context_valid"]) if vicreg else None
-        batch = self.config.target_normalization == "batch"
-        stats = (
-            [_target_sums(t, v) for t, v in zip(output["targets"], output["tokens_valid"], strict=True)]
-            if batch
-            else []
-        )
-        parts = [counts.double(), counts.new_tensor([count]).double(), *stats]
-        merged = self._reduce(parts + ([] if pooled is None else [pooled.sums]))
+        stats, pooled = self._target_stats(output), self._pooled(output)
+        parts = [counts.double(), counts.new_tensor([samples]).double(), *stats]
+        merged = self._reduce(parts if pooled is None else [*parts, pooled.sums])
         targets = self._normalise(output["targets"], merged[2 : 2 + len(stats)])
-        sums = torch.stack(
-            [self._level_sum(p, t, m) for p, t, m in zip(output["predictions"], targets, masks, strict=True)]
-        )
+        pairs = zip(output["predictions"], targets, masks, strict=True)
+        sums = torch.stack([self._level_sum(p, t, m) for p, t, m in pairs])
         per_level = sums / merged[0].clamp(min=1).to(sums.dtype)
-        share = merged[1][0] / max(count, 1)
-        return self._result(per_level, share, sums, counts, count, targets, pooled, merged[-1])
+        terms = None if pooled is None else self._vicreg(pooled, merged[-1])
+        share = (merged[1][0] / max(samples, 1)).to(sums.dtype)
+        losses = self._report(per_level.detach() * share, terms)
+        detached = [target.detach() for target in targets]
+        loss = self._differentiable(per_level, terms)
+        return ObjectiveResult(loss, losses, samples, sums.detach().double(), counts, detached)
+
+    def _target_stats(self, output: HJEPAOutput) -> list[torch.Tensor]:
+        if self.config.target_normalization == "layer":
+            return []
+        return [_target_sums(t, v) for t, v in zip(output["targets"], output["tokens_valid"], strict=True)]
+
+    def _pooled(self, output: HJEPAOutput) -> PooledMoments | None:
+        if self.config.regularization == "none":
+            return None
+        return pooled_moments(output["context_features"], output["context_valid"])
+
+    def _vicreg(self, pooled: PooledMoments, merged: torch.Tensor) -> VicregTerms:
+        return vicreg_terms(pooled, merged, self.config.variance_weight, self.config.covariance_weight)
 
     def _reduce(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
         """Sum every float64 tensor over the ranks in one call."""
@@ -115,49 +128,36 @@ class HJEPAObjective:
             token = F.smooth_l1_loss(prediction, target, reduction="none").mean(dim=-1)
         return torch.where(mask, token, 0.0).sum()
 
-    def _result(
-        self,
-        per_level: torch.Tensor,
-        share: torch.Tensor,
-        sums: torch.Tensor,
-        counts: torch.Tensor,
-        count: int,
-        targets: list[torch.Tensor],
-        pooled: PooledMoments | None,
-        merged_pooled: torch.Tensor,
-    ) -> ObjectiveResult:
-        weighted = (per_level * per_level.new_tensor(self.weights[: len(per_level)])).sum()
-        scaled = per_level.detach() * share.to(per_level.dtype)
-        total = weighted.detach() * share.to(per_level.dtype)
-        losses = {f"loss_h{i}": value for i, value in enumerate(scaled.unbind())}
-        losses["loss_unweighted"] = scaled.mean()
-        if pooled is not None:
-            config = self.config
-            terms = vicreg_terms(pooled, merged_pooled, config.variance_weight, config.covariance_weight)
-            weighted = weighted + terms.surrogate
-            total = (
-                total + config.variance_weight * terms.variance + config.covariance_weight * terms.covariance
-            )
-            losses |= {"loss_variance": terms.variance, "loss_covariance": terms.covariance}
-        detached = [target.detach() for target in targets]
-        loss = weighted * self.world_size
-        return ObjectiveResult(
-            loss, {"loss": total, **losses}, count, sums.detach().double(), counts, detached
-        )
+    def _weighted(self, per_level: torch.Tensor) -> torch.Tensor:
+        return (per_level * per_level.new_tensor(self.weights[: len(per_level)])).sum()
+
+    def _differentiable(self, per_level: torch.Tensor, terms: VicregTerms | None) -> torch.Tensor:
+        """Return what to differentiate; its mean over ranks is the global loss, in value and gradient."""
+        share = self._weighted(per_level)
+        if terms is None:
+            return share * self.world_size
+        return (share + terms.surrogate) * self.world_size + terms.value
+
+    def _report(self, per_level: torch.Tensor, terms: VicregTerms | None) -> dict[str, torch.Tensor]:
+        total = self._weighted(per_level)
+        losses = {f"loss_h{i}": value for i, value in enumerate(per_level.unbind())}
+        losses["loss_unweighted"] = per_level.mean()
+        if terms is None:
+            return {"loss": total, **losses}
+        regular = {"loss_variance": terms.variance, "loss_covariance": terms.covariance}
+        return {"loss": total + terms.value, **losses, **regular}
 
 
 def _target_sums(target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Return count, sum and sum of squares over the batch for each position and channel: float64 [3, N_l,
-    D]."""
+    """Return float64 [N_l, 1 + 2 D]: each position's count over the batch, sums and sums of squares."""
     x = target.detach().double() * valid.unsqueeze(-1)
-    count = valid.sum(dim=0).double().unsqueeze(-1).expand(x.shape[1:])
-    return torch.stack([count, x.sum(dim=0), x.square().sum(dim=0)])
+    return torch.cat([valid.sum(dim=0).double().unsqueeze(-1), x.sum(dim=0), x.square().sum(dim=0)], dim=1)
 
 
 def _standardise(target: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """Return (target - mean) / sqrt(var + eps) with the merged batch's statistics of each position and
-    channel."""
-    count = sums[0].clamp(min=1)
-    mean = sums[1] / count
-    variance = (sums[2] / count - mean.square()).clamp(min=0)
+    """Return (target - mean) / sqrt(var + eps), with each position's and channel's merged statistics."""
+    dim = target.shape[-1]
+    count, total, squares = torch.split(sums, [1, dim, dim], dim=1)
+    mean = total / count.clamp(min=1)
+    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
     return (target - mean.to(target.dtype)) * (variance + _EPS).rsqrt().to(target.dtype)

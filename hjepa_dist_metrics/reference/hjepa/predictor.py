@@ -27,8 +27,7 @@ class Predictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context: Tokens, patch_valid: torch.Tensor | None = None) -> torch.Tensor:
-        """Return hidden tokens [B, N, dim]; `patch_valid` bool [B, N] hides padding patches from the
-        attention."""
+        """Return hidden tokens [B, N, dim]; `patch_valid` bool [B, N] hides padding patches."""
         x = self._fill_grid(context) + self.pos_embed
         for block in self.blocks:
             x = block(x, patch_valid)

@@ -25,8 +25,7 @@ def alone(obj: Any) -> list[Any]:
 
 
 def knn_predict(features: Features, labels: Labels, queries: Features, k: int = NEIGHBOURS) -> Labels:
-    """Return the majority label of each query's k nearest rows by cosine; of equal counts the smallest
-    label."""
+    """Return the majority label of each query's k nearest rows by cosine; of a tie the smallest."""
     similarity = _unit(queries) @ _unit(features).T
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     votes = np.zeros((len(queries), int(labels.max()) + 1), dtype=np.int64)
@@ -91,8 +90,7 @@ def _encode_over_ranks(
     world_size: int,
     gather: Gather,
 ) -> Features:
-    """Return pooled features [len(indices), D]. Chunks are fixed and dealt to ranks, so results agree to the
-    bit."""
+    """Return pooled features [len(indices), D]; chunks are fixed, so every world size gives the same bits."""
     chunks = [torch.from_numpy(indices[i : i + _CHUNK]) for i in range(0, len(indices), _CHUNK)]
     own = {i: _pooled(encode, stack_images(images, chunks[i])) for i in range(rank, len(chunks), world_size)}
     merged: dict[int, Features] = {}

@@ -17,27 +17,32 @@ _EPS = 1e-4
 
 @dataclass(frozen=True)
 class PooledMoments:
-    """Hold a rank's pooled rows [B, D] (with gradient), their weights [B], and float64 sums [1 + D + D * D]:
-    n, sum, second moment."""
+    """Hold a rank's rows to regularise and their sums."""
 
     rows: torch.Tensor
+    """float32 [B, D], with gradient."""
     weight: torch.Tensor
+    """float64 [B], 1 or 0: rows that count."""
     sums: torch.Tensor
+    """float64 [1 + D + D * D]: number, sum and second moment of the rows."""
 
 
 @dataclass(frozen=True)
 class VicregTerms:
-    """Hold the merged terms, and a surrogate whose gradient (not value) is this rank's part of their weighted
-    sum."""
+    """Hold the terms over all ranks' rows."""
 
     variance: torch.Tensor
+    """mean_d relu(1 - sqrt(C_dd + 1e-4))."""
     covariance: torch.Tensor
+    """sum_{i != j} C_ij^2 / D."""
+    value: torch.Tensor
+    """Their weighted sum."""
     surrogate: torch.Tensor
+    """0, with this rank's part of the gradient of `value`."""
 
 
 def pooled_moments(features: torch.Tensor, valid: torch.Tensor) -> PooledMoments:
-    """Average the valid tokens of each sample (features [B, K, D], valid bool [B, K]); samples without one
-    weigh 0."""
+    """Average each sample's valid tokens: features [B, K, D], valid bool [B, K]; without one it weighs 0."""
     mask = valid.unsqueeze(-1).float()
     rows = (features.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
     weight = valid.any(dim=1).double()
@@ -49,18 +54,23 @@ def pooled_moments(features: torch.Tensor, valid: torch.Tensor) -> PooledMoments
 def vicreg_terms(
     local: PooledMoments, merged: torch.Tensor, variance_weight: float, covariance_weight: float
 ) -> VicregTerms:
-    """Return mean relu(1 - sqrt(Var + 1e-4)) and sum_{i != j} C_ij^2 / D of the merged sums, and the
-    surrogate."""
+    """Return the terms of `merged`, the sum over ranks of `PooledMoments.sums`."""
     dim = local.rows.shape[1]
-    count, mean = merged[0].clamp(min=2), merged[1 : 1 + dim] / merged[0].clamp(min=1)
-    second = merged[1 + dim :].view(dim, dim)
-    cov = (second - merged[0] * torch.outer(mean, mean)) / (count - 1)
-    var = cov.diagonal().clamp(min=0)
-    std = (var + _EPS).sqrt()
+    mean, cov = _mean_and_covariance(merged, dim)
+    std = (cov.diagonal().clamp(min=0) + _EPS).sqrt()
     off = cov - torch.diag(cov.diagonal())
+    variance, covariance = (1 - std).clamp(min=0).mean(), off.square().sum() / dim
+    value = variance_weight * variance + covariance_weight * covariance
     slope = torch.where(std < 1, -0.5 / (dim * std), 0.0)
     grad_cov = variance_weight * torch.diag(slope) + covariance_weight * 2.0 / dim * off
     centred = (local.rows.detach().double() - mean) * local.weight.unsqueeze(-1)
-    grad_rows = (2.0 / (count - 1) * centred @ grad_cov).to(local.rows.dtype)
-    surrogate = (grad_rows * local.rows).sum()
-    return VicregTerms((1 - std).clamp(min=0).mean().float(), (off.square().sum() / dim).float(), surrogate)
+    grad_rows = 2.0 / (merged[0] - 1).clamp(min=1) * centred @ grad_cov
+    inner = (grad_rows.to(local.rows.dtype) * local.rows).sum()
+    return VicregTerms(variance.float(), covariance.float(), value.float(), inner - inner.detach())
+
+
+def _mean_and_covariance(sums: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean [D] and covariance [D, D] (divisor n - 1; 0 for less than two rows)."""
+    count, total, second = sums[0], sums[1 : 1 + dim], sums[1 + dim :].view(dim, dim)
+    mean = total / count.clamp(min=1)
+    return mean, (second - count * torch.outer(mean, mean)) / (count - 1).clamp(min=1)
