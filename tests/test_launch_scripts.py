@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(p for p in [*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"])
@@ -203,3 +204,42 @@ def test_a_failed_check_fails_the_run_after_all_have_run(checkout: Checkout, fai
     run = checkout.run("test.sh", STUB_FAIL_ON=f"-m {failing}")
     assert run.returncode == 1
     assert len(checkout.calls()) == 4
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/accelerate/*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_reads_every_configuration(config: Path):
+    loaded = load_config_from_file(str(config))
+    assert loaded.num_processes >= loaded.num_machines >= 1
+    assert (loaded.fsdp_config.get("fsdp_version") if config.stem == "fsdp2" else 2) == 2
+
+
+def test_the_cpu_configuration_starts_two_gloo_ranks(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+accelerator = Accelerator(cpu=True)
+total = torch.tensor([accelerator.process_index + 1.0])
+dist.all_reduce(total)
+with open(f"rank{dist.get_rank()}", "w") as file:
+    file.write(f"{dist.get_backend()} {dist.get_world_size()} {total.item()}")
+accelerator.end_training()
+"""
+    )
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    run = subprocess.run(
+        [*command, "--config_file", str(ROOT / "configs/accelerate/cpu.yaml"), str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert {p.name: p.read_text() for p in tmp_path.glob("rank*")} == {
+        "rank0": "gloo 2 3.0",
+        "rank1": "gloo 2 3.0",
+    }
