@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hjepa_dist_metrics.version import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "hjepa_dist_metrics"
 
@@ -80,12 +82,13 @@ def test_nothing_else_travels(wheel: Path):
     assert not [name for name in packaged(wheel) if "__pycache__" in name or name.endswith(".pyc")]
 
 
-def test_the_licence_and_the_extras_are_in_the_metadata(wheel: Path):
+def test_version_licence_and_extras_are_in_the_metadata(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode()
         assert any(n.endswith("licenses/LICENSE") for n in archive.namelist())
     assert "License-Expression: Apache-2.0" in metadata
+    assert f"Version: {__version__}" in metadata.splitlines()
     extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
     assert extras == {"all", "bench", "dev", "figures", "system", "train", "umap", "wandb"}
 
