@@ -159,7 +159,7 @@ class DataConfig:
     """Images and how they are served."""
 
     kind: DataKind = "digits"
-    """`digits`: scikit-learn's 1,797 handwritten digits. `image_folder`: any folder; class = first sub-folder."""
+    """`digits`: scikit-learn's handwritten digits. `image_folder`: any folder; class = first sub-folder."""
     root: str | None = None
     """Folder of the images (only with `image_folder`)."""
     image_size: tuple[int, int] | None = None

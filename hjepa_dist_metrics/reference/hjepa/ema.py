@@ -22,7 +22,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def ema_momentum(step: int, total_steps: int, start: float, end: float) -> float:
-    """Return end - (end - start) * (1 + cos(pi * step / total)) / 2: from `start` to `end` at the last step."""
+    """Return end - (end - start) * (1 + cos(pi * step / (total - 1))) / 2, `end` after the last step."""
     progress = min(max(step / max(total_steps - 1, 1), 0.0), 1.0)
     return end - (end - start) * (1.0 + math.cos(math.pi * progress)) / 2.0
 

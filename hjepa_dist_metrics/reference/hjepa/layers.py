@@ -59,7 +59,7 @@ class PatchEmbedding(nn.Module):
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
-    """Return fixed sine-cosine positions, float32 [H * W, dim]: half the channels for the row, half the column."""
+    """Return fixed sine-cosine positions, float32 [H * W, dim]: half for the row, half for the column."""
     quarter = dim // 4
     frequency = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")

@@ -24,7 +24,7 @@ class HJEPAOutput(TypedDict):
     targets: list[torch.Tensor]
     """[B, N_l, D], pooled target features, not normalised."""
     masks_valid: list[torch.Tensor]
-    """Bool [B, N_l]: tokens that count in loss and metrics: masked (at coarse levels in part), not padding."""
+    """Bool [B, N_l]: tokens that count in loss and metrics: masked (in part, when coarse), not padding."""
     tokens_valid: list[torch.Tensor]
     """Bool [B, N_l]: tokens that are not padding."""
     context_features: torch.Tensor

@@ -1,0 +1,79 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from hjepa_dist_metrics.reference.data import ImageSplits, TensorImages, load_digits_splits
+from hjepa_dist_metrics.reference.hjepa.probe import draw_labelled, knn_accuracy, knn_predict
+
+
+def encode(images):
+    """Stand in for a frozen encoder: two tokens of 64 channels."""
+    flat = images.flatten(1)
+    return torch.stack([flat, flat.flip(1)], dim=1)
+
+
+def test_predictions_equal_sklearn():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(7), 12)
+    features = rng.normal(size=(84, 9)) + labels[:, None] * 0.3
+    queries = rng.normal(size=(200, 9)) + 1.0
+    oracle = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(features, labels)
+    np.testing.assert_array_equal(knn_predict(features, labels, queries), oracle.predict(queries))
+
+
+def test_accuracy_equals_sklearn_on_the_digits():
+    data = load_digits_splits()
+    known, queries = (encode(part.images).double().mean(dim=1).numpy() for part in (data.train, data.val))
+    labels = data.train.labels.numpy()
+    draws = [draw_labelled(labels, 10, draw) for draw in range(5)]
+    union = known[np.unique(np.concatenate(draws))]
+    mean, std = union.mean(axis=0), union.std(axis=0) + 1e-6
+    scores = []
+    for draw in draws:
+        assert np.bincount(labels[draw]).tolist() == [10] * 10
+        oracle = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
+        oracle.fit((known[draw] - mean) / std, labels[draw])
+        scores.append(oracle.score((queries - mean) / std, data.val.labels.numpy()))
+    assert knn_accuracy(encode, data) == pytest.approx(np.mean(scores), abs=1e-12)
+    assert np.mean(scores) > 0.6
+
+
+class ThreadGather:
+    """Gather objects over ranks that are threads."""
+
+    def __init__(self, world_size):
+        self.slots = [None] * world_size
+        self.barrier = threading.Barrier(world_size, timeout=60)
+
+    def for_rank(self, rank):
+        def gather(obj):
+            self.slots[rank] = obj
+            self.barrier.wait()
+            everyone = list(self.slots)
+            self.barrier.wait()
+            return everyone
+
+        return gather
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_every_world_size_gives_the_same_number_on_every_rank(world_size):
+    data = load_digits_splits()
+    gather = ThreadGather(world_size)
+
+    def probe(rank):
+        kwargs = {"rank": rank, "world_size": world_size, "gather": gather.for_rank(rank)}
+        return knn_accuracy(encode, data, **kwargs)
+
+    with ThreadPoolExecutor(world_size) as pool:
+        results = list(pool.map(probe, range(world_size)))
+    assert results == [knn_accuracy(encode, data)] * world_size
+
+
+def test_images_without_classes_have_no_accuracy():
+    images = TensorImages(torch.rand(4, 1, 8, 8), torch.full((4,), -1))
+    assert knn_accuracy(encode, ImageSplits(images, images, (8, 8), 1, ())) is None
