@@ -39,6 +39,24 @@ class Histogram:
     total_squares: float
     nonfinite: int = 0
 
+    @classmethod
+    def of(
+        cls, values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64], nonfinite: int = 0
+    ) -> Histogram:
+        """Count finite values between edges; `nonfinite` is how many others there were."""
+        counts = np.histogram(values, bins=edges)[0].astype(np.int64)
+        if len(values) == 0:
+            return cls(edges, counts, 0.0, 0.0, 0.0, 0.0, nonfinite)
+        return cls(
+            edges,
+            counts,
+            float(values.min()),
+            float(values.max()),
+            float(values.sum()),
+            float(values @ values),
+            nonfinite,
+        )
+
     @property
     def count(self) -> int:
         """Return the number of finite values counted."""

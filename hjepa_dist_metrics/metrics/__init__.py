@@ -1,4 +1,9 @@
 """Metrics: states in, tagged values out."""
 
 from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetric
+from hjepa_dist_metrics.metrics.clipping import GradientClipping as GradientClipping
+from hjepa_dist_metrics.metrics.collapse import Collapse as Collapse
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
+from hjepa_dist_metrics.metrics.learning_rate import LearningRate as LearningRate
+from hjepa_dist_metrics.metrics.loss import HierarchicalLoss as HierarchicalLoss
+from hjepa_dist_metrics.metrics.throughput import Throughput as Throughput

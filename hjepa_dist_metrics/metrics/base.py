@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ class DistributedMetric(ABC):
             def compute_from(self, states):
                 return {"text/mean_length": states["total"].value / states["count"].value}
     """
+
+    # A persistent metric counts over the whole run; the others start anew after each time they are logged.
+    persistent: ClassVar[bool] = False
 
     _states: dict[str, State]
     _merger: Merger
