@@ -1,0 +1,221 @@
+"""Entries of representational collapse, for the whole run and for each named stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import effective_rank_limits, mean_similarity_limits, mean_std_limits
+
+_collapse = partial(Entry, source="S0 4.1", dashboard="collapse", family="representations")
+
+_WHOLE = (
+    _collapse(
+        "collapse/mean_std_per_dim",
+        "spread of normalised features",
+        "Standard deviation over all rows of each L2-normalised feature, mean over features.",
+        healthy="near 1/sqrt(D); below 0.3/sqrt(D) is suspicious, below 0.03/sqrt(D) collapse",
+        limits=mean_std_limits,
+        deviation="the document's bound of 0.01 does not know D: a healthy encoder cannot exceed 1/sqrt(D)",
+    ),
+    _collapse(
+        "collapse/min_std_per_dim",
+        "spread of the deadest feature",
+        "The same, smallest over features.",
+        healthy="above 0; at 0 a feature is dead",
+        deviation="the document's bound of 0.001 does not know D",
+    ),
+    _collapse(
+        "collapse/effective_rank",
+        "effective rank",
+        "exp of the entropy of the normalised eigenvalues of the normalised features' covariance, "
+        "exact over all rows of all ranks. Constant features have rank 1.",
+        unit="dimensions",
+        healthy="above a quarter of min(D, n - 1); below a twentieth is collapse",
+        limits=effective_rank_limits,
+        deviation="the sketch samples 1,000 rows of one rank and expects about D, which n rows cannot reach",
+    ),
+    _collapse(
+        "collapse/rankme",
+        "RankMe",
+        "exp of the entropy of the normalised singular values of the uncentred features.",
+        unit="dimensions",
+        source="arXiv 2210.02885",
+        healthy="high, and not falling; compares checkpoints of one run",
+        limits=effective_rank_limits,
+    ),
+    _collapse(
+        "collapse/participation_ratio",
+        "participation ratio",
+        "trace(C)^2 / |C|_F^2: how many directions carry the variance.",
+        unit="dimensions",
+        source="S0 4.1",
+        healthy="about 1 / (1/n + 1/D) at best",
+    ),
+    _collapse(
+        "collapse/stable_rank",
+        "stable rank",
+        "Sum of the covariance's eigenvalues over the largest.",
+        unit="dimensions",
+        healthy="well above 1",
+    ),
+    _collapse(
+        "collapse/alpha_req",
+        "decay of the spectrum",
+        "-slope of log eigenvalue on log rank, over the window of collapse/alpha_req_r2.",
+        source="arXiv 2202.05808",
+        healthy="about 1; far above 1 few directions count, far below 1 noise does",
+    ),
+    _collapse(
+        "collapse/alpha_req_r2",
+        "fit of the decay",
+        "R^2 of the line behind collapse/alpha_req.",
+        source="arXiv 2202.05808",
+        healthy="above 0.9, or collapse/alpha_req means little",
+    ),
+    _collapse(
+        "collapse/mean_similarity",
+        "mean cosine of two samples",
+        "Mean cosine over ALL pairs of rows of the whole job: (|sum xhat|^2 - n) / (n(n-1)), exact.",
+        healthy="below 0.5; above 0.9 is collapse to a point",
+        limits=mean_similarity_limits,
+        deviation="the sketch looks at 1,000 rows of one rank",
+    ),
+    _collapse(
+        "collapse/std_similarity",
+        "spread of the cosine of two samples",
+        "Root mean square of the cosine over all pairs: sqrt((|G|_F^2 - n) / (n(n-1))).",
+        healthy="near sqrt(1/D)",
+    ),
+    _collapse(
+        "collapse/max_similarity",
+        "largest cosine of two samples",
+        "Largest cosine in a uniform sample of rows over all ranks.",
+        healthy="below 1; 1 means duplicated samples",
+    ),
+    _collapse(
+        "collapse/uniformity",
+        "uniformity",
+        "log of the mean of exp(-2 |xhat - yhat|^2) over the sample's pairs.",
+        source="arXiv 2005.10242",
+        healthy="towards -4 + 4/D; 0 is collapse to a point",
+    ),
+    _collapse(
+        "collapse/alignment",
+        "alignment",
+        "Mean of 2 - 2 cos(prediction, target).",
+        source="arXiv 2005.10242",
+        healthy="falls; 0 together with uniformity 0 is collapse",
+    ),
+    _collapse(
+        "collapse/vicreg_variance",
+        "VICReg variance term",
+        "Mean of relu(1 - sqrt(variance + 1e-4)) over features.",
+        source="arXiv 2105.04906",
+        healthy="towards 0; 1 is collapse",
+    ),
+    _collapse(
+        "collapse/vicreg_covariance",
+        "VICReg covariance term",
+        "Sum of the squared off-diagonal covariances over D.",
+        source="arXiv 2105.04906",
+        healthy="small; grows with redundant features",
+    ),
+    _collapse(
+        "collapse/lidar",
+        "LiDAR",
+        "Effective rank of Sw^-1/2 Sb Sw^-1/2: directions that tell images apart beyond their tokens' noise.",
+        unit="dimensions",
+        source="arXiv 2312.04000",
+        healthy="high, and not falling",
+        limits=effective_rank_limits,
+    ),
+    _collapse(
+        "collapse/between_within_ratio",
+        "variance between over within images",
+        "trace(Sb) / trace(Sw).",
+        source="arXiv 2312.04000",
+        healthy="not near 0, where tokens say nothing of their image, only of their place",
+    ),
+    _collapse(
+        "collapse/sigreg",
+        "distance from a Gaussian",
+        "Epps-Pulley statistic over seeded random directions, 17 knots on [0, 3].",
+        source="arXiv 2511.08544",
+        healthy="1.05 for a standard Gaussian at any n",
+    ),
+    _collapse(
+        "collapse/num_samples", "rows measured", "Rows of all ranks behind these numbers.", unit="rows"
+    ),
+    _collapse(
+        "collapse/is_constant", "constant features", "1 where all rows are the same, else 0.", healthy="0"
+    ),
+    _collapse(
+        "collapse/nonfinite",
+        "nonfinite rows",
+        "Rows with NaN or infinity, left out of the rest.",
+        healthy="0",
+    ),
+    _collapse(
+        "collapse/similarity_histogram",
+        "distribution of the cosine of two samples",
+        "Counts of the cosine over the pairs of a uniform sample of rows over all ranks.",
+        kind="histogram",
+        family="histograms",
+        dashboard="",
+        healthy="a bell around 0; a peak at 1 is collapse",
+    ),
+    _collapse(
+        "collapse/spectrum",
+        "singular values",
+        "Singular values by rank, on a logarithmic scale.",
+        kind="image",
+        family="figures",
+        dashboard="",
+        healthy="falls slowly; a cliff is the rank",
+    ),
+)
+
+
+def _named(entry: Entry) -> Entry:
+    """Return the entry of the same number for a stream or level that the user named."""
+    return dataclasses.replace(
+        entry,
+        pattern=entry.pattern.replace("collapse/", "collapse/{name}_", 1),
+        title=f"{entry.title} of {{name}}",
+    )
+
+
+_SHORT = partial(Entry, source="S1", family="representations")
+_POOLED = "std over samples of each dimension, mean over dimensions"
+
+COLLAPSE = (*_WHOLE, *(_named(entry) for entry in _WHOLE))
+SHORT_LIST = tuple(
+    entry
+    for stream in ("context", "target")
+    for entry in (
+        _SHORT(
+            f"train/{stream}_std",
+            f"spread of the {stream} encoder's features",
+            f"Sample-pooled features: {_POOLED}.",
+            healthy="well above 0",
+            deviation="the sketch takes the std of [B, N*D], 1 even for an encoder blind to its images",
+        ),
+        _SHORT(
+            f"train/{stream}_norm",
+            f"norm of the {stream} encoder's features",
+            "L2 norm of the sample-pooled features, mean over all samples of all ranks.",
+            healthy="steady, above 0",
+        ),
+        _SHORT(
+            f"train/{stream}_rank",
+            f"effective rank of the {stream} encoder's features",
+            "Effective rank of the sample-pooled features of all ranks.",
+            unit="dimensions",
+            healthy="above a quarter of min(D, n - 1); below a twentieth is collapse",
+            limits=effective_rank_limits,
+            deviation="the document expects about D, which n samples cannot reach",
+        ),
+    )
+)

@@ -1,0 +1,40 @@
+"""Where a representation's numbers warn and where they are bad, for any width and any number of rows.
+
+The baseline is an isotropic Gaussian of the run's own width `dim` (D) with the run's own `count` (n) of
+rows, so that the limits mean the same for 64 features and 1024, for 50 rows and 50,000. A fixed limit
+does not: L2-normalised features of a healthy encoder have a std of at most 1/sqrt(D), .036 at D = 768,
+and no effective rank exceeds n - 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hjepa_dist_metrics.catalog.entry import Limits
+
+
+def best_rank(dim: int, count: int) -> float:
+    """Return the largest rank that `count` centred rows of width `dim` can have, at least 1."""
+    return float(max(min(dim, count - 1), 1))
+
+
+def effective_rank_limits(dim: int, count: int) -> Limits:
+    """Return a quarter of the best rank as the warning, a twentieth as collapse."""
+    best = best_rank(dim, count)
+    return Limits(warn=0.25 * best, bad=0.05 * best, low_is_bad=True)
+
+
+def mean_std_limits(dim: int, count: int) -> Limits:
+    """Return 0.3 / sqrt(D) as the warning, 0.03 / sqrt(D) as collapse; `count` does not matter."""
+    best = 1.0 / math.sqrt(max(dim, 1))
+    return Limits(warn=0.3 * best, bad=0.03 * best, low_is_bad=True)
+
+
+def mean_similarity_limits(dim: int, count: int) -> Limits:
+    """Return 0.5 as the warning, 0.9 as collapse, at any width and number of rows."""
+    return Limits(warn=0.5, bad=0.9, low_is_bad=False)
+
+
+def straggler_limits(dim: int, count: int) -> Limits:
+    """Return 0.75 of the fastest rank's speed as the warning, half of it as bad."""
+    return Limits(warn=0.75, bad=0.5, low_is_bad=True)

@@ -1,0 +1,91 @@
+"""Write the catalog out for readers: the README's table, one tag explained, a page in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from hjepa_dist_metrics.catalog.entry import Entry, Limits
+from hjepa_dist_metrics.catalog.rules import ALERT_RULES
+
+
+def markdown_table(entries: Iterable[Entry]) -> str:
+    """Return a Markdown table of the entries: tag, what it shows, unit, healthy values, source."""
+    rows = [
+        "| tag | shows | unit | healthy | source |",
+        "|---|---|---|---|---|",
+        *(
+            f"| `{entry.pattern}` | {_cell(entry.title)} | {entry.unit} | {_cell(entry.healthy)} "
+            f"| {entry.source} |"
+            for entry in entries
+        ),
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def explain_entry(tag: str, entry: Entry) -> str:
+    """Return what is known about a tag, a line for each thing."""
+    lines = [f"{tag}: {entry.titled(tag)}", f"  {entry.meaning}"]
+    facts = {
+        "pattern": entry.pattern if entry.is_pattern else "",
+        "kind": entry.kind,
+        "unit": entry.unit,
+        "healthy": entry.healthy,
+        "limits": _limits_example(entry),
+        "dashboard": entry.dashboard,
+        "cadence": entry.family,
+        "source": entry.source,
+        "deviation": entry.deviation,
+    }
+    width = max(map(len, facts))
+    lines += [f"  {name + ':':<{width + 1}} {fact}" for name, fact in facts.items() if fact]
+    return "\n".join(lines)
+
+
+def how_to_read_page(dashboards: Sequence[str], collapse: Iterable[Entry]) -> str:
+    """Return the Markdown page that goes into every run."""
+    rules = "\n".join(f"- **{rule}**: {what}" for rule, what in ALERT_RULES.items())
+    return (
+        "# How to read this run\n\n"
+        "Every number is true of the whole job: states are merged over all ranks, then the formula runs "
+        "once. The number of ranks and the way samples fall on them change nothing.\n\n"
+        "## Where to look first\n\n"
+        "1. **Custom Scalars** holds the dashboards: " + ", ".join(dashboards) + ".\n"
+        "2. `loss/total` falls *and* `collapse/effective_rank` holds: the run is healthy. A loss that falls "
+        "while the rank falls is a representation that collapses; the loss cannot tell.\n"
+        "3. `ema/update_magnitude` is above 0 while the momentum is below 1: the teacher really follows.\n"
+        "4. `gradient/clipping_percentage` is low, and `gradient/nonfinite_steps` is 0.\n\n"
+        "## Bounds that know the run's size\n\n"
+        "D is the width of the features, n the number of rows of the whole job.\n\n"
+        + _bounds(collapse)
+        + "\n## Alerts\n\n`alerts/<rule>` is 1 while a rule fires; the log stands under `alerts/log`.\n\n"
+        + rules
+        + "\n\n## Axes\n\nSteps are optimizer steps. TensorBoard keeps 1,000 points a tag and 10 images "
+        "by default; `tensorboard --samples_per_plugin scalars=0,images=100` shows all of them.\n\n"
+        "`hjepa-metrics explain TAG` says more about any tag.\n"
+    )
+
+
+def _bounds(entries: Iterable[Entry]) -> str:
+    sizes = ((64, 128), (64, 4096), (384, 4096), (768, 65536))
+    head = "| tag | " + " | ".join(f"D={dim}, n={count}" for dim, count in sizes) + " |"
+    rows = [head, "|---|" + "---|" * len(sizes)]
+    for entry in entries:
+        if entry.limits is not None:
+            cells = [_say(entry.limits(dim, count)) for dim, count in sizes]
+            rows.append(f"| `{entry.pattern}` | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _say(limits: Limits) -> str:
+    side = "below" if limits.low_is_bad else "above"
+    return f"warns {side} {limits.warn:.3g}, bad {side} {limits.bad:.3g}"
+
+
+def _limits_example(entry: Entry) -> str:
+    if entry.limits is None:
+        return ""
+    return f"at D=384 and n=4096 {_say(entry.limits(384, 4096))}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

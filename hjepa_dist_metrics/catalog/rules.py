@@ -1,0 +1,15 @@
+"""Names of the alert rules: what `logging.alerts.stop_on` takes and what `alerts/{rule}` is called by."""
+
+from __future__ import annotations
+
+ALERT_RULES: dict[str, str] = {
+    "collapse": "features lose their rank or their spread, or point all the same way",
+    "frozen_teacher": "the target encoder does not move although its momentum is below 1",
+    "repeated_masks": "the same mask is drawn again and again",
+    "loss_spike": "the loss jumps far out of its recent range",
+    "vanishing_gradients": "the global gradient norm is next to zero",
+    "exploding_gradients": "the global gradient norm is far above its recent range",
+    "nonfinite": "a loss, gradient or feature is NaN or infinite",
+    "level_imbalance": "one hierarchy level carries nearly all of the loss",
+    "overfitting": "the validation loss rises away from the training loss",
+}
