@@ -232,3 +232,12 @@ def test_momentum_rises_along_half_a_cosine():
     assert values == pytest.approx(expected)
     assert values[0] == pytest.approx(0.9)
     assert values[4:] == [1.0, 1.0, 1.0]
+
+
+def test_patches_are_cut_rows_first():
+    model = small_model(image_size=(4, 6), num_hierarchies=2, hierarchy_weights=(1, 1))
+    embedding = model.context_encoder.patch_embed
+    images = torch.randn(2, 1, 4, 6)
+    weight, bias = embedding.proj.weight, embedding.proj.bias
+    oracle = torch.nn.functional.conv2d(images, weight.view(-1, 1, 2, 2), bias, stride=2)
+    torch.testing.assert_close(embedding(images), oracle.flatten(2).transpose(1, 2))

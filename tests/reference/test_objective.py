@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from hjepa_dist_metrics.reference.hjepa.config import ModelConfig, ObjectiveConfig
 from hjepa_dist_metrics.reference.hjepa.masking import MultiBlockMaskGenerator

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.reference.data import GlobalBatchSampler, random_shift

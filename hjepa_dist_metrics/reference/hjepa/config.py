@@ -112,7 +112,7 @@ class ModelConfig:
     """Side of a square patch in pixels; null takes a quarter of the image's shorter side."""
     embed_dim: int = 64
     """Width of the encoders, a multiple of 4 and of `num_heads`."""
-    depth: int = 4
+    depth: int = 3
     """Transformer blocks of each encoder."""
     num_heads: int = 4
     """Attention heads of encoders and predictor."""

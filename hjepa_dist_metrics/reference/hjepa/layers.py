@@ -50,12 +50,17 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, channels: int, patch_size: int, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_size = patch_size
+        self.proj = nn.Linear(channels * patch_size**2, dim)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return [B, N, D]."""
-        patches: torch.Tensor = self.proj(images)
-        return patches.flatten(2).transpose(1, 2)
+        side = self.patch_size
+        batch, channels, height, width = images.shape
+        tiles = images.reshape(batch, channels, height // side, side, width // side, side)
+        patches = tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * side * side)
+        tokens: torch.Tensor = self.proj(patches)
+        return tokens
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
@@ -68,10 +73,7 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draw linear and convolution weights by Xavier; biases are 0."""
+    """Draw the weights of linear layers by Xavier's uniform rule; biases are 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-    elif isinstance(module, nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
         nn.init.zeros_(module.bias)
