@@ -7,6 +7,8 @@ quick reference; papers by their arXiv number.
 
 from __future__ import annotations
 
+import difflib
+
 from hjepa_dist_metrics.catalog import (
     collapse,
     ema,
@@ -81,11 +83,16 @@ def find(tag: str) -> Entry | None:
     return next((entry for entry in _BY_LENGTH if entry.matches(tag)), None)
 
 
+def find_pattern(tag: str) -> Entry | None:
+    """Return the entry whose pattern is `tag` itself (`loss/h{i}`), else what `find` returns."""
+    return next((entry for entry in _ENTRIES if entry.pattern == tag), None) or find(tag)
+
+
 def explain(tag: str) -> str:
     """Return several lines on a tag or pattern; raises ConfigError, naming near tags, for an unknown one."""
-    entry = next((entry for entry in _ENTRIES if entry.pattern == tag), None) or find(tag)
+    entry = find_pattern(tag)
     if entry is None:
-        raise ConfigError(f"no metric has the tag {tag!r}; {_suggest(tag)}")
+        raise ConfigError(f"no metric has the tag {tag!r}; {suggest(tag)}")
     return explain_entry(tag, entry)
 
 
@@ -99,8 +106,7 @@ def how_to_read() -> str:
     return how_to_read_page(DASHBOARDS, [entry for entry in _ENTRIES if "{name}" not in entry.pattern])
 
 
-def _suggest(tag: str) -> str:
-    import difflib
-
+def suggest(tag: str) -> str:
+    """Return a hint for an unknown tag: the nearest known ones."""
     near = difflib.get_close_matches(tag, [entry.pattern for entry in _ENTRIES], n=3, cutoff=0.4)
     return "near ones: " + ", ".join(near) if near else "`explain` takes tags such as collapse/effective_rank"
