@@ -241,3 +241,14 @@ def test_patches_are_cut_rows_first():
     weight, bias = embedding.proj.weight, embedding.proj.bias
     oracle = torch.nn.functional.conv2d(images, weight.view(-1, 1, 2, 2), bias, stride=2)
     torch.testing.assert_close(embedding(images), oracle.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_compiled_model_is_one_graph_with_the_same_predictions():
+    model = small_model()
+    images, mask = batch(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for ours, theirs in zip(
+        compiled(images, mask)["predictions"], model(images, mask)["predictions"], strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)

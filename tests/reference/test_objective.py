@@ -173,3 +173,17 @@ def test_vicreg_value_equals_numpy_and_gradient_equals_autograd(rows, dim, scale
     terms.surrogate.backward()
     torch.testing.assert_close(features.grad.double(), x.grad, rtol=1e-3, atol=1e-6)
     assert float(terms.surrogate.detach()) == 0.0
+
+
+def test_the_loss_is_float32_or_better_under_autocast():
+    config = ObjectiveConfig(regularization="vicreg")
+    model = make_model(config).float()
+    images, mask, _ = make_batch(16)
+    exact = HJEPAObjective(config, WEIGHTS)(model(images.float(), mask))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(images.float(), mask)
+        assert output["predictions"][0].dtype == torch.bfloat16
+        result = HJEPAObjective(config, WEIGHTS)(output)
+    assert {value.dtype for value in result.losses.values()} == {torch.float32}
+    assert result.sums.dtype == torch.float64
+    assert float(result.losses["loss"]) == pytest.approx(float(exact.losses["loss"]), rel=2e-2)

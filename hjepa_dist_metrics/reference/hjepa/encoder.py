@@ -23,14 +23,14 @@ class Tokens(NamedTuple):
 
 
 def visible_first(visible: torch.Tensor, max_visible: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return positions int64 [B, K] and valid bool [B, K]: every sample's visible patches in order, then
-    padding.
+    """Return each sample's visible patches in order, then padding: positions int64 [B, K], valid bool [B, K].
 
-    K is the largest number of visible patches. On the CPU it is counted; elsewhere counting would make the
-    host wait, so K is `max_visible` (an upper bound that the caller knows, such as N - 1) or N.
+    K is the largest number of visible patches. On the CPU it is counted; on a device the host would wait for the
+    count, and torch.compile would break its graph: there K is `max_visible`, an upper bound that the caller knows,
+    or N.
     """
     if max_visible is None:
-        on_host = visible.device.type == "cpu" and visible.numel() > 0
+        on_host = visible.device.type == "cpu" and not torch.compiler.is_compiling()
         max_visible = max(int(visible.sum(dim=1).max()), 1) if on_host else visible.shape[1]
     order = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :max_visible]
     return order, visible.gather(1, order)
