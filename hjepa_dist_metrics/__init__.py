@@ -3,28 +3,25 @@
 from hjepa_dist_metrics.distributed import ProcessContext as ProcessContext
 from hjepa_dist_metrics.errors import (
     ConfigError as ConfigError,
-)
-from hjepa_dist_metrics.errors import (
     DesyncError as DesyncError,
-)
-from hjepa_dist_metrics.errors import (
     MetricsError as MetricsError,
-)
-from hjepa_dist_metrics.errors import (
     MissingExtraError as MissingExtraError,
-)
-from hjepa_dist_metrics.errors import (
     RankFailureError as RankFailureError,
-)
-from hjepa_dist_metrics.errors import (
     SyncTimeoutError as SyncTimeoutError,
 )
 from hjepa_dist_metrics.metrics import (
+    Collapse as Collapse,
     DistributedMetric as DistributedMetric,
-)
-from hjepa_dist_metrics.metrics import (
+    GradientClipping as GradientClipping,
+    HierarchicalLoss as HierarchicalLoss,
+    LearningRate as LearningRate,
     MetricCollection as MetricCollection,
+    Throughput as Throughput,
 )
-from hjepa_dist_metrics.values import Scalar as Scalar
-from hjepa_dist_metrics.values import Value as Value
+from hjepa_dist_metrics.monitor import (
+    Alert as Alert,
+    LoggingConfig as LoggingConfig,
+    TrainingMonitor as TrainingMonitor,
+)
+from hjepa_dist_metrics.values import Scalar as Scalar, Value as Value
 from hjepa_dist_metrics.version import __version__ as __version__

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 VALUES = {"errors", "values", "catalog", "version"}
 CORE = VALUES | {"states", "distributed", "sync", "metrics"}
-MONITOR = CORE | {"sinks", "figures", "monitor"}
+MONITOR = CORE | {"sinks", "figures", "dashboards", "monitor"}
 
 # Layer -> the layers it may import. A new module at the top of the package needs a row here.
 ALLOWED: dict[str, set[str]] = {

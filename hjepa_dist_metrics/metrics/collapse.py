@@ -23,8 +23,8 @@ class Collapse(DistributedMetric):
     """Tell whether features [N, D] or [B, N, D] still use their space.
 
     Everything is measured on unit rows x / |x|. Exact over all rows: `collapse/mean_std_per_dim`,
-    `min_std_per_dim`, `effective_rank`, `mean_similarity`, `num_rows`, `nonfinite_rows`. From a uniform
-    sample of `sample` rows over all ranks: `max_similarity`, `similarity_histogram`. With a name the tags
+    `min_std_per_dim`, `effective_rank`, `mean_similarity`, `num_samples` and `nonfinite` (rows),
+    `is_constant`. From a uniform sample of `sample` rows over all ranks: `max_similarity`, `similarity_histogram`. With a name the tags
     read `collapse/{name}_effective_rank` and so on.
     """
 
@@ -53,7 +53,7 @@ class Collapse(DistributedMetric):
         unit = states["unit"]
         if unit.count == 0:
             return {}
-        values = {"num_rows": unit.count, "nonfinite_rows": unit.nonfinite}
+        values = {"num_samples": unit.count, "nonfinite": unit.nonfinite}
         values |= _moments(unit) | _similarities(states["sample"].rows_kept)
         return {self.prefix + name: value for name, value in values.items()}
 
@@ -85,6 +85,7 @@ def _moments(unit: Any) -> dict[str, Any]:
     rank = entropy_rank(eigenvalues(matrix, squared_mean)) if finite else float("nan")
     trace = float(unit.m2.trace()) + unit.count * squared_mean
     return {
+        "is_constant": float(finite and not matrix.any()),
         "mean_std_per_dim": float(std.mean()),
         "min_std_per_dim": float(std.min()),
         "effective_rank": rank,

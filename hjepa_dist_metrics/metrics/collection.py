@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hjepa_dist_metrics.distributed import ProcessContext
@@ -67,25 +67,27 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         """Return what the last sync cost."""
         return self._merger.report
 
-    def compute(self) -> dict[str, Value]:
+    def compute(self, formulas: Formulas | None = None, names: Sequence[str] | None = None) -> Any:
         """Merge all states over ranks in one sync and return all values by tag: the same on every rank.
 
         A collective call; local states stay as they are. On a process outside the group it returns {}.
+        `names` selects metrics, the same on every rank. `formulas` replaces the metrics' own: it gets the
+        metrics and their merged states, and what it returns is the result.
         """
         self.raise_errors()
-        job = self._job(apply_formulas)
+        job = self._job(formulas or apply_formulas, names)
         # Behind syncs that are still under way, so that every rank runs its collectives in the same order.
-        values: dict[str, Value] = _thread.submit(job).result() if _thread.busy else job()
-        return values
+        return _thread.submit(job).result() if _thread.busy else job()
 
-    def compute_async(self, formulas: Formulas | None = None) -> SyncHandle[Any]:
+    def compute_async(
+        self, formulas: Formulas | None = None, names: Sequence[str] | None = None
+    ) -> SyncHandle[Any]:
         """Take a snapshot and merge it in the background; the handle gives what `compute` would.
 
-        Several may be under way. An error that nobody has fetched is raised by the next call. `formulas`
-        replaces the metrics' own: it gets the metrics and their merged states.
+        Several may be under way. An error that nobody has fetched is raised by the next call.
         """
         self.raise_errors()
-        handle = SyncHandle(_thread.submit(self._job(formulas or apply_formulas)))
+        handle = SyncHandle(_thread.submit(self._job(formulas or apply_formulas, names)))
         self._handles.append(handle)
         return handle
 
@@ -111,6 +113,10 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         }
         return {"syncs": self._merger.number, "metrics": packed}
 
+    def resume_at(self, syncs: int) -> None:
+        """Go on counting syncs from a checkpoint's number, the same on every rank."""
+        self._merger.number = int(syncs)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict` at any world size: the main rank takes it, the others start empty."""
         saved = state["metrics"]
@@ -118,16 +124,16 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             raise ConfigError(f"the collection holds {sorted(self._metrics)}, the saved one {sorted(saved)}")
         for name, packed in saved.items():
             self._metrics[name].load_states(packed, holder=self.context.rank == 0)
-        self._merger.number = int(state["syncs"])
+        self.resume_at(state["syncs"])
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for the background syncs, `sync_timeout` seconds at most; raise what went wrong in them."""
         _thread.drain(self.sync_timeout if timeout is None else timeout)
         self.raise_errors()
 
-    def _job(self, formulas: Formulas) -> Callable[[], Any]:
+    def _job(self, formulas: Formulas, names: Sequence[str] | None = None) -> Callable[[], Any]:
         """Snapshot now, on the caller's thread; return what remains to be done on any."""
-        metrics = dict(self._metrics)
+        metrics = {name: self._metrics[name] for name in (self._metrics if names is None else names)}
         merge = self._merger.job(metrics, self.context, self.sync_timeout)
         return dict if merge is None else lambda: formulas(metrics, merge())
 

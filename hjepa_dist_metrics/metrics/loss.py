@@ -28,19 +28,24 @@ def contributions(losses: Sequence[float], weights: Sequence[float]) -> list[flo
 class HierarchicalLoss(DistributedMetric):
     """Average the losses of every level over all that they were computed on, on all ranks.
 
-    `weights` are the objective's level weights, all 1 by default. Tags: `loss/total`, `loss/h{i}`,
+    `weights` are the objective's level weights, all 1 by default; `extra` names further losses in the
+    mapping, "loss_variance" for instance, which become `loss/variance`. Tags: `loss/total`, `loss/h{i}`,
     `loss/unweighted`, `loss/contribution_h{i}`, `loss/nonfinite` (how many losses were NaN or infinite) and,
-    where there were any, `loss/first_nonfinite_level`.
+    where there were any, `loss/first_nonfinite_level`. Without levels there is `loss/total` alone.
     """
 
-    def __init__(self, num_levels: int, weights: Sequence[float] | None = None) -> None:
-        if num_levels < 1:
-            raise ConfigError(f"a hierarchical loss needs at least one level, got num_levels={num_levels}")
+    def __init__(
+        self, num_levels: int, weights: Sequence[float] | None = None, extra: Sequence[str] = ()
+    ) -> None:
+        if num_levels < 0:
+            raise ConfigError(f"the number of levels must be 0 or more, got num_levels={num_levels}")
         self.num_levels = num_levels
+        self.extra = tuple(extra)
         self.weights = [1.0] * num_levels if weights is None else [float(w) for w in weights]
         if len(self.weights) != num_levels:
             raise ConfigError(f"expected {num_levels} level weights, got {list(self.weights)}")
-        self.keys = ["loss", *(f"loss_h{i}" for i in range(num_levels)), "loss_unweighted"]
+        self.levels = [f"loss_h{i}" for i in range(num_levels)]
+        self.keys = ["loss", "loss_unweighted", *self.levels, *self.extra]
         for name in ("sums", "counts", "bad"):
             self.add_state(name, Sum(shape=(len(self.keys),)))
 
@@ -59,45 +64,47 @@ class HierarchicalLoss(DistributedMetric):
         self.bad.update((seen & ~torch.isfinite(values)).to(torch.float64))
 
     def _values(self, losses: Mapping[str, Any]) -> Tensor:
-        missing = [key for key in self.keys[:-1] if key not in losses]
+        required = ["loss", *self.levels, *self.extra]
+        missing = [key for key in required if key not in losses]
         if missing:
-            raise ConfigError(
-                f"expected the losses {self.keys[:-1]}, {missing} are missing from {sorted(losses)}"
-            )
-        given = [_scalar(losses[key]) for key in self.keys[:-1]]
-        device = next((v.device for v in given if v.device.type != "cpu"), given[0].device)
-        given = [v.to(device, non_blocking=True) for v in given]
-        extra = losses.get("loss_unweighted")
-        unweighted = torch.stack(given[1:]).mean() if extra is None else _scalar(extra)
-        return torch.stack([*given, unweighted.to(device, non_blocking=True)])
+            raise ConfigError(f"expected the losses {required}, got {sorted(losses)} without {missing}")
+        values = {key: _scalar(losses[key]) for key in required}
+        device = next((v.device for v in values.values() if v.device.type != "cpu"), torch.device("cpu"))
+        values = {key: value.to(device, non_blocking=True) for key, value in values.items()}
+        if "loss_unweighted" in losses:
+            values["loss_unweighted"] = _scalar(losses["loss_unweighted"]).to(device, non_blocking=True)
+        else:
+            parts = [values[key] for key in self.levels or ["loss"]]
+            values["loss_unweighted"] = torch.stack(parts).mean()
+        return torch.stack([values[key] for key in self.keys])
 
     def _counts(self, count: Count | Mapping[str, Count], values: Tensor) -> Tensor:
         if not isinstance(count, Mapping):
             return _scalar(count).to(values.device, non_blocking=True).expand_as(values)
-        levels = [_scalar(count[key]).to(values.device, non_blocking=True) for key in self.keys[1:-1]]
-        ends = [count.get("loss"), count.get("loss_unweighted")]
-        total, unweighted = (
-            torch.stack(levels).sum() if end is None else _scalar(end).to(values.device, non_blocking=True)
-            for end in ends
-        )
-        return torch.stack([total, *levels, unweighted])
+        given = {key: _scalar(value).to(values.device, non_blocking=True) for key, value in count.items()}
+        missing = [key for key in self.levels if key not in given]
+        if missing:
+            raise ConfigError(f"expected a count for each of {self.levels}, got {sorted(given)}")
+        everything = torch.stack([given[key] for key in self.levels]).sum()
+        return torch.stack([given.get(key, everything) for key in self.keys])
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Divide the sums by the counts; {} before the first update."""
         sums, counts, bad = (states[name].value for name in ("sums", "counts", "bad"))
         if not counts.any():
             return {}
-        means = [s / c if c > 0 else 0.0 for s, c in zip(sums, counts, strict=True)]
-        levels = means[1:-1]
-        shares = contributions(levels, self.weights)
-        tags: dict[str, Any] = {
-            "loss/total": means[0],
-            "loss/unweighted": means[-1],
-            "loss/nonfinite": bad.sum(),
-        }
-        tags |= {f"loss/h{i}": loss for i, loss in enumerate(levels)}
+        means = {key: s / c if c > 0 else 0.0 for key, s, c in zip(self.keys, sums, counts, strict=True)}
+        tags = {"loss/total": means["loss"], "loss/nonfinite": bad.sum()}
+        tags |= {f"loss/{key.removeprefix('loss_')}": means[key] for key in self.extra}
+        return tags | self._level_tags(means, bad[2 : 2 + self.num_levels]) if self.levels else tags
+
+    def _level_tags(self, means: Mapping[str, float], bad: Sequence[float]) -> dict[str, Any]:
+        losses = [means[key] for key in self.levels]
+        tags: dict[str, Any] = {"loss/unweighted": means["loss_unweighted"]}
+        tags |= {f"loss/h{i}": loss for i, loss in enumerate(losses)}
+        shares = contributions(losses, self.weights)
         tags |= {f"loss/contribution_h{i}": share for i, share in enumerate(shares)}
-        first = next((i for i, n in enumerate(bad[1:-1]) if n > 0), None)
+        first = next((i for i, n in enumerate(bad) if n > 0), None)
         return tags if first is None else {**tags, "loss/first_nonfinite_level": first}
 
 

@@ -15,15 +15,15 @@ class Throughput(DistributedMetric):
     """Report rates and times under `performance/`.
 
     `samples_per_second` and `tokens_per_second` are the ranks' sums over the longest elapsed time of any
-    rank. `{phase}_time_ms` is the mean over steps and ranks, `{phase}_time_max_ms` the slowest rank's mean
-    and `slowest_{phase}_rank` that rank; phases without a time are left out. `forward_backward_ratio` is
-    forward over backward.
+    rank. `{phase}_time_ms` is the mean over steps and ranks, `{phase}_time_ms_max` the slowest rank's mean
+    and `{phase}_time_ms_max_rank` that rank; phases without a time are left out. `forward_backward_ratio` is
+    forward over backward, `monitor_overhead_percent` the monitor's own share of the steps' time.
     """
 
     def __init__(self) -> None:
         self.add_state("samples", Sum())
         self.add_state("tokens", Sum())
-        for phase in PHASES:
+        for phase in (*PHASES, "monitor"):
             self.add_state(f"{phase}_s", PerRank())
 
     def update(
@@ -45,8 +45,12 @@ class Throughput(DistributedMetric):
         self.samples.update(samples)
         self.tokens.update(tokens)
         for phase, seconds in known.items():
-            self.states[f"{phase}_s"].update(seconds)
-        self.step_s.update(sum(known.values()) if step_s is None else step_s)
+            self.add_time(phase, seconds)
+        self.add_time("step", sum(known.values()) if step_s is None else step_s)
+
+    def add_time(self, phase: str, seconds: float) -> None:
+        """Add a phase's seconds on their own, when they become known: CUDA events are read steps later."""
+        self.states[f"{phase}_s"].update(seconds)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return rates and times; {} before the first step."""
@@ -56,6 +60,7 @@ class Throughput(DistributedMetric):
         tags: dict[str, Any] = {}
         if step.longest > 0:
             tags["performance/samples_per_second"] = states["samples"].value / step.longest
+            tags["performance/monitor_overhead_percent"] = 100.0 * states["monitor_s"].total / step.total
             if states["tokens"].value:
                 tags["performance/tokens_per_second"] = states["tokens"].value / step.longest
         for phase in PHASES:
@@ -71,6 +76,6 @@ def _times(phase: str, seconds: Any) -> dict[str, Any]:
         return {}
     return {
         f"performance/{phase}_time_ms": 1e3 * seconds.mean,
-        f"performance/{phase}_time_max_ms": 1e3 * seconds.highest,
-        f"performance/slowest_{phase}_rank": seconds.highest_rank,
+        f"performance/{phase}_time_ms_max": 1e3 * seconds.highest,
+        f"performance/{phase}_time_ms_max_rank": seconds.highest_rank,
     }

@@ -32,13 +32,14 @@ class Every:
 
     def due(self, step: int, now: float = 0.0) -> bool:
         """Return whether it is time at `step`, `now` seconds on any rising clock, and remember if so."""
-        if not self._is_due(step, now):
+        if not self.is_due(step, now):
             return False
         self.passed = 0 if self.last_step is None else step - self.last_step
         self.last_step, self.last_time = step, now
         return True
 
-    def _is_due(self, step: int, now: float) -> bool:
+    def is_due(self, step: int, now: float = 0.0) -> bool:
+        """Return whether it is time at `step`, without remembering that it was asked."""
         if self.steps is None and self.seconds is None:
             return False
         if self.last_step is None:

@@ -1,0 +1,108 @@
+"""Which metrics a step's observations feed, made when an observation first appears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics import (
+    Collapse,
+    DistributedMetric,
+    GradientClipping,
+    HierarchicalLoss,
+    LearningRate,
+    MetricCollection,
+    Throughput,
+)
+
+M = TypeVar("M", bound=DistributedMetric)
+
+# The cadence family of each metric; names that start alike share one.
+_REPRESENTATIONS = "collapse"
+
+
+class MetricFamilies:
+    """Hold the monitor's collection and feed it; a metric appears with its first observation.
+
+    Ranks must observe the same things: a metric that one rank lacks is a `DesyncError` at the next sync.
+    """
+
+    def __init__(self, collection: MetricCollection, level_weights: Iterable[float] | None = None) -> None:
+        self.collection = collection
+        self.level_weights = None if level_weights is None else list(level_weights)
+        self._custom: dict[str, str] = {}
+        self._restored: dict[str, Any] = {}
+
+    def names(self, families: Iterable[str]) -> list[str]:
+        """Return the metrics of the given cadence families."""
+        wanted = set(families)
+        return [name for name in self.collection if self.family(name) in wanted]
+
+    def family(self, name: str) -> str:
+        """Return the cadence family of a metric."""
+        default = "representations" if name.startswith(_REPRESENTATIONS) else "scalars"
+        return self._custom.get(name, default)
+
+    def add(self, name: str, metric: DistributedMetric, family: str) -> None:
+        """Add a user's metric under a cadence family."""
+        self._custom[name] = family
+        self._add(name, metric)
+
+    def restore(self, packed: Mapping[str, Any], syncs: int) -> None:
+        """Continue from a collection's saved states; metrics that do not exist yet take theirs when made."""
+        self._restored = dict(packed)
+        self.collection.resume_at(syncs)
+        for name in [name for name in self._restored if name in self.collection]:
+            self._load(name)
+
+    def throughput(self) -> Throughput:
+        """Return the throughput metric."""
+        return self._ensure("throughput", Throughput, Throughput)
+
+    def learning_rate(self, optimizer: Optimizer) -> LearningRate:
+        """Return the learning-rate metric."""
+        return self._ensure("learning_rate", LearningRate, lambda: LearningRate(optimizer))
+
+    def clipping(self, model: nn.Module) -> GradientClipping:
+        """Return the clipping metric of the model's parameters."""
+        return self._ensure("clipping", GradientClipping, lambda: GradientClipping(model.parameters()))
+
+    def loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
+        """Return the loss metric for the keys of the first step's losses."""
+        return self._ensure("loss", HierarchicalLoss, lambda: self._make_loss(losses))
+
+    def collapse(self, name: str | None, features: Tensor) -> Collapse:
+        """Return the collapse metric of a stream of features."""
+        key = _REPRESENTATIONS if name is None else f"{_REPRESENTATIONS}_{name}"
+        return self._ensure(key, Collapse, lambda: Collapse(features.shape[-1], name))
+
+    def collapse_dims(self) -> dict[str, int]:
+        """Return the width of each collapse stream by its tag prefix."""
+        return {m.prefix: m.dim for m in self.collection.values() if isinstance(m, Collapse)}
+
+    def _make_loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
+        levels = sum(1 for key in losses if key.removeprefix("loss_h").isdigit())
+        known = {"loss", "loss_unweighted", *(f"loss_h{i}" for i in range(levels))}
+        extra = sorted(key for key in losses if key not in known)
+        return HierarchicalLoss(levels, self.level_weights if levels else None, extra)
+
+    def _ensure(self, name: str, kind: type[M], make: Callable[[], M]) -> M:
+        if name not in self.collection:
+            self._add(name, make())
+        metric = self.collection[name]
+        if not isinstance(metric, kind):
+            raise ConfigError(f"the metric {name!r} must be a {kind.__name__}, got {type(metric).__name__}")
+        return metric
+
+    def _add(self, name: str, metric: DistributedMetric) -> None:
+        self.collection.add(name, metric)
+        if name in self._restored:
+            self._load(name)
+
+    def _load(self, name: str) -> None:
+        holder = self.collection.context.rank == 0
+        self.collection[name].load_states(self._restored.pop(name), holder=holder)

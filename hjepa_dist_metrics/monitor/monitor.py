@@ -1,0 +1,296 @@
+"""TrainingMonitor: observe the training loop, sync when it is due, write what is true of the whole job."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import Self
+
+from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.metrics.base import as_value
+from hjepa_dist_metrics.metrics.collection import apply_formulas
+from hjepa_dist_metrics.metrics.merging import Merged
+from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, collapse_rule, nonfinite_rule
+from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
+from hjepa_dist_metrics.monitor.families import MetricFamilies
+from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
+from hjepa_dist_metrics.monitor.phases import PhaseClock
+from hjepa_dist_metrics.values import Scalar, Value
+
+logger = logging.getLogger("hjepa_dist_metrics.monitor")
+
+B = TypeVar("B")
+Streams = Tensor | Mapping[str, Tensor]
+
+# The quick reference's short names for numbers that have a longer one.
+SHORT_NAMES = {"loss/total": "train/loss", "learning_rate/base_lr": "train/lr"}
+
+
+class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
+    """Watch a training loop, on every rank alike; the main process writes.
+
+    `config` is a `LoggingConfig`, a mapping with its keys, or a whole run's configuration with a section
+    `logging`. `step` 0 is the first optimizer step, or `start_step` in a resumed run, which goes on with the
+    same files where `resume` is true. `level_weights` are the objective's weights of its hierarchy levels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        config: Any = None,
+        *,
+        context: ProcessContext | None = None,
+        level_weights: Iterable[float] | None = None,
+        start_step: int = 0,
+        steps_per_epoch: int | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.config: LoggingConfig = from_mapping(config)
+        self.context = context or ProcessContext.current()
+        self.step_number = start_step
+        self.latest: dict[str, float] = {}
+        self.run_name = agree_on_run_name(self.config, self.context, resume)
+        self.families = MetricFamilies(
+            MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout), level_weights
+        )
+        self.alert_book = AlertBook(self.config.alerts, {})
+        self._sink = open_output(self.config, self.context, self.run_name, start_step)
+        self._cadences = self.config.cadences(steps_per_epoch).every()
+        self._phases = PhaseClock(self.context.device)
+        self._lock = threading.Lock()
+        self._last_step_end: float | None = None
+        self._own_seconds = 0.0
+
+    # -- observing -------------------------------------------------------------------------------------
+
+    def batches(self, loader: Iterable[B]) -> Iterator[B]:
+        """Yield the loader's batches and time the wait for each."""
+        iterator = iter(loader)
+        self._start_clock()
+        while True:
+            begun = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.families.throughput().add_time("data", time.perf_counter() - begun)
+            yield batch
+
+    def forward(self) -> AbstractContextManager[None]:
+        """Time the body as forward; may be entered once for each micro-step."""
+        self._start_clock()
+        return self._phases.phase("forward")
+
+    def backward(self) -> AbstractContextManager[None]:
+        """Time the body as backward."""
+        return self._phases.phase("backward")
+
+    def optimizer_step(self) -> AbstractContextManager[None]:
+        """Time the body as the optimizer's step."""
+        return self._phases.phase("optimizer")
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keep the body, an evaluation or a checkpoint, out of the training's throughput."""
+        begun = time.perf_counter()
+        yield
+        if self._last_step_end is not None:
+            self._last_step_end += time.perf_counter() - begun
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Clip the model's gradients by their global norm, keep count, and return the norm before."""
+        return self.families.clipping(self.model).clip_(max_norm)
+
+    def add_metric(self, name: str, metric: DistributedMetric, family: str = "scalars") -> None:
+        """Sync and write a metric of your own, at the cadence of `family`; its `update` is yours to call."""
+        if family not in self._cadences:
+            raise ConfigError(f"expected a cadence family of {list(self._cadences)}, got {family!r}")
+        self.families.add(name, metric, family)
+
+    def due(self, family: str) -> bool:
+        """Return whether the coming `step` logs this family, so that costly inputs are made only then."""
+        return self._is_due(family, self.step_number)
+
+    def step(
+        self,
+        samples: int,
+        losses: Mapping[str, Any] | Tensor | float | None = None,
+        *,
+        count: Any = None,
+        tokens: int = 0,
+        features: Streams | None = None,
+        valid: Streams | None = None,
+        ids: Tensor | None = None,
+    ) -> None:
+        """Record one optimizer step of this rank, and sync and write what is due.
+
+        `samples` is this rank's number of samples; `losses` are means over `count` samples or tokens of this
+        rank (`samples` by default): a mapping with "loss", "loss_h0", ..., or the loss alone. `features` are
+        one stream [N, D] or [B, N, D] or several by name, used on steps that log representations; `valid`
+        and `ids` as in `Collapse.update`. Raises the errors of syncs: `DesyncError` where ranks disagree.
+        """
+        begun = time.perf_counter()
+        self.families.collection.raise_errors()
+        self._observe(lambda: self._observe_step(samples, losses, count, tokens, begun))
+        if features is not None and self._is_due("representations", self.step_number):
+            self._observe(lambda: self._observe_features(features, valid, ids))
+        due = [family for family, every in self._cadences.items() if every.due(self.step_number)]
+        if due:
+            self._log(self.families.names(due))
+        self.step_number += 1
+        self._own_seconds += time.perf_counter() - begun
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Write values that are the job's already (a probe's accuracy): numbers or values by tag."""
+        ready = {tag: as_value(value) for tag, value in values.items()}
+        self._write(self.step_number if step is None else step, ready)
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """Return the alerts so far, in order."""
+        return list(self.alert_book.alerts)
+
+    @property
+    def failures(self) -> list[str]:
+        """Return what was reported about outputs that failed."""
+        return list(getattr(self._sink, "failures", ()))
+
+    def flush(self) -> None:
+        """Wait for the syncs under way and make everything readable: before a checkpoint, for instance."""
+        self.families.collection.close()
+        self._sink.flush()
+
+    def close(self) -> None:
+        """Finish the syncs under way and close the files. Called at the end of the `with` block."""
+        try:
+            self.families.collection.close()
+        finally:
+            self._sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._sink.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters and merged metric states for a checkpoint. A collective call."""
+        collection = self.families.collection
+        return {
+            "step_number": self.step_number,
+            "cadences": {name: every.state_dict() for name, every in self._cadences.items()},
+            "metrics": collection.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, also at another world size."""
+        self.step_number = int(state["step_number"])
+        for name, saved in state["cadences"].items():
+            self._cadences[name].load_state_dict(saved)
+        self.families.restore(state["metrics"]["metrics"], state["metrics"]["syncs"])
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _start_clock(self) -> None:
+        if self._last_step_end is None:
+            self._last_step_end = time.perf_counter()
+
+    def _is_due(self, family: str, step: int) -> bool:
+        every = self._cadences.get(family)
+        if every is None:
+            raise ConfigError(f"expected a cadence family of {list(self._cadences)}, got {family!r}")
+        return every.is_due(step)
+
+    def _observe(self, update: Callable[[], None]) -> None:
+        """Run an update. On many ranks a failure waits for the next sync, where every rank raises it."""
+        try:
+            update()
+        except Exception:
+            failed = any(metric.failure for metric in self.families.collection.values())
+            if self.context.world_size == 1 or not failed:
+                raise
+
+    def _observe_step(self, samples: int, losses: Any, count: Any, tokens: int, now: float) -> None:
+        throughput = self.families.throughput()
+        self._phases.collect(throughput.add_time)
+        start = self._last_step_end
+        throughput.update(samples, step_s=0.0 if start is None else now - start, tokens=tokens)
+        throughput.add_time("monitor", self._own_seconds)
+        self._last_step_end, self._own_seconds = now, 0.0
+        self.families.learning_rate(self.optimizer).update()
+        if losses is not None:
+            named = losses if isinstance(losses, Mapping) else {"loss": losses}
+            self.families.loss(named).update(named, samples if count is None else count)
+
+    def _observe_features(self, features: Streams, valid: Streams | None, ids: Tensor | None) -> None:
+        streams = {None: features} if isinstance(features, Tensor) else dict(features)
+        for name, tensor in streams.items():
+            mask = valid.get(name) if isinstance(valid, Mapping) and name is not None else valid
+            if isinstance(mask, Mapping):
+                raise ConfigError("valid masks by name go with features by name")
+            self.families.collapse(name, tensor).update(tensor, mask, ids)
+
+    def _log(self, names: list[str]) -> None:
+        collection, step = self.families.collection, self.step_number
+
+        def finish(metrics: Mapping[str, DistributedMetric], merged: Merged) -> dict[str, Value]:
+            values = apply_formulas(metrics, merged)
+            self._publish(step, values)
+            return values
+
+        if self.config.sync == "inline":
+            collection.compute(finish, names)
+        else:
+            collection.compute_async(finish, names)
+        for name in names:
+            if not collection[name].persistent:
+                collection[name].reset()
+
+    def _publish(self, step: int, values: dict[str, Value]) -> None:
+        """Write a sync's values, their short names and the alerts they raise; on the sync's thread."""
+        values |= {short: values[tag] for tag, short in SHORT_NAMES.items() if tag in values}
+        report = self.families.collection.last_sync
+        if report is not None and report.collectives:
+            values["sync/collectives"] = Scalar(float(report.collectives))
+            values["sync/bytes"] = Scalar(float(report.sent_bytes))
+            values["sync/seconds"] = Scalar(report.seconds)
+            if report.slowest_rank is not None:
+                values["sync/slowest_rank"] = Scalar(float(report.slowest_rank))
+        if self.config.alerts.enabled:
+            values |= self._alert(step, values)
+        self._write(step, values)
+
+    def _alert(self, step: int, values: Mapping[str, Value]) -> dict[str, Value]:
+        numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
+        self.alert_book.rules = {
+            "collapse": collapse_rule(self.families.collapse_dims()),
+            "nonfinite": nonfinite_rule,
+        }
+        for alert in self.alert_book.evaluate(step, numbers):
+            if self.context.is_main:
+                logger.warning("alert: %s", alert)
+        return {tag: Scalar(value) for tag, value in self.alert_book.scalars().items()}
+
+    def _write(self, step: int, values: Mapping[str, Value]) -> None:
+        with self._lock:
+            self.latest |= {tag: v.value for tag, v in values.items() if isinstance(v, Scalar)}
+        self._sink.write(step, values)

@@ -1,0 +1,65 @@
+"""Where a run's values go: files on the main process, nowhere on the others, behind the same object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from hjepa_dist_metrics.dashboards import load_dashboards
+from hjepa_dist_metrics.distributed import ProcessContext, broadcast_object
+from hjepa_dist_metrics.monitor.config import LoggingConfig
+from hjepa_dist_metrics.sinks import (
+    BackgroundSink,
+    JsonlSink,
+    Sink,
+    SinkGroup,
+    TensorBoardSink,
+    claim_run_name,
+    jsonl_path,
+    tensorboard_dir,
+)
+from hjepa_dist_metrics.values import Value
+
+
+class NullSink:
+    """Take values and do nothing: what every process but the main one writes to."""
+
+    failures: tuple[str, ...] = ()
+
+    def write(self, step: int, values: Mapping[str, Value], wall_time: float | None = None) -> None:
+        """Drop the values."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+Output = BackgroundSink | NullSink
+
+
+def agree_on_run_name(config: LoggingConfig, context: ProcessContext, resume: bool) -> str:
+    """Return the run's name, claimed by the main process and the same on every rank. A collective call."""
+    claimed = None
+    if context.is_main:
+        claimed = claim_run_name(config.log_dir, config.experiment_name, resume)
+    return broadcast_object(claimed, context) or config.experiment_name
+
+
+def open_output(config: LoggingConfig, context: ProcessContext, run_name: str, start_step: int) -> Output:
+    """Open the configured sinks on the main process, behind a writing thread; a null sink elsewhere."""
+    if not context.is_main:
+        return NullSink()
+    factories: dict[str, Callable[[], Sink]] = {}
+    if config.tensorboard.enabled:
+        directory = tensorboard_dir(config.log_dir, run_name)
+        factories[f"TensorBoard at {directory}"] = lambda: TensorBoardSink(
+            directory,
+            start_step=start_step,
+            flush_secs=config.tensorboard.flush_secs,
+            layout=load_dashboards(config.dashboards),
+        )
+    if config.jsonl.enabled:
+        path = jsonl_path(config.log_dir, run_name)
+        factories[f"JSON lines at {path}"] = lambda: JsonlSink(path, start_step=start_step)
+    return BackgroundSink(SinkGroup.open(factories))
