@@ -81,11 +81,11 @@ class Entry:
 
     def matches(self, tag: str) -> bool:
         """Return whether the entry speaks of this tag."""
-        return _compiled(self.pattern).match(tag) is not None
+        return _compiled(self.pattern).fullmatch(tag) is not None
 
     def titled(self, tag: str) -> str:
         """Return the title with the placeholders filled from a tag: `rank of {name}` as `rank of level0`."""
-        found = _compiled(self.pattern).match(tag)
+        found = _compiled(self.pattern).fullmatch(tag)
         names = _PLACEHOLDER.findall(self.pattern)
         values = dict(zip(names, found.groups(), strict=True)) if found else {}
         return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), self.title)

@@ -13,24 +13,27 @@ _cost = partial(Entry, source="S0 2.2", dashboard="hierarchy", family="represent
 HIERARCHY = (
     _level(
         "hierarchy/level{i}_feat_mean",
-        "mean feature of level i",
+        "mean feature of level {i}",
         "Mean over all features of all tokens of all ranks.",
         healthy="near 0 behind a layer norm; a drift is a shift that carries nothing",
     ),
     _level(
         "hierarchy/level{i}_feat_std",
-        "spread of level i's features",
+        "spread of level {i}'s features",
         "Standard deviation over all features of all tokens of all ranks.",
         healthy="steady; towards 0 collapses, growing without end explodes",
     ),
     _level(
-        "hierarchy/level{i}_feat_norm", "token norm of level i", "L2 norm of a token, mean.", healthy="steady"
+        "hierarchy/level{i}_feat_norm",
+        "token norm of level {i}",
+        "L2 norm of a token, mean.",
+        healthy="steady",
     ),
-    _level("hierarchy/level{i}_feat_min", "smallest feature of level i", "Smallest feature of any token."),
-    _level("hierarchy/level{i}_feat_max", "largest feature of level i", "Largest feature of any token."),
+    _level("hierarchy/level{i}_feat_min", "smallest feature of level {i}", "Smallest feature of any token."),
+    _level("hierarchy/level{i}_feat_max", "largest feature of level {i}", "Largest feature of any token."),
     _level(
         "hierarchy/level{i}_effective_rank",
-        "effective rank of level i",
+        "effective rank of level {i}",
         "exp of the entropy of the normalised singular values of the uncentred tokens, exact over all ranks.",
         unit="dimensions",
         healthy="above a quarter of min(D, n - 1); below a twentieth the level has collapsed",
@@ -39,7 +42,7 @@ HIERARCHY = (
     ),
     _level(
         "hierarchy/level{i}_cka",
-        "similarity of level i to the level below",
+        "similarity of level {i} to the level below",
         "Linear CKA between the pooled features of level i and of level i - 1; 1 is the same up to rotation.",
         source="S0 2.1; arXiv 1905.00414",
         healthy="below 1: levels that are all alike make the hierarchy pointless",
@@ -47,18 +50,24 @@ HIERARCHY = (
     ),
     _level(
         "hierarchy/level{i}_nonfinite",
-        "nonfinite features of level i",
+        "nonfinite features of level {i}",
         "NaN and infinite features.",
         healthy="0",
     ),
     _cost(
-        "hierarchy/level{i}_num_tokens", "tokens of level i", "Tokens of an image at level i.", unit="tokens"
+        "hierarchy/level{i}_num_tokens",
+        "tokens of level {i}",
+        "Tokens of an image at level i.",
+        unit="tokens",
     ),
     _cost(
-        "hierarchy/level{i}_compute_share", "cost of level i", "Share of the levels' arithmetic.", unit="%"
+        "hierarchy/level{i}_compute_share", "cost of level {i}", "Share of the levels' arithmetic.", unit="%"
     ),
     _cost(
-        "hierarchy/level{i}_memory_share", "memory of level i", "Share of the levels' activations.", unit="%"
+        "hierarchy/level{i}_memory_share",
+        "memory of level {i}",
+        "Share of the levels' activations.",
+        unit="%",
     ),
     Entry(
         "hierarchy/resolution",
@@ -70,7 +79,7 @@ HIERARCHY = (
     ),
     Entry(
         "hierarchy/level{i}_features_histogram",
-        "features of level i",
+        "features of level {i}",
         "Distribution of the features of level i over all ranks.",
         source="S0 2.1",
         kind="histogram",

@@ -19,9 +19,14 @@ def best_rank(dim: int, count: int) -> float:
 
 
 def effective_rank_limits(dim: int, count: int) -> Limits:
-    """Return a quarter of the best rank as the warning, a twentieth as collapse."""
+    """Return a quarter of the best rank as the warning, a twentieth as collapse.
+
+    An effective rank is at least 1, so that a twentieth alone would never be reached below 20 dimensions:
+    collapse to a line (up to 1.1) is bad there too.
+    """
     best = best_rank(dim, count)
-    return Limits(warn=0.25 * best, bad=0.05 * best, low_is_bad=True)
+    warn = 0.25 * best
+    return Limits(warn=warn, bad=max(0.05 * best, min(1.1, warn)), low_is_bad=True)
 
 
 def mean_std_limits(dim: int, count: int) -> Limits:

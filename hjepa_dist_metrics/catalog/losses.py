@@ -18,7 +18,7 @@ LOSS = (
     ),
     _loss(
         "loss/h{i}",
-        "loss of level i",
+        "loss of level {i}",
         "Unweighted loss of hierarchy level i (0 is the finest), mean over all samples of all ranks.",
         healthy="each level falls; a level that never does is too hard or broken",
     ),
@@ -30,7 +30,7 @@ LOSS = (
     ),
     _loss(
         "loss/contribution_h{i}",
-        "share of level i in the total loss",
+        "share of level {i} in the total loss",
         "w_i * loss_i / sum_j(w_j * loss_j) * 100.",
         unit="%",
         healthy="the levels add up to 100; one far above 90 leaves the others untrained",
@@ -39,7 +39,7 @@ LOSS = (
     ),
     _loss(
         "loss/convergence_rate_h{i}",
-        "speed at which level i converges",
+        "speed at which level {i} converges",
         "Relative change of the level's loss per step, over the window between two logs.",
         unit="1/step",
         healthy="negative while the level learns, near 0 once it has converged",
@@ -52,17 +52,32 @@ LOSS = (
         healthy="negative while learning, near 0 at the end",
     ),
     _loss(
+        "loss/variance",
+        "variance term",
+        "VICReg's variance term where the objective has one, mean over all samples of all ranks.",
+        source="arXiv 2105.04906",
+        healthy="falls towards 0",
+    ),
+    _loss(
+        "loss/covariance",
+        "covariance term",
+        "VICReg's covariance term where the objective has one, mean over all samples of all ranks.",
+        source="arXiv 2105.04906",
+        healthy="small",
+    ),
+    _loss(
         "loss/nonfinite",
-        "steps with a nonfinite loss",
-        "Steps since the start in which the loss was NaN or infinite on any rank.",
-        unit="steps",
+        "nonfinite losses",
+        "How many losses were NaN or infinite since the last log, on all ranks.",
         healthy="0",
+        deviation="added",
     ),
     _loss(
         "loss/first_nonfinite_level",
         "first level with a nonfinite loss",
-        "Number of the finest level whose loss was NaN or infinite; -1 while none was.",
-        healthy="-1",
+        "Number of the finest level whose loss was NaN or infinite; written only when there was one.",
+        healthy="absent",
+        deviation="added",
     ),
 )
 

@@ -13,7 +13,7 @@ _VALID = "over the masked, unpadded tokens of all ranks."
 PREDICTION = (
     _prediction(
         "prediction/level{i}_cosine_sim_mean",
-        "cosine of prediction and target, level i",
+        "cosine of prediction and target, level {i}",
         f"Mean cosine between predicted and target token {_VALID}",
         healthy="rises towards 1; near 1 at once, with collapse/mean_similarity near 1, is collapse",
     ),
@@ -24,27 +24,29 @@ PREDICTION = (
     _prediction("prediction/level{i}_cosine_sim_max", "its largest", f"Largest cosine {_VALID}"),
     _prediction(
         "prediction/level{i}_normalized_mse",
-        "squared error of directions, level i",
+        "squared error of directions, level {i}",
         f"Mean squared difference of the L2-normalised features, (2 - 2 cosine) / D, {_VALID}",
         healthy="falls",
     ),
     _prediction(
         "prediction/level{i}_l2_distance",
-        "distance of prediction and target, level i",
+        "distance of prediction and target, level {i}",
         f"L2 norm of the difference, mean {_VALID}",
         healthy="falls against hierarchy/level{i}_feat_norm",
     ),
     _prediction(
         "prediction/level{i}_cka",
-        "CKA of prediction and target, level i",
+        "CKA of prediction and target, level {i}",
         f"Linear CKA between predicted and target tokens {_VALID}",
         source="arXiv 1905.00414",
         healthy="rises towards 1",
     ),
-    _prediction("prediction/level{i}_num_tokens", "tokens compared, level i", "Valid tokens.", unit="tokens"),
+    _prediction(
+        "prediction/level{i}_num_tokens", "tokens compared, level {i}", "Valid tokens.", unit="tokens"
+    ),
     _prediction(
         "prediction/level{i}_similarity_histogram",
-        "distribution of the cosine, level i",
+        "distribution of the cosine, level {i}",
         f"Counts of the cosine between prediction and target {_VALID}",
         kind="histogram",
         family="histograms",
@@ -64,7 +66,7 @@ PREDICTION = (
     ),
     _figure(
         "prediction/level{i}_gram_{name}",
-        "Gram matrix of level i",
+        "Gram matrix of level {i}",
         "Correlation between features of the predictions or the targets.",
         source="S0 3.2",
         healthy="dark off the diagonal; bright blocks are redundant features",
