@@ -4,14 +4,13 @@
 """
 
 from hjepa_dist_metrics.sinks.background import BackgroundSink as BackgroundSink
-from hjepa_dist_metrics.sinks.base import HParam as HParam
-from hjepa_dist_metrics.sinks.base import RunSink as RunSink
-from hjepa_dist_metrics.sinks.base import Sink as Sink
+from hjepa_dist_metrics.sinks.base import HParam as HParam, RunSink as RunSink, Sink as Sink
 from hjepa_dist_metrics.sinks.compose import SinkGroup as SinkGroup
-from hjepa_dist_metrics.sinks.jsonl import JsonlSink as JsonlSink
-from hjepa_dist_metrics.sinks.jsonl import read_jsonl as read_jsonl
+from hjepa_dist_metrics.sinks.jsonl import JsonlSink as JsonlSink, read_jsonl as read_jsonl
 from hjepa_dist_metrics.sinks.memory import MemorySink as MemorySink
-from hjepa_dist_metrics.sinks.runs import claim_run_name as claim_run_name
-from hjepa_dist_metrics.sinks.runs import jsonl_path as jsonl_path
-from hjepa_dist_metrics.sinks.runs import tensorboard_dir as tensorboard_dir
+from hjepa_dist_metrics.sinks.runs import (
+    claim_run_name as claim_run_name,
+    jsonl_path as jsonl_path,
+    tensorboard_dir as tensorboard_dir,
+)
 from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink as TensorBoardSink
