@@ -192,7 +192,7 @@ def test_the_average_moves_through_wrappers(wrap):
     nn.init.normal_(source.weight)
     source.running_mean.fill_(7.0)
     expected = 0.75 * target.weight.detach().double().numpy() + 0.25 * source.weight.detach().double().numpy()
-    ema_update(wrap(source), wrap(target), 0.75)
+    ema_update(wrap(source), target, 0.75)
     np.testing.assert_allclose(target.weight.detach().numpy(), expected, rtol=1e-6)
     assert (target.running_mean == 7.0).all()
 
@@ -252,3 +252,15 @@ def test_a_compiled_model_is_one_graph_with_the_same_predictions():
         compiled(images, mask)["predictions"], model(images, mask)["predictions"], strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_features_of_padded_images_stay_in_their_places():
+    model = small_model()
+    images, mask = batch(model)
+    valid = torch.rand(mask.shape, generator=torch.Generator().manual_seed(3)) < 0.6
+    features = model(images, mask, patch_valid=valid)["target_features"]
+    for i in range(len(images)):
+        tokens = model.target_encoder(images[i : i + 1], valid[i : i + 1])
+        assert tokens.positions[0].tolist() == valid[i].nonzero().flatten().tolist()
+        torch.testing.assert_close(features[i, valid[i]], tokens.features[0])
+    assert (features[~valid] == 0).all()

@@ -187,3 +187,16 @@ def test_the_loss_is_float32_or_better_under_autocast():
     assert {value.dtype for value in result.losses.values()} == {torch.float32}
     assert result.sums.dtype == torch.float64
     assert float(result.losses["loss"]) == pytest.approx(float(exact.losses["loss"]), rel=2e-2)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_whatever_stands_at_padding_changes_nothing(normalization):
+    config = ObjectiveConfig(target_normalization=normalization)
+    images, mask, valid = make_batch(8, padded=True)
+    output = make_model(config)(images, mask, patch_valid=valid)
+    clean = HJEPAObjective(config, WEIGHTS)(output)
+    for level in ("predictions", "targets"):
+        real = output["tokens_valid"]
+        output[level] = [torch.where(v[..., None], x, 1e3) for x, v in zip(output[level], real, strict=True)]
+    other = HJEPAObjective(config, WEIGHTS)(output)
+    assert {k: float(v) for k, v in other.losses.items()} == {k: float(v) for k, v in clean.losses.items()}

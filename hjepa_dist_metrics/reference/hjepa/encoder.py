@@ -23,11 +23,11 @@ class Tokens(NamedTuple):
 
 
 def visible_first(visible: torch.Tensor, max_visible: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each sample's visible patches in order, then padding: positions int64 [B, K], valid bool [B, K].
+    """Return positions int64 [B, K] and valid bool [B, K]: a sample's visible patches in order, then padding.
 
-    K is the largest number of visible patches. On the CPU it is counted; on a device the host would wait for the
-    count, and torch.compile would break its graph: there K is `max_visible`, an upper bound that the caller knows,
-    or N.
+    K is the largest number of visible patches. On the CPU it is counted; on a device the host would wait for
+    the count, and torch.compile would break its graph: there K is `max_visible`, an upper bound that the
+    caller knows, or N.
     """
     if max_visible is None:
         on_host = visible.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -73,8 +73,8 @@ class VisionEncoder(nn.Module):
             positions = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
             return Tokens(self._run(x, None), torch.ones_like(positions, dtype=torch.bool), positions)
         positions, valid = visible_first(visible, max_visible)
-        x = take_tokens(x, positions) * valid.unsqueeze(-1)
-        # A sample without any visible patch attends to its (zero) padding: softmax over nothing would be NaN.
+        x = take_tokens(x, positions)
+        # A sample without any visible patch attends to its padding: softmax over nothing would be NaN.
         key_valid = valid | ~valid.any(dim=1, keepdim=True)
         return Tokens(self._run(x, key_valid) * valid.unsqueeze(-1), valid, positions)
 
