@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 VALUES = {"errors", "values", "catalog", "version"}
 CORE = VALUES | {"states", "distributed", "sync", "metrics"}
-MONITOR = CORE | {"sinks", "figures", "dashboards", "monitor"}
+MONITOR = CORE | {"sinks", "figures", "resources", "dashboards", "monitor"}
 
 # Layer -> the layers it may import. A new module at the top of the package needs a row here.
 ALLOWED: dict[str, set[str]] = {
@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": VALUES | {"distributed"},
     "sync": VALUES | {"states", "distributed", "sync"},
     "metrics": CORE,
-    "dashboards": VALUES | {"dashboards"},
+    "resources": {"errors"},
+    "dashboards": VALUES | {"resources", "dashboards"},
     "sinks": VALUES | {"sinks"},
     "figures": VALUES | {"figures"},
     "monitor": MONITOR,
