@@ -1,12 +1,14 @@
 """Dashboards: files that hold together, layouts that TensorBoard reads back, errors that name the place."""
 
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from hjepa_dist_metrics import catalog
+from hjepa_dist_metrics import catalog, resources
 from hjepa_dist_metrics.dashboards import load_dashboard, load_dashboards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.resources import config_dir, config_path
@@ -142,3 +144,27 @@ def test_config_path_finds_files():
     assert config_path("dashboards/loss.yaml").is_file()
     with pytest.raises(ConfigError, match=r"no configuration 'defualt\.yaml'.*there is"):
         config_path("defualt.yaml")
+
+
+def load_copy_of_resources(folder):
+    copy = folder / "resources.py"
+    copy.write_text(Path(resources.__file__).read_text())
+    spec = importlib.util.spec_from_file_location("copy_of_resources", copy)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_configurations_are_found_inside_a_wheel_first_and_beside_the_package_else(tmp_path):
+    package = tmp_path / "hjepa_dist_metrics"
+    package.mkdir()
+    module = load_copy_of_resources(package)
+    with pytest.raises(ConfigError, match="installation is incomplete"):
+        module.config_dir()
+    (tmp_path / "configs").mkdir()  # a stranger's, beside an installed package
+    with pytest.raises(ConfigError, match="installation is incomplete"):
+        module.config_dir()
+    (tmp_path / "configs" / "dashboards").mkdir()
+    assert module.config_dir() == tmp_path / "configs"
+    (package / "configs" / "dashboards").mkdir(parents=True)
+    assert module.config_dir() == package / "configs"

@@ -24,7 +24,7 @@ class BackgroundSink:
 
     `write` costs the caller one queue put; when `capacity` writes wait, it blocks until there is room, so
     nothing is lost and memory stays bounded. `flush` and `close` return when everything written before them
-    is out (`flush` after at most `timeout` seconds where one is given). The interpreter's exit closes; a
+    is out; `drain` is a flush that gives up after a time. The interpreter's exit closes; a
     SIGTERM or SIGINT flushes, for at most 5 s, before whatever handled it before goes on. In a forked
     child every method does nothing.
     """
@@ -41,7 +41,7 @@ class BackgroundSink:
             self._room.put(None)
         self._thread = threading.Thread(target=self._work, name="hjepa-metrics-writer", daemon=True)
         self._thread.start()
-        self._signals = SignalFlush(lambda: self.flush(SIGNAL_FLUSH_SECONDS))
+        self._signals = SignalFlush(lambda: self.drain(SIGNAL_FLUSH_SECONDS))
         atexit.register(self.close)
 
     def __str__(self) -> str:
@@ -67,7 +67,11 @@ class BackgroundSink:
         """Queue how the run ended."""
         self._submit(lambda: self._group.write_status(success))
 
-    def flush(self, timeout: float | None = None) -> bool:
+    def flush(self) -> None:
+        """Write out everything queued before, however long it takes."""
+        self.drain()
+
+    def drain(self, timeout: float | None = None) -> bool:
         """Write out everything queued before; return whether that was done within `timeout` seconds."""
         if self._guard.in_child or threading.current_thread() is self._thread:
             return True

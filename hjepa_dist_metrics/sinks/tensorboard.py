@@ -175,9 +175,16 @@ class _Records:
 
     @classmethod
     def put_under(cls, file_writer: Any) -> _Records:
-        """Wrap the record writer of a FileWriter, in the thread that writes and where it is closed."""
-        asynchronous = file_writer.event_writer._async_writer
-        records = cls(asynchronous._writer)
+        """Wrap the record writer of a FileWriter, in the thread that writes and where it is closed.
+
+        These are tensorboard's private names; a version without them writes as it always does.
+        """
+        try:
+            asynchronous = file_writer.event_writer._async_writer
+            records = cls(asynchronous._writer)
+            asynchronous._worker._record_writer  # noqa: B018 - both names must be there before either is set
+        except AttributeError:
+            return cls(None)
         asynchronous._writer = asynchronous._worker._record_writer = records
         return records
 

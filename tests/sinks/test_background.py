@@ -43,7 +43,7 @@ def test_writes_keep_order_and_flush_waits_for_them(gated):
     inner, sink = gated
     inner.gate.set()
     write(sink, range(100))
-    assert sink.flush()
+    assert sink.drain()
     assert inner.scalars("a") == [(step, float(step)) for step in range(100)]
     assert inner.flushes == 1
     assert inner.threads == {"hjepa-metrics-writer"}
@@ -66,10 +66,10 @@ def test_a_full_queue_blocks_and_loses_nothing(gated):
 def test_a_flush_that_takes_too_long_says_so(gated, caplog):
     inner, sink = gated
     write(sink, [0])
-    assert not sink.flush(timeout=0.01)
+    assert not sink.drain(timeout=0.01)
     assert "did not finish within 0.01 s" in caplog.text
     inner.gate.set()
-    assert sink.flush()
+    assert sink.drain()
     assert inner.scalars("a") == [(0, 0.0)]
 
 
@@ -123,7 +123,7 @@ def test_a_forked_child_writes_nothing(gated):
     inner.gate.set()
     sink._guard._pid += 1
     write(sink, range(20))
-    assert sink.flush()
+    assert sink.drain()
     sink.close()
     sink._guard._pid -= 1
     sink.flush()

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from hjepa_dist_metrics.errors import MetricsError
-from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink
+from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink, _Records
 from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text
 
 
@@ -258,3 +258,33 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(MetricsError, match="pip install 'tensorboard"):
         TensorBoardSink(tmp_path)
+
+
+def test_a_tensorboard_without_the_private_names_is_left_as_it_is():
+    records = _Records.put_under(object())
+    records.raise_failure()
+    assert records._writer is None
+
+
+def test_a_full_disk_under_the_writing_thread_reaches_the_caller_once_and_ends_the_file_there(tmp_path):
+    sink = TensorBoardSink(tmp_path)
+    sink.write(0, {"a": Scalar(0.0)})
+    sink.flush()
+    whole = next(tmp_path.glob("events.*")).read_bytes()
+
+    class FullDisk:
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+        def flush(self):
+            raise AssertionError("nothing may be written after a failure")
+
+        close = flush
+
+    sink._records._writer = FullDisk()
+    sink.write(1, {"a": Scalar(1.0)})
+    for verb in (sink.flush, sink.close):
+        with pytest.raises(OSError, match="No space left"):
+            verb()
+    assert next(tmp_path.glob("events.*")).read_bytes() == whole
+    assert [event.step for event in read(tmp_path).Scalars("a")] == [0]
