@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hjepa_dist_metrics.errors import MetricsError
 from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
-from hjepa_dist_metrics.sinks.png import encode_png
 from hjepa_dist_metrics.sinks.projector import ProjectorFiles
-from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text, Value
+from hjepa_dist_metrics.sinks.summaries import encode
+from hjepa_dist_metrics.values import Embedding, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
@@ -76,7 +73,7 @@ class TensorBoardSink:
                 if isinstance(value, Embedding):
                     self._projector.add(tag, int(step), value)
                 else:
-                    entries.append(_encode(tag, value))
+                    entries.append(encode(tag, value))
             except (ValueError, TypeError) as error:  # this value is wrong, not the disk
                 self._leave_out(tag, value, str(error))
         if entries:
@@ -213,63 +210,3 @@ class _Records:
 
 def _hparam(value: object) -> HParam:
     return value if isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def _encode(tag: str, value: Value) -> Any:
-    """Return the Summary.Value of anything but an embedding."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    if isinstance(value, Scalar):
-        return Summary.Value(tag=tag, simple_value=value.value)
-    if isinstance(value, Histogram):
-        return Summary.Value(tag=tag, histo=_encode_histogram(value))
-    if isinstance(value, Image):
-        height, width, channels = value.pixels.shape
-        picture = Summary.Image(
-            height=height, width=width, colorspace=channels, encoded_image_string=encode_png(value.pixels)
-        )
-        return Summary.Value(tag=tag, image=picture)
-    if isinstance(value, Text):
-        from torch.utils.tensorboard.summary import text
-
-        return text(tag, value.markdown).value[0]  # type: ignore[no-untyped-call]
-    raise TypeError(f"expected a value of hjepa_dist_metrics.values, got {type(value).__name__}")
-
-
-def _encode_histogram(value: Histogram) -> Any:
-    """Return the HistogramProto of the bins between the first and the last that hold something.
-
-    TensorBoard draws the first bin from `min` and the last up to `max`, so empty outer bins would come out
-    backwards, and an infinite edge would empty the chart.
-    """
-    from tensorboard.compat.proto.summary_pb2 import HistogramProto
-
-    if len(value.edges) != len(value.counts) + 1:
-        raise ValueError(
-            f"a histogram of {len(value.counts)} bins needs one more edge, got {len(value.edges)}"
-        )
-    filled = np.flatnonzero(value.counts)
-    if not len(filled):
-        return HistogramProto(
-            min=0.0, max=0.0, num=0.0, sum=0.0, sum_squares=0.0, bucket_limit=[0.0], bucket=[0.0]
-        )
-    first, last = int(filled[0]), int(filled[-1])
-    low, high = value.minimum, value.maximum
-    if low == high:  # a bin without width is not drawn
-        low, high = _finite(value.edges[first], low), _finite(value.edges[last + 1], high)
-    limits = [float(edge) for edge in value.edges[first + 1 : last + 1]] + [
-        max(high, float(value.edges[last]))
-    ]
-    return HistogramProto(
-        min=low,
-        max=high,
-        num=float(value.count),
-        sum=value.total,
-        sum_squares=value.total_squares,
-        bucket_limit=limits,
-        bucket=[float(count) for count in value.counts[first : last + 1]],
-    )
-
-
-def _finite(edge: float, otherwise: float) -> float:
-    return float(edge) if math.isfinite(edge) else otherwise
