@@ -16,7 +16,9 @@ from hjepa_dist_metrics.metrics import (
     HierarchicalLoss as HierarchicalLoss,
     LearningRate as LearningRate,
     MetricCollection as MetricCollection,
+    ReplicatedScalars as ReplicatedScalars,
     Throughput as Throughput,
+    WeightedMean as WeightedMean,
 )
 from hjepa_dist_metrics.monitor import (
     Alert as Alert,

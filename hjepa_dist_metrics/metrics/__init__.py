@@ -6,4 +6,8 @@ from hjepa_dist_metrics.metrics.collapse import Collapse as Collapse
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.loss import HierarchicalLoss as HierarchicalLoss
+from hjepa_dist_metrics.metrics.scalars import (
+    ReplicatedScalars as ReplicatedScalars,
+    WeightedMean as WeightedMean,
+)
 from hjepa_dist_metrics.metrics.throughput import Throughput as Throughput

@@ -24,8 +24,8 @@ class Collapse(DistributedMetric):
 
     Everything is measured on unit rows x / |x|. Exact over all rows: `collapse/mean_std_per_dim`,
     `min_std_per_dim`, `effective_rank`, `mean_similarity`, `num_samples` and `nonfinite` (rows),
-    `is_constant`. From a uniform sample of `sample` rows over all ranks: `max_similarity`, `similarity_histogram`. With a name the tags
-    read `collapse/{name}_effective_rank` and so on.
+    `is_constant`. From a uniform sample of `sample` rows over all ranks: `max_similarity`,
+    `similarity_histogram`. With a name the tags read `collapse/{name}_effective_rank` and so on.
     """
 
     def __init__(

@@ -16,13 +16,17 @@ from hjepa_dist_metrics.metrics import (
     HierarchicalLoss,
     LearningRate,
     MetricCollection,
+    ReplicatedScalars,
     Throughput,
+    WeightedMean,
 )
 
 M = TypeVar("M", bound=DistributedMetric)
 
 # The cadence family of each metric; names that start alike share one.
 _REPRESENTATIONS = "collapse"
+# Metrics of this family are logged by `end_epoch`.
+EPOCH = "epoch"
 
 
 class MetricFamilies:
@@ -44,8 +48,11 @@ class MetricFamilies:
 
     def family(self, name: str) -> str:
         """Return the cadence family of a metric."""
-        default = "representations" if name.startswith(_REPRESENTATIONS) else "scalars"
-        return self._custom.get(name, default)
+        if name in self._custom:
+            return self._custom[name]
+        if name.startswith(EPOCH):
+            return EPOCH
+        return "representations" if name.startswith(_REPRESENTATIONS) else "scalars"
 
     def add(self, name: str, metric: DistributedMetric, family: str) -> None:
         """Add a user's metric under a cadence family."""
@@ -74,6 +81,14 @@ class MetricFamilies:
     def loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         """Return the loss metric for the keys of the first step's losses."""
         return self._ensure("loss", HierarchicalLoss, lambda: self._make_loss(losses))
+
+    def epoch_loss(self) -> WeightedMean:
+        """Return the mean loss of the epoch under way."""
+        return self._ensure(f"{EPOCH}_loss", WeightedMean, lambda: WeightedMean("train_epoch/loss"))
+
+    def scalars(self, tags: Iterable[str]) -> ReplicatedScalars:
+        """Return the metric of numbers that every rank has alike."""
+        return self._ensure("scalars", ReplicatedScalars, lambda: ReplicatedScalars(list(tags)))
 
     def collapse(self, name: str | None, features: Tensor) -> Collapse:
         """Return the collapse metric of a stream of features."""

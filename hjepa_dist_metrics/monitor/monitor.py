@@ -22,7 +22,7 @@ from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.merging import Merged
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, collapse_rule, nonfinite_rule
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
-from hjepa_dist_metrics.monitor.families import MetricFamilies
+from hjepa_dist_metrics.monitor.families import EPOCH, MetricFamilies
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
 from hjepa_dist_metrics.monitor.phases import PhaseClock
 from hjepa_dist_metrics.values import Scalar, Value
@@ -60,6 +60,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.config: LoggingConfig = from_mapping(config)
         self.context = context or ProcessContext.current()
         self.step_number = start_step
+        self.first: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self.run_name = agree_on_run_name(self.config, self.context, resume)
         self.families = MetricFamilies(
@@ -133,24 +134,33 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         features: Streams | None = None,
         valid: Streams | None = None,
         ids: Tensor | None = None,
+        scalars: Mapping[str, Any] | None = None,
     ) -> None:
         """Record one optimizer step of this rank, and sync and write what is due.
 
         `samples` is this rank's number of samples; `losses` are means over `count` samples or tokens of this
         rank (`samples` by default): a mapping with "loss", "loss_h0", ..., or the loss alone. `features` are
         one stream [N, D] or [B, N, D] or several by name, used on steps that log representations; `valid`
-        and `ids` as in `Collapse.update`. Raises the errors of syncs: `DesyncError` where ranks disagree.
+        and `ids` as in `Collapse.update`. `scalars` are numbers that every rank has alike, by tag. Raises
+        the errors of syncs: `DesyncError` where ranks disagree.
         """
         begun = time.perf_counter()
         self.families.collection.raise_errors()
         self._observe(lambda: self._observe_step(samples, losses, count, tokens, begun))
+        if scalars is not None:
+            self._observe(lambda: self.families.scalars(scalars).update(scalars))
         if features is not None and self._is_due("representations", self.step_number):
             self._observe(lambda: self._observe_features(features, valid, ids))
         due = [family for family, every in self._cadences.items() if every.due(self.step_number)]
         if due:
-            self._log(self.families.names(due))
+            self._log(self.families.names(due), self.step_number)
         self.step_number += 1
         self._own_seconds += time.perf_counter() - begun
+
+    def end_epoch(self) -> None:
+        """Sync and write what is logged once an epoch: `train_epoch/loss`. A collective call."""
+        if names := self.families.names([EPOCH]):
+            self._log(names, max(self.step_number - 1, 0))
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -239,7 +249,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.families.learning_rate(self.optimizer).update()
         if losses is not None:
             named = losses if isinstance(losses, Mapping) else {"loss": losses}
-            self.families.loss(named).update(named, samples if count is None else count)
+            counts = samples if count is None else count
+            self.families.loss(named).update(named, counts)
+            self.families.epoch_loss().update(named["loss"], _total_count(counts))
 
     def _observe_features(self, features: Streams, valid: Streams | None, ids: Tensor | None) -> None:
         streams = {None: features} if isinstance(features, Tensor) else dict(features)
@@ -249,8 +261,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
                 raise ConfigError("valid masks by name go with features by name")
             self.families.collapse(name, tensor).update(tensor, mask, ids)
 
-    def _log(self, names: list[str]) -> None:
-        collection, step = self.families.collection, self.step_number
+    def _log(self, names: list[str], step: int) -> None:
+        collection = self.families.collection
 
         def finish(metrics: Mapping[str, DistributedMetric], merged: Merged) -> dict[str, Value]:
             values = apply_formulas(metrics, merged)
@@ -291,6 +303,15 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         return {tag: Scalar(value) for tag, value in self.alert_book.scalars().items()}
 
     def _write(self, step: int, values: Mapping[str, Value]) -> None:
+        numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
         with self._lock:
-            self.latest |= {tag: v.value for tag, v in values.items() if isinstance(v, Scalar)}
+            self.latest |= numbers
+            self.first = numbers | self.first
         self._sink.write(step, values)
+
+
+def _total_count(count: Any) -> Any:
+    """Return the count behind the total loss: the whole, or the sum over levels."""
+    if not isinstance(count, Mapping):
+        return count
+    return count["loss"] if "loss" in count else sum(count.values())

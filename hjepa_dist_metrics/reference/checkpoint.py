@@ -1,0 +1,38 @@
+"""Checkpoints of a run: one file, written whole or not at all, readable at any world size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hjepa_dist_metrics import ConfigError
+
+_NAME = "step_{:08d}.pt"
+
+
+def save(directory: str | Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `state` as the checkpoint of `step`; a kill while writing leaves the older ones intact."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _NAME.format(step)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+    return path
+
+
+def newest(directory: str | Path) -> Path | None:
+    """Return the checkpoint of the latest step, or None."""
+    found = sorted(Path(directory).glob(_NAME.format(0).replace("00000000", "*")))
+    return found[-1] if found else None
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint; ConfigError where the file is not one."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"cannot read the checkpoint {path}: {error}") from error
+    return state

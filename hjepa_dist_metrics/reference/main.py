@@ -1,0 +1,40 @@
+"""The training command: parse, join the job, train, show; one line and a non-zero exit for bad input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hjepa_dist_metrics import MetricsError
+from hjepa_dist_metrics.reference.arguments import RunConfig, parse
+from hjepa_dist_metrics.reference.hjepa.workload import HJEPAWorkload
+from hjepa_dist_metrics.reference.launch import process
+from hjepa_dist_metrics.reference.progress import progress_bar
+from hjepa_dist_metrics.reference.summary import show
+from hjepa_dist_metrics.reference.trainer import Outcome, Trainer
+
+EXIT_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        train(parse(sys.argv[1:] if arguments is None else arguments))
+    except MetricsError as error:
+        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+        print(f"{rank}train.py: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def train(config: RunConfig) -> Outcome:
+    """Train the configured workload on this process and show the result on the main one."""
+    with process() as context:
+        workload = HJEPAWorkload(config.model, config.data, config.training, context)
+        trainer = Trainer(workload, config.training, config.logging, context)
+        with progress_bar(show=context.is_main) as progress:
+            outcome = trainer.run(progress)
+        if context.is_main:
+            show(outcome, config.logging, config.model.embed_dim)
+        return outcome

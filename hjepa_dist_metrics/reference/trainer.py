@@ -1,0 +1,194 @@
+"""The training loop that all reference workloads share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hjepa_dist_metrics import LoggingConfig, ProcessContext, TrainingMonitor
+from hjepa_dist_metrics.reference import checkpoint
+from hjepa_dist_metrics.reference.hjepa.config import TrainingConfig
+from hjepa_dist_metrics.reference.schedule import learning_rate
+from hjepa_dist_metrics.reference.workload import MicroStep, Workload
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass
+class Outcome:
+    """Hold what a run ended with: first and last values by tag, the steps done, and where the files are."""
+
+    first: dict[str, float]
+    latest: dict[str, float]
+    steps: int
+    run_name: str
+    alerts: list[str]
+    failures: list[str]
+
+
+class Trainer:
+    """Train a workload on this process's share of every batch."""
+
+    def __init__(
+        self, workload: Workload, training: TrainingConfig, logging: LoggingConfig, context: ProcessContext
+    ) -> None:
+        self.workload, self.training, self.logging, self.context = workload, training, logging, context
+        self.total_steps = training.epochs * workload.steps_per_epoch
+        self.last_step = min(self.total_steps, training.max_steps or self.total_steps)
+        self.optimizer = torch.optim.AdamW(workload.parameter_groups(), lr=training.learning_rate)
+        self.start_step = 0
+        self._saved: dict[str, Any] | None = None
+        if training.resume:
+            self._restore()
+        self.model = self._wrap(workload.model)
+
+    def run(self, progress: Progress = lambda step, total, latest: None) -> Outcome:
+        """Train from the start step to the last one; `progress` is called after every step."""
+        with TrainingMonitor(
+            self.model,
+            self.optimizer,
+            self.logging,
+            context=self.context,
+            level_weights=self.workload.level_weights,
+            start_step=self.start_step,
+            steps_per_epoch=self.workload.steps_per_epoch,
+            resume=self._saved is not None,
+        ) as monitor:
+            if self._saved is not None:
+                monitor.load_state_dict(self._saved["monitor"])
+            else:
+                self._evaluate(monitor, 0)
+            per_epoch = self.workload.steps_per_epoch
+            for epoch in range(self.start_step // per_epoch, self.training.epochs):
+                if monitor.step_number >= self.last_step:
+                    break
+                self._epoch(monitor, epoch, progress)
+            monitor.flush()
+            return self._outcome(monitor)
+
+    def _epoch(self, monitor: TrainingMonitor, epoch: int, progress: Progress) -> None:
+        per_epoch = self.workload.steps_per_epoch
+        batches = iter(monitor.batches(self.workload.batches(epoch, monitor.step_number - epoch * per_epoch)))
+        while monitor.step_number < min((epoch + 1) * per_epoch, self.last_step):
+            self._step(monitor, batches, epoch)
+            progress(monitor.step_number, self.last_step, monitor.latest)
+        monitor.end_epoch()
+        over = monitor.step_number >= self.last_step
+        if over or self._every(epoch, self.training.probe_every_epochs):
+            self._evaluate(monitor, monitor.step_number - 1)
+        saves = over or self._every(epoch, self.training.checkpoint_every_epochs)
+        if self.training.checkpoint_dir and saves:
+            self._save(monitor, self.training.checkpoint_dir)
+
+    def _step(self, monitor: TrainingMonitor, batches: Iterable[Any], epoch: int) -> None:
+        """Take one optimizer step: forward and backward for every micro-batch, clip, step, record."""
+        rate = learning_rate(
+            monitor.step_number,
+            self.total_steps,
+            self.training.learning_rate,
+            self.training.min_learning_rate,
+            self.training.warmup_fraction,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        count = self.training.accumulation_steps
+        micro = [self._micro_step(monitor, next(iter(batches)), epoch, i == count - 1) for i in range(count)]
+        monitor.clip_grad_norm_(self.training.clip_grad)
+        with monitor.optimizer_step():
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        monitor.step(
+            samples=sum(result.samples for result in micro),
+            losses=_mean_losses(micro),
+            tokens=sum(result.tokens for result in micro),
+            scalars=self.workload.after_step(monitor.step_number),
+            **micro[-1].observations,
+        )
+
+    def _micro_step(self, monitor: TrainingMonitor, batch: Any, epoch: int, last: bool) -> MicroStep:
+        with nullcontext() if last else self._no_sync():
+            with monitor.forward(), self._autocast():
+                result = self.workload.forward(self.model, batch, epoch)
+            with monitor.backward():
+                (result.loss / self.training.accumulation_steps).backward()  # type: ignore[no-untyped-call]
+        return result
+
+    def _evaluate(self, monitor: TrainingMonitor, step: int) -> None:
+        with monitor.pause():
+            monitor.log(self.workload.evaluate(), step)
+
+    def _outcome(self, monitor: TrainingMonitor) -> Outcome:
+        return Outcome(
+            dict(monitor.first),
+            dict(monitor.latest),
+            monitor.step_number,
+            monitor.run_name,
+            [str(alert) for alert in monitor.alerts],
+            monitor.failures,
+        )
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        wrapped = model
+        if self.training.compile:
+            wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+        if self.context.world_size == 1:
+            return wrapped
+        device_ids = [self.context.device.index] if self.context.device.type == "cuda" else None
+        return DistributedDataParallel(wrapped, device_ids=device_ids, broadcast_buffers=False)
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Keep gradients local until the last micro-step."""
+        if isinstance(self.model, DistributedDataParallel):
+            context: AbstractContextManager[None] = self.model.no_sync()
+            return context
+        return nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self._bf16())
+
+    def _bf16(self) -> bool:
+        """Return whether to run in bf16: as configured, as the launcher says, or where a GPU has it."""
+        if self.training.precision != "auto":
+            return self.training.precision == "bf16"
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+        if asked:
+            return asked == "bf16"
+        return self.context.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    @staticmethod
+    def _every(epoch: int, epochs: int) -> bool:
+        return epochs > 0 and (epoch + 1) % epochs == 0
+
+    def _save(self, monitor: TrainingMonitor, directory: str) -> None:
+        with monitor.pause():
+            state = {"monitor": monitor.state_dict()}  # on every rank: it merges over them
+            monitor.flush()
+            if self.context.is_main:
+                state["model"] = self.workload.model.state_dict()
+                state["optimizer"] = self.optimizer.state_dict()
+                checkpoint.save(directory, monitor.step_number, state)
+
+    def _restore(self) -> None:
+        path = checkpoint.newest(self.training.checkpoint_dir or "")
+        if path is None:
+            return
+        self._saved = checkpoint.load(path, self.context.device)
+        self.workload.model.load_state_dict(self._saved["model"])
+        self.optimizer.load_state_dict(self._saved["optimizer"])
+        self.start_step = int(self._saved["monitor"]["step_number"])
+
+
+def _mean_losses(micro: list[MicroStep]) -> dict[str, Tensor]:
+    """Return the micro-steps' losses averaged over their samples."""
+    total = sum(result.samples for result in micro)
+    return {
+        name: torch.stack([result.losses[name] * (result.samples / total) for result in micro]).sum()
+        for name in micro[0].losses
+    }
