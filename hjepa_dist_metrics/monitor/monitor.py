@@ -25,6 +25,7 @@ from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.families import EPOCH, MetricFamilies
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
 from hjepa_dist_metrics.monitor.phases import PhaseClock
+from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.values import Scalar, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.monitor")
@@ -32,6 +33,8 @@ logger = logging.getLogger("hjepa_dist_metrics.monitor")
 B = TypeVar("B")
 Streams = Tensor | Mapping[str, Tensor]
 
+# What TensorBoard's table of runs shows beside their settings.
+COMPARED = ("loss/total", "collapse/effective_rank", "val/knn_accuracy", "performance/samples_per_second")
 # The quick reference's short names for numbers that have a longer one.
 SHORT_NAMES = {"loss/total": "train/loss", "learning_rate/base_lr": "train/lr"}
 
@@ -42,6 +45,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     `config` is a `LoggingConfig`, a mapping with its keys, or a whole run's configuration with a section
     `logging`. `step` 0 is the first optimizer step, or `start_step` in a resumed run, which goes on with the
     same files where `resume` is true. `level_weights` are the objective's weights of its hierarchy levels.
+    `hparams` are settings by name, for TensorBoard's table that compares runs.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         start_step: int = 0,
         steps_per_epoch: int | None = None,
         resume: bool = False,
+        hparams: Mapping[str, HParam] | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.config: LoggingConfig = from_mapping(config)
@@ -67,7 +72,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout), level_weights
         )
         self.alert_book = AlertBook(self.config.alerts, {})
-        self._sink = open_output(self.config, self.context, self.run_name, start_step)
+        num_levels = None if self.families.level_weights is None else len(self.families.level_weights)
+        self._sink = open_output(self.config, self.context, self.run_name, start_step, num_levels)
+        self._sink.write_hparams(hparams or {}, COMPARED)
         self._cadences = self.config.cadences(steps_per_epoch).every()
         self._phases = PhaseClock(self.context.device)
         self._lock = threading.Lock()
@@ -160,14 +167,22 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     def end_epoch(self) -> None:
         """Sync and write what is logged once an epoch: `train_epoch/loss`. A collective call."""
         if names := self.families.names([EPOCH]):
-            self._log(names, max(self.step_number - 1, 0))
+            self._log(names, self.last_step)
 
     # -- writing ---------------------------------------------------------------------------------------
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Write values that are the job's already (a probe's accuracy): numbers or values by tag."""
+        """Write values that are the job's already, a probe's accuracy for instance: numbers or values by tag.
+
+        They are written at the last finished step by default.
+        """
         ready = {tag: as_value(value) for tag, value in values.items()}
-        self._write(self.step_number if step is None else step, ready)
+        self._write(self.last_step if step is None else step, ready)
+
+    @property
+    def last_step(self) -> int:
+        """Return the number of the last finished step; 0 before the first."""
+        return max(self.step_number - 1, 0)
 
     @property
     def alerts(self) -> list[Alert]:
@@ -197,6 +212,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._sink.write_status(error is None)
         if error is None:
             self.close()
         else:

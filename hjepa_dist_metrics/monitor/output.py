@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from hjepa_dist_metrics.dashboards import load_dashboards
 from hjepa_dist_metrics.distributed import ProcessContext, broadcast_object
 from hjepa_dist_metrics.monitor.config import LoggingConfig
 from hjepa_dist_metrics.sinks import (
     BackgroundSink,
+    HParam,
     JsonlSink,
     Sink,
     SinkGroup,
@@ -28,12 +29,20 @@ class NullSink:
     def write(self, step: int, values: Mapping[str, Value], wall_time: float | None = None) -> None:
         """Drop the values."""
 
+    def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
+        """Drop the settings."""
+
+    def write_status(self, success: bool) -> None:
+        """Drop the end."""
+
     def flush(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""
 
+
+_DEFAULT_LEVELS = 3
 
 Output = BackgroundSink | NullSink
 
@@ -46,8 +55,18 @@ def agree_on_run_name(config: LoggingConfig, context: ProcessContext, resume: bo
     return broadcast_object(claimed, context) or config.experiment_name
 
 
-def open_output(config: LoggingConfig, context: ProcessContext, run_name: str, start_step: int) -> Output:
-    """Open the configured sinks on the main process, behind a writing thread; a null sink elsewhere."""
+def open_output(
+    config: LoggingConfig,
+    context: ProcessContext,
+    run_name: str,
+    start_step: int,
+    num_levels: int | None = None,
+) -> Output:
+    """Open the configured sinks on the main process, behind a writing thread; a null sink elsewhere.
+
+    Dashboards are read on every rank, so that a wrong name is the same ConfigError everywhere.
+    """
+    layout = load_dashboards(config.dashboards, num_levels or _DEFAULT_LEVELS)
     if not context.is_main:
         return NullSink()
     factories: dict[str, Callable[[], Sink]] = {}
@@ -57,7 +76,7 @@ def open_output(config: LoggingConfig, context: ProcessContext, run_name: str, s
             directory,
             start_step=start_step,
             flush_secs=config.tensorboard.flush_secs,
-            layout=load_dashboards(config.dashboards),
+            layout=layout,
         )
     if config.jsonl.enabled:
         path = jsonl_path(config.log_dir, run_name)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from hjepa_dist_metrics import ConfigError, LoggingConfig, MissingExtraError
 from hjepa_dist_metrics.reference.hjepa.config import DataConfig, ModelConfig, TrainingConfig
+from hjepa_dist_metrics.sinks import HParam
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -23,6 +24,11 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def settings(self) -> dict[str, HParam]:
+        """Return the settings of model, data and training by dotted name."""
+        sections = {name: asdict(getattr(self, name)) for name in ("model", "data", "training")}
+        return dict(_flatten(sections))
 
 
 _SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig, "logging": LoggingConfig}
@@ -52,6 +58,14 @@ def parse(arguments: Sequence[str], program: str = "train.py") -> RunConfig:
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_one_line(str(error), parser)) from error
     return RunConfig(**{name: sections[name] for name in _SECTIONS})
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, HParam]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _parser(program: str) -> ArgumentParser:

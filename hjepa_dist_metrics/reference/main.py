@@ -32,7 +32,7 @@ def train(config: RunConfig) -> Outcome:
     """Train the configured workload on this process and show the result on the main one."""
     with process() as context:
         workload = HJEPAWorkload(config.model, config.data, config.training, context)
-        trainer = Trainer(workload, config.training, config.logging, context)
+        trainer = Trainer(workload, config.training, config.logging, context, config.settings())
         with progress_bar(show=context.is_main) as progress:
             outcome = trainer.run(progress)
         if context.is_main:

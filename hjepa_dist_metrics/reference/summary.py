@@ -7,32 +7,30 @@ from collections.abc import Iterator
 from hjepa_dist_metrics import LoggingConfig, catalog
 from hjepa_dist_metrics.reference.trainer import Outcome
 
-Row = tuple[str, str, str]
+Row = tuple[str, str, str, str]
 
 
 def rows(outcome: Outcome, dim: int) -> Iterator[Row]:
-    """Yield (quantity, start, end) for the quantities that the run measured; `dim` is the feature width."""
+    """Yield (quantity, start, end, baseline) for what the run measured; `dim` is the feature width."""
     first, latest = outcome.first, outcome.latest
     for tag in sorted(latest):
         if tag == "loss/total" or (tag.startswith("loss/h") and tag[6:].isdigit()):
-            yield tag, _number(first[tag]), _number(latest[tag])
+            yield tag, f"{first[tag]:.4f}", f"{latest[tag]:.4f}", ""
     if "collapse/effective_rank" in latest:
         count = int(latest["collapse/num_samples"])
-        best = catalog.best_rank(dim, count)
         limits = catalog.effective_rank_limits(dim, count)
-        baseline = f"(at best {best:.0f}, suspicious below {limits.warn:.0f})"
-        end = f"{latest['collapse/effective_rank']:.1f} {baseline}"
-        yield "effective rank", f"{first['collapse/effective_rank']:.1f}", end
+        start, end = (f"{values['collapse/effective_rank']:.1f}" for values in (first, latest))
+        yield "effective rank", start, end, f"{limits.warn:.0f} of {catalog.best_rank(dim, count):.0f}"
     if "val/knn_accuracy" in latest:
         start, end = (f"{100 * values['val/knn_accuracy']:.1f} %" for values in (first, latest))
-        yield "kNN accuracy", start, end
+        yield "kNN accuracy", start, end, f"{start} untrained"
     if "gradient/clipping_percentage" in latest:
-        yield "clipped steps", "", f"{latest['gradient/clipping_percentage']:.1f} %"
+        yield "clipped steps", "", f"{latest['gradient/clipping_percentage']:.1f} %", ""
     if "performance/samples_per_second" in latest:
         speed = latest["performance/samples_per_second"]
-        yield "samples per second, whole job", "", f"{speed:.0f}"
-    yield "optimizer steps", "", str(outcome.steps)
-    yield "alerts", "", "; ".join(outcome.alerts) or "none"
+        yield "samples/s, whole job", "", f"{speed:.0f}", ""
+    yield "optimizer steps", "", str(outcome.steps), ""
+    yield "alerts", "", str(len(outcome.alerts)) if outcome.alerts else "none", ""
 
 
 def show(outcome: Outcome, logging: LoggingConfig, dim: int) -> None:
@@ -42,18 +40,14 @@ def show(outcome: Outcome, logging: LoggingConfig, dim: int) -> None:
 
     console = Console(highlight=False)
     table = Table(title=f"Run {outcome.run_name}")
-    for column in ("", "start", "end"):
+    for column in ("", "start", "end", "baseline"):
         table.add_column(column)
     for row in rows(outcome, dim):
         table.add_row(*row)
     console.print(table)
-    for failure in outcome.failures:
-        console.print(failure, soft_wrap=True)
+    for line in (*outcome.alerts, *outcome.failures):
+        console.print(line, soft_wrap=True)
     if logging.tensorboard.enabled:
         folder = f"{logging.log_dir}/tensorboard"
         console.print(f"Event files: {folder}/{outcome.run_name}", soft_wrap=True)
         console.print(f"Open them:   tensorboard --logdir {folder}", soft_wrap=True)
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}"

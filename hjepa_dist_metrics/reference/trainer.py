@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,11 @@ from hjepa_dist_metrics.reference import checkpoint
 from hjepa_dist_metrics.reference.hjepa.config import TrainingConfig
 from hjepa_dist_metrics.reference.schedule import learning_rate
 from hjepa_dist_metrics.reference.workload import MicroStep, Workload
+from hjepa_dist_metrics.sinks import HParam
+
+# Buffers are constants here: nothing to send before each forward pass. Newer torch renamed the option.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+_KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
@@ -37,9 +43,15 @@ class Trainer:
     """Train a workload on this process's share of every batch."""
 
     def __init__(
-        self, workload: Workload, training: TrainingConfig, logging: LoggingConfig, context: ProcessContext
+        self,
+        workload: Workload,
+        training: TrainingConfig,
+        logging: LoggingConfig,
+        context: ProcessContext,
+        hparams: Mapping[str, HParam] | None = None,
     ) -> None:
         self.workload, self.training, self.logging, self.context = workload, training, logging, context
+        self.hparams = hparams
         self.total_steps = training.epochs * workload.steps_per_epoch
         self.last_step = min(self.total_steps, training.max_steps or self.total_steps)
         self.optimizer = torch.optim.AdamW(workload.parameter_groups(), lr=training.learning_rate)
@@ -60,6 +72,7 @@ class Trainer:
             start_step=self.start_step,
             steps_per_epoch=self.workload.steps_per_epoch,
             resume=self._saved is not None,
+            hparams=self.hparams,
         ) as monitor:
             if self._saved is not None:
                 monitor.load_state_dict(self._saved["monitor"])
@@ -82,7 +95,7 @@ class Trainer:
         monitor.end_epoch()
         over = monitor.step_number >= self.last_step
         if over or self._every(epoch, self.training.probe_every_epochs):
-            self._evaluate(monitor, monitor.step_number - 1)
+            self._evaluate(monitor, monitor.last_step)
         saves = over or self._every(epoch, self.training.checkpoint_every_epochs)
         if self.training.checkpoint_dir and saves:
             self._save(monitor, self.training.checkpoint_dir)
@@ -141,7 +154,7 @@ class Trainer:
         if self.context.world_size == 1:
             return wrapped
         device_ids = [self.context.device.index] if self.context.device.type == "cuda" else None
-        return DistributedDataParallel(wrapped, device_ids=device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(wrapped, device_ids=device_ids, **_KEEP_BUFFERS)
 
     def _no_sync(self) -> AbstractContextManager[None]:
         """Keep gradients local until the last micro-step."""
