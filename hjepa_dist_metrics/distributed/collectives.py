@@ -1,117 +1,33 @@
-"""The only place that calls torch.distributed collectives.
+"""What the rest of the package may ask of other ranks.
 
-Metrics use a private gloo group (`open_channel`): it has its own timeout, its operations can never
-interleave with the training's, and when it breaks the training's group does not. Training code uses the
-job's own group through the few functions at the end.
+This layer is the only place that calls torch.distributed collectives. Metrics go through the private channel
+of `open_channel`; training code uses the job's own group through the other functions.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
-from hjepa_dist_metrics.distributed.channel import (
-    ArrivalBoard,
-    Channel,
-    LocalChannel,
-    board_prefix,
-    timeout_error,
-)
+from hjepa_dist_metrics.distributed.channel import Channel, LocalChannel
 from hjepa_dist_metrics.distributed.context import ProcessContext
-from hjepa_dist_metrics.errors import MetricsError
+from hjepa_dist_metrics.distributed.group_channel import group_channel
 
 T = TypeVar("T")
 
-_channels: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, GroupChannel]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-class GroupChannel:
-    """Exchange host tensors over a private process group; name the ranks that fail to show up."""
-
-    def __init__(self, group: dist.ProcessGroup, board: ArrivalBoard) -> None:
-        self.group = group
-        self.board = board
-        self.rank = board.rank
-        self.world_size = len(board.ranks)
-        self._started = board.clock()
-        self._broken: MetricsError | None = None
-
-    def begin(self) -> None:
-        """Post this rank's arrival, so that the others can tell who is missing."""
-        if self._broken is not None:
-            raise self._broken
-        self._started = self.board.clock()
-        self._guard(self.board.arrive)
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Gather equally sized tensors; see `Channel`."""
-        out = tensor.new_empty((self.world_size, tensor.numel()))
-        self._guard(lambda: dist.all_gather(list(out.unbind(0)), tensor.contiguous(), group=self.group))
-        return out
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks in place; see `Channel`."""
-        self._guard(lambda: dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group))
-        return tensor
-
-    def _guard(self, operation: Callable[[], Any]) -> None:
-        if self._broken is not None:
-            raise self._broken
-        try:
-            operation()
-        except (RuntimeError, ValueError) as error:
-            self._broken = self.board.explain(error, self._started)
-            raise self._broken from None
-
 
 def open_channel(context: ProcessContext, timeout: float) -> Channel:
-    """Return the channel of a context, opening it on the first call.
+    """Return the channel of a context. The ranks connect at their first sync over it.
 
-    Opening is collective: every rank of the group does it at its first sync. Ranks that do not come within
-    `timeout` seconds are named in a `SyncTimeoutError`.
+    `timeout` is how many seconds a sync waits for a rank that does not come.
     """
     if context.channel is not None:
         return context.channel
     if context.world_size == 1:
         return LocalChannel()
-    parent = context.group or dist.group.WORLD
-    assert parent is not None
-    opened = _channels.setdefault(parent, {})
-    if timeout not in opened:
-        opened[timeout] = _open_group_channel(parent, timeout, generation=len(opened))
-    return opened[timeout]
-
-
-def _open_group_channel(parent: dist.ProcessGroup, timeout: float, generation: int) -> GroupChannel:
-    ranks = tuple(dist.get_process_group_ranks(parent))
-    store = dist.distributed_c10d._get_default_store()
-    prefix = board_prefix(ranks, timeout, generation)
-    board = ArrivalBoard(store, prefix, ranks, dist.get_rank(parent), timeout)
-    board.arrive()
-    missing = board.wait(board.clock() + timeout)
-    if missing:
-        raise timeout_error(missing, board.arrived, timeout)
-    group = dist.new_group(
-        ranks=list(ranks),
-        backend=_host_backend(parent),
-        timeout=timedelta(seconds=timeout),
-        use_local_synchronization=True,
-    )
-    assert group is not None
-    return GroupChannel(group, board)
-
-
-def _host_backend(parent: dist.ProcessGroup) -> str:
-    """Return gloo, or the parent's own backend where that is a simulated one on host memory."""
-    name = dist.get_backend(parent)
-    return name if name in ("threaded", "fake") else "gloo"
+    return group_channel(context.group, timeout)
 
 
 def all_reduce_sum(tensor: Tensor, context: ProcessContext) -> Tensor:

@@ -59,7 +59,8 @@ class DistributedMetric(ABC):
 
     def add_state(self, name: str, state: State) -> None:
         """Keep `state` under `name`; it is reachable as `self.<name>`."""
-        if not name.isidentifier() or hasattr(type(self), name):
+        taken = hasattr(type(self), name) or name in self.__dict__ or name in self._states
+        if taken or not name.isidentifier():
             raise ConfigError(f"{type(self).__name__} cannot name a state {name!r}: pick another identifier")
         self._states[name] = state
 
@@ -87,13 +88,16 @@ class DistributedMetric(ABC):
 
         A collective call. The local states stay as they are. On a process outside the group it returns {}.
         """
-        merged = self._merge_over_ranks()
-        return {} if merged is None else {tag: as_value(v) for tag, v in self.compute_from(merged).items()}
-
-    def _merge_over_ranks(self) -> dict[str, State] | None:
+        context = ProcessContext.current()
+        if not context.is_member:
+            return {}
         name = type(self).__name__
-        job = self._merger.job({name: self}, ProcessContext.current(), DEFAULT_SYNC_TIMEOUT)
-        return None if job is None else job().get(name, {})
+        return self._merger.merge(
+            {name: self},
+            context,
+            DEFAULT_SYNC_TIMEOUT,
+            lambda merged: {tag: as_value(v) for tag, v in self.compute_from(merged.get(name, {})).items()},
+        )
 
     def merge(self, other: DistributedMetric) -> Self:
         """Take in what `other`, a metric of the same kind, has seen; return self. `other` stays as it is."""
@@ -109,23 +113,39 @@ class DistributedMetric(ABC):
         self.failure = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what all ranks have seen, merged. A collective call."""
-        merged = self._merge_over_ranks() or {}
-        return {name: state.pack() for name, state in merged.items()}
+        """Return what all ranks have seen, merged. A collective call; {} on a process outside the group."""
+        context = ProcessContext.current()
+        if not context.is_member:
+            return {}
+        name = type(self).__name__
+        return self._merger.merge(
+            {name: self}, context, DEFAULT_SYNC_TIMEOUT, lambda merged: pack_states(merged.get(name, {}))
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`, at any world size: the main rank takes it, the others start empty."""
-        self.load_states(state, holder=ProcessContext.current().rank == 0)
+        """Continue from `state_dict`, at any world size: the first rank takes it, the others start empty."""
+        context = ProcessContext.current()
+        if context.is_member:
+            self.load_states(state, holder=context.rank == 0)
 
     def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
         """Replace the states by the packed ones where `holder`, by empty ones elsewhere."""
-        if set(packed) != set(self._states):
-            raise ConfigError(
-                f"{type(self).__name__} has the states {sorted(self._states)}, the saved one {sorted(packed)}"
-            )
+        mine = {name: state.signature for name, state in self._states.items()}
+        saved = {name: tensors["signature"] for name, tensors in packed.items()}
+        if mine != saved:
+            raise ConfigError(f"{type(self).__name__} has the states {mine}, the saved one {saved}")
         self.reset()
         if holder:
-            self._states = {name: s.unpack(packed[name]) for name, s in self._states.items()}
+            self._states = {name: s.unpack(_tensors(packed[name])) for name, s in self._states.items()}
+
+
+def pack_states(states: Mapping[str, State]) -> dict[str, dict[str, Any]]:
+    """Return each state's tensors and, to be checked when they are loaded, its signature."""
+    return {name: {"signature": state.signature, **state.pack()} for name, state in states.items()}
+
+
+def _tensors(packed: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in packed.items() if name != "signature"}
 
 
 def _guarded(update: Callable[..., None]) -> Callable[..., None]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.base import DistributedMetric, as_value
-from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merged, Merger
-from hjepa_dist_metrics.sync import SyncHandle, SyncReport, SyncThread
+from hjepa_dist_metrics.metrics.base import DistributedMetric, as_value, pack_states
+from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merged, Merger, drain
+from hjepa_dist_metrics.sync import SyncHandle, SyncReport
 from hjepa_dist_metrics.values import Value
 
 Formulas = Callable[[Mapping[str, DistributedMetric], Merged], Any]
-_thread = SyncThread()
 
 
 class MetricCollection(Mapping[str, DistributedMetric]):
@@ -75,27 +75,32 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         metrics and their merged states, and what it returns is the result.
         """
         self.raise_errors()
-        job = self._job(formulas or apply_formulas, names)
-        # Behind syncs that are still under way, so that every rank runs its collectives in the same order.
-        return _thread.submit(job).result() if _thread.busy else job()
+        if not self.context.is_member:
+            return {}
+        metrics, then = self._select(formulas or apply_formulas, names)
+        return self._merger.merge(metrics, self.context, self.sync_timeout, then)
 
     def compute_async(
         self, formulas: Formulas | None = None, names: Sequence[str] | None = None
     ) -> SyncHandle[Any]:
         """Take a snapshot and merge it in the background; the handle gives what `compute` would.
 
-        Several may be under way. An error that nobody has fetched is raised by the next call.
+        Several may be under way. An error that nobody has fetched is raised by the next call. `formulas`
+        runs on the sync's thread.
         """
         self.raise_errors()
-        handle = SyncHandle(_thread.submit(self._job(formulas or apply_formulas, names)))
+        if not self.context.is_member:
+            return SyncHandle(_completed({}))
+        metrics, then = self._select(formulas or apply_formulas, names)
+        future = self._merger.merge_async(metrics, self.context, self.sync_timeout, then)
+        handle: SyncHandle[Any] = SyncHandle(future)
         self._handles.append(handle)
         return handle
 
     def raise_errors(self) -> None:
         """Raise the error of a background sync that failed and whose handle was not asked."""
-        finished = [handle for handle in self._handles if handle.done()]
-        self._handles = [handle for handle in self._handles if not handle.done()]
-        for handle in finished:
+        while self._handles and self._handles[0].done():
+            handle = self._handles.pop(0)
             if not handle.seen:
                 handle.result()
 
@@ -105,37 +110,44 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             metric.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what all ranks have seen, merged: save it once. A collective call."""
-        self.close()
-        merged: Merged = self._job(lambda _, states: states)()
-        packed = {
-            owner: {name: state.pack() for name, state in states.items()} for owner, states in merged.items()
-        }
+        """Return what all ranks have seen, merged: save it once.
+
+        A collective call. On a process outside the group it returns {}.
+        """
+        if not self.context.is_member:
+            return {}
+        packed = self.compute(
+            lambda _, merged: {name: pack_states(states) for name, states in merged.items()}
+        )
         return {"syncs": self._merger.number, "metrics": packed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict` at any world size: the first rank takes it, the others start empty."""
+        context = self.context
+        if not context.is_member:
+            return
+        saved = state["metrics"]
+        mine = sorted(name for name, metric in self._metrics.items() if metric.states)
+        if sorted(saved) != mine:
+            raise ConfigError(f"the collection holds the metrics {mine}, the saved one {sorted(saved)}")
+        for name, packed in saved.items():
+            self._metrics[name].load_states(packed, holder=context.rank == 0)
+        self.resume_at(state["syncs"])
 
     def resume_at(self, syncs: int) -> None:
         """Go on counting syncs from a checkpoint's number, the same on every rank."""
         self._merger.number = int(syncs)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict` at any world size: the main rank takes it, the others start empty."""
-        saved = state["metrics"]
-        if set(saved) != {name for name, metric in self._metrics.items() if metric.states}:
-            raise ConfigError(f"the collection holds {sorted(self._metrics)}, the saved one {sorted(saved)}")
-        for name, packed in saved.items():
-            self._metrics[name].load_states(packed, holder=self.context.rank == 0)
-        self.resume_at(state["syncs"])
-
     def close(self, timeout: float | None = None) -> None:
         """Wait for the background syncs, `sync_timeout` seconds at most; raise what went wrong in them."""
-        _thread.drain(self.sync_timeout if timeout is None else timeout)
+        drain(self.sync_timeout if timeout is None else timeout)
         self.raise_errors()
 
-    def _job(self, formulas: Formulas, names: Sequence[str] | None = None) -> Callable[[], Any]:
-        """Snapshot now, on the caller's thread; return what remains to be done on any."""
+    def _select(
+        self, formulas: Formulas, names: Sequence[str] | None
+    ) -> tuple[dict[str, DistributedMetric], Callable[[Merged], Any]]:
         metrics = {name: self._metrics[name] for name in (self._metrics if names is None else names)}
-        merge = self._merger.job(metrics, self.context, self.sync_timeout)
-        return dict if merge is None else lambda: formulas(metrics, merge())
+        return metrics, lambda merged: formulas(metrics, merged)
 
 
 def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> dict[str, Value]:
@@ -150,3 +162,9 @@ def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> 
             writers[tag] = name
             results[tag] = as_value(value)
     return results
+
+
+def _completed(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future

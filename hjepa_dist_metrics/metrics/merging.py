@@ -1,50 +1,78 @@
-"""Number an owner's syncs and run them: snapshot now, exchange here or on another thread."""
+"""Number an owner's syncs and run them: snapshot now, exchange here or on the sync thread."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext, open_channel
 from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.sync import SyncReport, Ticket, exchange, snapshot
+from hjepa_dist_metrics.sync import Plan, SyncReport, SyncThread, Ticket, exchange, snapshot
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.base import DistributedMetric
 
+R = TypeVar("R")
 DEFAULT_SYNC_TIMEOUT = 60.0
 _SEPARATOR = "."
 
 Merged = dict[str, dict[str, State]]
+Then = Callable[[Merged], R]
+
+# One for the process: the order in which syncs are asked for is then the order in which they run, also over
+# several collections and groups.
+_thread = SyncThread()
 
 
 class Merger:
-    """Merge the states of metrics over ranks, each sync numbered."""
+    """Merge the states of metrics over the ranks of a context, each sync numbered."""
 
     def __init__(self) -> None:
         self.number = 0
         self.report: SyncReport | None = None
-        self._last_wait = 0.0
+        self._plans: dict[tuple[str, ...], Plan] = {}
 
-    def job(
-        self, metrics: Mapping[str, DistributedMetric], context: ProcessContext, timeout: float
-    ) -> Callable[[], Merged] | None:
-        """Snapshot the metrics' states and return what remains: the exchange. None outside the group."""
-        if not context.is_member:
-            return None
-        channel = open_channel(context, timeout)
-        taken = snapshot(flatten(metrics))
+    def merge(
+        self, metrics: Mapping[str, DistributedMetric], context: ProcessContext, timeout: float, then: Then[R]
+    ) -> R:
+        """Merge here and now, behind the syncs that are under way, and return `then(merged)`."""
+        return _thread.run(self._job(metrics, context, timeout, then, copy=_thread.busy))
+
+    def merge_async(
+        self, metrics: Mapping[str, DistributedMetric], context: ProcessContext, timeout: float, then: Then[R]
+    ) -> Future[R]:
+        """Take a snapshot here and now, and merge it on the sync thread."""
+        return _thread.submit(self._job(metrics, context, timeout, then, copy=True))
+
+    def _job(
+        self,
+        metrics: Mapping[str, DistributedMetric],
+        context: ProcessContext,
+        timeout: float,
+        then: Then[R],
+        copy: bool,
+    ) -> Callable[[], R]:
+        states = flatten(metrics)
+        names = tuple(states)
+        plan = self._plans[names] = Plan.of(states, self._plans.get(names))
+        taken = snapshot(states, plan, copy)
         self.number += 1
         number = self.number
         failures = {name: m.failure for name, m in metrics.items() if m.failure is not None}
 
-        def finish() -> Merged:
-            ticket = Ticket(number, failures, self._last_wait)
-            merged, self.report = exchange(taken.wait(), channel, ticket)
-            self._last_wait = ticket.last_wait
-            return unflatten(merged)
+        def job() -> R:
+            waited = self.report.waited if self.report is not None else 0.0
+            channel = open_channel(context, timeout)
+            merged, self.report = exchange(taken, channel, Ticket(number, failures, waited))
+            return then(unflatten(merged))
 
-        return finish
+        return job
+
+
+def drain(timeout: float) -> bool:
+    """Wait for the syncs under way; return False where that took longer than `timeout` seconds."""
+    return _thread.drain(timeout)
 
 
 def flatten(metrics: Mapping[str, DistributedMetric]) -> dict[str, State]:
@@ -60,6 +88,6 @@ def unflatten(states: Mapping[str, State]) -> Merged:
     """Return the states by metric and name."""
     nested: Merged = {}
     for key, state in states.items():
-        owner, name = key.rsplit(_SEPARATOR, 1)
+        owner, _, name = key.rpartition(_SEPARATOR)
         nested.setdefault(owner, {})[name] = state
     return nested

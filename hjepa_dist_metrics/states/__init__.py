@@ -7,6 +7,7 @@ from hjepa_dist_metrics.states.extremes import (
     Replicated as Replicated,
     Sum as Sum,
 )
+from hjepa_dist_metrics.states.histogram import Histogram as Histogram
 from hjepa_dist_metrics.states.moments import Covariance as Covariance, Moments as Moments
 from hjepa_dist_metrics.states.per_rank import PerRank as PerRank
-from hjepa_dist_metrics.states.samples import Concat as Concat, Histogram as Histogram, Sample as Sample
+from hjepa_dist_metrics.states.samples import Concat as Concat, Sample as Sample

@@ -6,16 +6,16 @@ nothing, so that any split of the samples over batches and ranks gives what one 
 A state says how it travels in a sync by what it offers:
 
 * `rows()`: a small float64 block [fields, n]; every rank's block is gathered and merged by `merge_rows`;
-* `summed()`: a float64 vector that is added up over ranks (the size does not grow with the ranks);
-* `centred(...)`: a float64 vector that is added up too, but needs the merged rows and sums first;
+* `summed(...)`: a float64 vector that is added up over ranks (the size does not grow with the ranks);
+* `centred(...)`: a float64 vector that is added up too, but needs the gathered rows and the sums first;
 * nothing of these: the packed tensors are gathered as bytes and merged by `merge`, in rank order.
 """
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,7 +53,7 @@ class State(ABC):
         """Return the data as named tensors."""
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Return a state of this signature that holds the packed tensors."""
+        """Return a state of this signature that holds copies of the packed tensors."""
         state = self.empty()
         state._load({name: tensor.clone() for name, tensor in tensors.items()})
         return state
@@ -64,23 +64,32 @@ class State(ABC):
 
     def adopt(self, tensors: dict[str, Tensor]) -> Self:
         """Return a state of this signature around the tensors themselves, without copying them."""
-        state = copy.copy(self)
+        state = self._bare()
         state._load(tensors)
+        return state
+
+    def _bare(self) -> Self:
+        """Return a shallow copy; `copy.copy` would take ten times as long."""
+        state = object.__new__(type(self))
+        state.__dict__.update(self.__dict__)
         return state
 
     def rows(self) -> Tensor | None:
         """Return the block [fields, n] that is gathered, or None."""
         return None
 
-    def summed(self) -> Tensor | None:
-        """Return the float64 vector that is added up over ranks, or None."""
+    def summed(self, rank: int, gathered: Tensor) -> Tensor | None:
+        """Return the float64 vector that is added up over ranks, or None.
+
+        `gathered` is [W, fields, n], every rank's rows, empty for a state that offers none; `rank` is this
+        rank's place among them.
+        """
         return None
 
     def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor | None:
         """Return the float64 vector that is added up once the sums over ranks, `total`, are known, or None.
 
-        `gathered` is [W, fields, n], every rank's rows; `rank` is this rank's place among them. Both tensors
-        are empty for a state that offers no rows or sums.
+        `rank` and `gathered` are as in `summed`; `total` is empty for a state that offers no sums.
         """
         return None
 
@@ -119,20 +128,26 @@ class RowState(State):
         """Return bool [W, n], true where a rank contradicts the first one; None where nothing can."""
         return None
 
-    @property
+    @cached_property
     def signature(self) -> str:
         """Describe kind and shape."""
         return f"{type(self).__name__}{list(self.shape)}"
 
     def empty(self) -> Self:
         """Return a blank block of the same shape."""
-        return self.adopt({"data": self._blank(self.size)})
+        return self.holding(self._blank(self.size))
 
     def merge(self, other: Self) -> Self:
         """Merge the two blocks column by column."""
         require_same_signature(self, other)
         theirs = other.data.to(self.data.device, non_blocking=True)
-        return self.adopt({"data": self.merge_rows(torch.stack([self.data, theirs]))})
+        return self.holding(self.merge_rows(torch.stack([self.data, theirs])))
+
+    def holding(self, data: Tensor) -> Self:
+        """Return a state of this signature around a float64 block."""
+        state = self._bare()
+        state.data = data
+        return state
 
     def pack(self) -> dict[str, Tensor]:
         """Return the block under the name `data`."""
@@ -147,7 +162,7 @@ class RowState(State):
 
     def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
         """Merge the gathered blocks; the sync does this for all states of a class at once."""
-        return self.adopt({"data": self.merge_rows(gathered)})
+        return self.holding(self.merge_rows(gathered))
 
     def _field(self, index: int) -> Any:
         """Return one field as a float, or as a host array where the state has a shape."""
@@ -158,8 +173,9 @@ class RowState(State):
         """Return values as float64 [rows, size] on the state's device, which follows its inputs."""
         batch = as_tensor(values, self.data.device)
         self.data = follow(self.data, batch)
-        if self.shape and tuple(batch.shape[batch.ndim - len(self.shape) :]) != self.shape:
-            raise ConfigError(f"expected values of shape [..., {self.shape}], got {list(batch.shape)}")
+        if self.shape and tuple(batch.shape[-len(self.shape) :]) != self.shape:
+            expected = f"[..., {', '.join(map(str, self.shape))}]"
+            raise ConfigError(f"expected values of shape {expected}, got {list(batch.shape)}")
         return batch.to(torch.float64).reshape(-1, self.size)
 
 
@@ -171,7 +187,7 @@ def as_tensor(values: Numeric, device: torch.device) -> Tensor:
         return tensor if stays else tensor.to(device, non_blocking=True)
     if isinstance(values, (float, int, bool)):
         return torch.full((), float(values), dtype=torch.float64, device=device)
-    return torch.as_tensor(np.asarray(values)).to(device, non_blocking=True)
+    return torch.as_tensor(np.asarray(values), device="cpu").to(device, non_blocking=True)
 
 
 def follow(data: Tensor, batch: Tensor) -> Tensor:

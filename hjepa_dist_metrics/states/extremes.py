@@ -22,7 +22,7 @@ class Sum(RowState):
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        return torch.zeros((1, size), dtype=torch.float64)
+        return torch.zeros((1, size), dtype=torch.float64, device="cpu")
 
     @classmethod
     def merge_rows(cls, rows: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class _Extreme(RowState):
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        data = torch.full((2, size), _NAN, dtype=torch.float64)
+        data = torch.full((2, size), _NAN, dtype=torch.float64, device="cpu")
         data[0] = cls._worst
         return data
 
@@ -93,7 +93,7 @@ class Min(_Extreme):
         """Lower the minimum to the values'; no values change nothing."""
         batch = self._batch(values)
         if batch.shape[0]:
-            self.data[0] = torch.minimum(self.data[0], batch.amin(dim=0))
+            self.data = torch.stack([torch.minimum(self.data[0], batch.amin(dim=0)), self.data[1]])
 
 
 class Max(_Extreme):
@@ -105,7 +105,7 @@ class Max(_Extreme):
         """Raise the maximum to the values'; no values change nothing."""
         batch = self._batch(values)
         if batch.shape[0]:
-            self.data[0] = torch.maximum(self.data[0], batch.amax(dim=0))
+            self.data = torch.stack([torch.maximum(self.data[0], batch.amax(dim=0)), self.data[1]])
 
 
 class Replicated(RowState):
@@ -120,7 +120,7 @@ class Replicated(RowState):
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        data = torch.zeros((2, size), dtype=torch.float64)
+        data = torch.zeros((2, size), dtype=torch.float64, device="cpu")
         data[0] = _NAN
         return data
 
@@ -130,9 +130,10 @@ class Replicated(RowState):
         return self._field(0)
 
     def update(self, values: Numeric) -> None:
-        """Replace the value."""
+        """Replace the value by the last of `values`; no values change nothing."""
         batch = self._batch(values)
-        self.data = torch.stack([batch[-1], torch.ones_like(batch[-1])])
+        if batch.shape[0]:
+            self.data = torch.stack([batch[-1], torch.ones_like(batch[-1])])
 
     @classmethod
     def merge_rows(cls, rows: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ class Replicated(RowState):
     def merge(self, other: Any) -> Any:
         """Take the other's value, the later one, where it holds one."""
         theirs = other.data.to(self.data.device, non_blocking=True)
-        return self.adopt({"data": torch.where(theirs[1] > 0, theirs, self.data)})
+        return self.holding(torch.where(theirs[1] > 0, theirs, self.data))
 
     @classmethod
     def conflicts(cls, rows: Tensor) -> Tensor | None:

@@ -29,7 +29,7 @@ class Moments(RowState):
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        return torch.zeros((4, size), dtype=torch.float64)
+        return torch.zeros((4, size), dtype=torch.float64, device="cpu")
 
     @property
     def count(self) -> Any:
@@ -104,9 +104,9 @@ class Covariance(State):
 
     def _blank(self) -> dict[str, Tensor]:
         return {
-            "head": torch.zeros(2, dtype=torch.float64),
-            "mean": torch.zeros(self.dim, dtype=torch.float64),
-            "m2": torch.zeros((self.dim, self.dim), dtype=torch.float64),
+            "head": _zeros(2),
+            "mean": _zeros(self.dim),
+            "m2": _zeros(self.dim, self.dim),
         }
 
     @property
@@ -172,25 +172,44 @@ class Covariance(State):
         m2 = self.m2 + theirs["m2"] + torch.outer(delta, delta) * (n * m / total.clamp(min=1))
         return self.adopt({"head": self.head + theirs["head"], "mean": mean, "m2": m2})
 
-    def summed(self) -> Tensor:
-        """Return count, nonfinite rows and the sum of the rows, [2 + D]."""
-        return torch.cat([self.head, self._mean * self.head[0]])
+    def rows(self) -> Tensor:
+        """Return the count, [1, 1]: from it every rank knows whose mean is the common pivot."""
+        return self.head[:1, None]
+
+    def summed(self, rank: int, gathered: Tensor) -> Tensor:
+        """Return count, nonfinite rows and the first counted rank's mean as the common pivot, [2 + D]."""
+        return torch.cat([self.head, self._mean if rank == _first_counted(gathered) else _zeros(self.dim)])
 
     def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor:
-        """Return the upper triangle of the moments about the common mean, [D (D + 1) / 2]."""
-        delta = self._mean - total[2:] / total[0].clamp(min=1)
-        recentred = self.m2 + self.head[0] * torch.outer(delta, delta)
-        upper = torch.triu_indices(self.dim, self.dim)
-        return recentred[upper[0], upper[1]]
+        """Return sum and triangle of the moments about the pivot, [D + D (D + 1) / 2].
+
+        About the pivot and not about zero: constant rows have a variance of exactly zero after a sync too.
+        """
+        delta = self._mean - total[2:] if self.head[0] > 0 else _zeros(self.dim)
+        shifted = self.m2 + self.head[0] * torch.outer(delta, delta)
+        upper = torch.triu_indices(self.dim, self.dim, device="cpu")
+        return torch.cat([self.head[0] * delta, shifted[upper[0], upper[1]]])
 
     def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Covariance:
-        """Mirror the triangle."""
-        upper = torch.triu_indices(self.dim, self.dim)
-        m2 = torch.zeros((self.dim, self.dim), dtype=torch.float64)
-        m2[upper[0], upper[1]] = centred
-        m2[upper[1], upper[0]] = centred
-        mean = total[2:] / total[0].clamp(min=1)
-        return self.adopt({"head": total[:2], "mean": mean, "m2": m2})
+        """Mirror the triangle and move it from the pivot to the mean."""
+        count, added = total[0], centred[: self.dim]
+        offset = added / count.clamp(min=1)
+        upper = torch.triu_indices(self.dim, self.dim, device="cpu")
+        m2 = _zeros(self.dim, self.dim)
+        m2[upper[0], upper[1]] = centred[self.dim :]
+        m2[upper[1], upper[0]] = centred[self.dim :]
+        return self.adopt(
+            {"head": total[:2], "mean": total[2:] + offset, "m2": m2 - count * torch.outer(offset, offset)}
+        )
+
+
+def _first_counted(gathered: Tensor) -> int:
+    """Return the first rank that has seen a row."""
+    return int((gathered[:, 0, 0] > 0).to(torch.int8).argmax())
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
 
 def row_weights(valid: Tensor, lead: Sequence[int], device: torch.device) -> Tensor:

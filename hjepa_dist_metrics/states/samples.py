@@ -1,132 +1,18 @@
-"""Histograms with fixed edges, uniform samples that no split of the data changes, bounded concatenation."""
+"""Uniform samples that no split of the data changes, and bounded concatenation."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
 from hjepa_dist_metrics.states.hashing import mix, row_keys
 from hjepa_dist_metrics.states.moments import row_weights
 
 _LAST_KEY = torch.iinfo(torch.int64).max
-
-
-class Histogram(State):
-    """Count values between fixed edges: `.counts` int64 [bins], `.nonfinite`, `.minimum`, `.maximum`.
-
-    Bin i covers [edges[i], edges[i + 1]), the last one its upper edge too; values beyond the edges fall into
-    the first or last bin. Integer counts over fixed edges are bit-identical for any split.
-    """
-
-    def __init__(self, edges: Sequence[float] | npt.NDArray[np.float64]) -> None:
-        self.edges = np.asarray(edges, dtype=np.float64)
-        if self.edges.ndim != 1 or len(self.edges) < 2 or not np.all(np.diff(self.edges) > 0):
-            raise ConfigError("histogram edges must be at least two rising numbers")
-        self._load(self._blank())
-
-    @classmethod
-    def linear(cls, low: float, high: float, bins: int) -> Histogram:
-        """Return a histogram of equally wide bins."""
-        return cls(np.linspace(low, high, bins + 1))
-
-    def _blank(self) -> dict[str, Tensor]:
-        return {
-            "counts": torch.zeros(len(self.edges) - 1, dtype=torch.int64),
-            "nonfinite_count": torch.zeros(1, dtype=torch.int64),
-            "extremes": torch.tensor([float("inf"), float("-inf")], dtype=torch.float64),
-        }
-
-    def _load(self, tensors: dict[str, Tensor]) -> None:
-        self._counts = tensors["counts"].to(torch.int64)
-        self._nonfinite = tensors["nonfinite_count"].to(torch.int64)
-        self._extremes = tensors["extremes"].to(torch.float64)
-
-    @property
-    def signature(self) -> str:
-        """Describe kind and edges."""
-        digest = hashlib.sha256(self.edges.tobytes()).hexdigest()[:8]
-        return f"Histogram[{len(self.edges) - 1} bins {self.edges[0]:g}..{self.edges[-1]:g} #{digest}]"
-
-    @property
-    def counts(self) -> npt.NDArray[np.int64]:
-        """Return the counts, int64 [bins]."""
-        return self._counts.cpu().numpy()
-
-    @property
-    def nonfinite(self) -> int:
-        """Return how many values were NaN or infinite; they are in no bin."""
-        return int(self._nonfinite.item())
-
-    @property
-    def minimum(self) -> float:
-        """Return the smallest finite value; infinity of nothing."""
-        return float(self._extremes[0].item())
-
-    @property
-    def maximum(self) -> float:
-        """Return the largest finite value; minus infinity of nothing."""
-        return float(self._extremes[1].item())
-
-    def empty(self) -> Histogram:
-        """Return a histogram of nothing over the same edges."""
-        return self.adopt(self._blank())
-
-    def pack(self) -> dict[str, Tensor]:
-        """Return `counts`, `nonfinite_count` and `extremes` (minimum, maximum)."""
-        return {"counts": self._counts, "nonfinite_count": self._nonfinite, "extremes": self._extremes}
-
-    def update(self, values: Numeric, valid: Tensor | None = None) -> None:
-        """Count every value; `valid`, of the values' shape, leaves values out."""
-        batch = as_tensor(values, self._counts.device)
-        counted = None if valid is None else row_weights(valid, batch.shape, batch.device)
-        flat = batch.reshape(-1).to(torch.float64)
-        self._load({name: follow(tensor, flat) for name, tensor in self.pack().items()})
-        if flat.numel() == 0:
-            return
-        finite = torch.isfinite(flat)
-        kept = finite if counted is None else finite & counted
-        bad = ~finite if counted is None else ~finite & counted
-        edges = torch.from_numpy(self.edges).to(flat.device, non_blocking=True)
-        index = (torch.bucketize(flat, edges, right=True) - 1).clamp(0, len(self.edges) - 2)
-        self._counts = self._counts.index_add(0, index, kept.to(torch.int64))
-        self._nonfinite = self._nonfinite + bad.sum()
-        low = flat.masked_fill(~kept, float("inf")).amin()
-        high = flat.masked_fill(~kept, float("-inf")).amax()
-        self._extremes = _widen(self._extremes, torch.stack([low, high]))
-
-    def merge(self, other: Histogram) -> Histogram:
-        """Add the counts."""
-        require_same_signature(self, other)
-        theirs = {name: follow(tensor, self._counts) for name, tensor in other.pack().items()}
-        return self.adopt(
-            {
-                "counts": self._counts + theirs["counts"],
-                "nonfinite_count": self._nonfinite + theirs["nonfinite_count"],
-                "extremes": _widen(self._extremes, theirs["extremes"]),
-            }
-        )
-
-    def rows(self) -> Tensor:
-        """Return the extremes, [2, 1]."""
-        return self._extremes[:, None]
-
-    def summed(self) -> Tensor:
-        """Return the counts as float64, exact up to 2^53."""
-        return torch.cat([self._counts, self._nonfinite]).to(torch.float64)
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Histogram:
-        """Take the summed counts and the widest extremes."""
-        extremes = torch.cat([gathered[:, 0].amin(dim=0), gathered[:, 1].amax(dim=0)])
-        counts = total.round().to(torch.int64)
-        return self.adopt({"counts": counts[:-1], "nonfinite_count": counts[-1:], "extremes": extremes})
 
 
 class Sample(State):
@@ -145,9 +31,9 @@ class Sample(State):
 
     def _blank(self) -> dict[str, Tensor]:
         return {
-            "keys": torch.full((self.capacity,), _LAST_KEY, dtype=torch.int64),
-            "kept": torch.zeros((self.capacity, self.dim), dtype=torch.float32),
-            "seen_count": torch.zeros(1, dtype=torch.int64),
+            "keys": torch.full((self.capacity,), _LAST_KEY, dtype=torch.int64, device="cpu"),
+            "kept": torch.zeros((self.capacity, self.dim), dtype=torch.float32, device="cpu"),
+            "seen_count": torch.zeros(1, dtype=torch.int64, device="cpu"),
         }
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -186,7 +72,7 @@ class Sample(State):
         mask = None if valid is None else row_weights(valid, rows.shape[:-1], rows.device)
         flat = rows.reshape(-1, self.dim).to(torch.float32)
         keys = self._row_keys(flat, ids)
-        count = torch.tensor(len(flat)) if mask is None else mask.sum()
+        count = torch.tensor(len(flat), device="cpu") if mask is None else mask.sum()
         if mask is not None:
             keys = torch.where(mask, keys, torch.full_like(keys, _LAST_KEY))
         self._load({name: follow(tensor, flat) for name, tensor in self.pack().items()})
@@ -197,7 +83,10 @@ class Sample(State):
     def _row_keys(self, rows: Tensor, ids: Tensor | None) -> Tensor:
         if ids is None:
             return row_keys(rows, self.seed)
-        return mix(as_tensor(ids, rows.device).reshape(-1).to(torch.int64), self.seed)
+        numbers = as_tensor(ids, rows.device).reshape(-1).to(torch.int64)
+        if len(numbers) != len(rows):
+            raise ConfigError(f"expected an id for each of {len(rows)} rows, got {len(numbers)}")
+        return mix(numbers, self.seed)
 
     def _select(self, keys: Tensor, rows: Tensor) -> None:
         order = torch.sort(keys, stable=True).indices[: self.capacity]
@@ -215,14 +104,14 @@ class Sample(State):
         """Return the keys' bits as float64, [1, capacity]: 8 bytes a row instead of the row."""
         return self.keys.view(torch.float64)[None]
 
-    def summed(self) -> Tensor:
+    def summed(self, rank: int, gathered: Tensor) -> Tensor:
         """Return the number of rows seen."""
         return self._seen.to(torch.float64)
 
     def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor:
         """Return this rank's rows among the winners, each in its place, zeros elsewhere, [capacity * D]."""
         _, winners = self._winners(gathered)
-        placed = torch.zeros((self.capacity, self.dim), dtype=torch.float64)
+        placed = torch.zeros((self.capacity, self.dim), dtype=torch.float64, device="cpu")
         mine = winners // self.capacity == rank
         placed[mine] = self._kept[winners[mine] % self.capacity].to(torch.float64)
         return placed.reshape(-1)
@@ -259,7 +148,11 @@ class Concat(State):
     @property
     def rows_kept(self) -> Tensor:
         """Return all rows, [n, D]."""
-        return torch.cat(self._parts) if self._parts else torch.zeros((0, self.dim), dtype=self.dtype)
+        return (
+            torch.cat(self._parts)
+            if self._parts
+            else torch.zeros((0, self.dim), dtype=self.dtype, device="cpu")
+        )
 
     def empty(self) -> Concat:
         """Return a concat of nothing."""
@@ -292,7 +185,3 @@ class Concat(State):
         merged = self.empty()
         merged._parts = [*self._parts, *other._parts]
         return merged
-
-
-def _widen(mine: Tensor, other: Tensor) -> Tensor:
-    return torch.stack([torch.minimum(mine[0], other[0]), torch.maximum(mine[1], other[1])])

@@ -1,9 +1,7 @@
 """The sync: one checked, fused exchange of states between ranks."""
 
 from hjepa_dist_metrics.sync.background import SyncHandle as SyncHandle, SyncThread as SyncThread
-from hjepa_dist_metrics.sync.exchange import (
-    SyncReport as SyncReport,
-    Ticket as Ticket,
-    exchange as exchange,
-)
+from hjepa_dist_metrics.sync.exchange import SyncReport as SyncReport, exchange as exchange
+from hjepa_dist_metrics.sync.frame import Ticket as Ticket
+from hjepa_dist_metrics.sync.plan import Plan as Plan
 from hjepa_dist_metrics.sync.snapshot import Snapshot as Snapshot, snapshot as snapshot

@@ -1,12 +1,14 @@
 """One thread that runs syncs in the order in which they were asked for.
 
-The order of the calls is the same on every rank, and one thread runs them one after the other, so the
-collectives of two syncs never interleave, whatever the threads' timing.
+The order of the calls is the same on every rank, and nothing runs beside them, so the collectives of two
+syncs never interleave, whatever the threads' timing.
 """
 
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
+import os
 import queue
 import threading
 import time
@@ -32,31 +34,43 @@ class SyncHandle(Generic[R]):
     def result(self, timeout: float | None = None) -> R:
         """Wait and return the result; raise the sync's error, or TimeoutError after `timeout` seconds."""
         try:
-            return self._future.result(timeout)
-        finally:
-            self.seen = self._future.done()
+            self._future.exception(timeout)
+        except concurrent.futures.TimeoutError:
+            raise TimeoutError(f"the sync is still under way after {timeout:g} s") from None
+        self.seen = True
+        return self._future.result()
 
 
 class SyncThread:
-    """Run jobs in order on one daemon thread, started at the first job."""
+    """Run jobs in order on one daemon thread, started at the first job.
+
+    A fork gets a fresh one: the thread and the jobs stay with the parent.
+    """
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._start_over()
+        _threads.add(self)
+
+    def _start_over(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._pending = 0
         self._idle = threading.Condition()
-        _threads.add(self)
 
     def submit(self, job: Callable[[], R]) -> Future[R]:
         """Queue a job and return its future."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="hjepa-metrics-sync", daemon=True)
-            self._thread.start()
         future: Future[R] = Future()
         with self._idle:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hjepa-metrics-sync", daemon=True)
+                self._thread.start()
             self._pending += 1
-        self._jobs.put((future, job))
+            self._jobs.put((future, job))
         return future
+
+    def run(self, job: Callable[[], R]) -> R:
+        """Run a job in order and return its result: here where nothing is before it, else on the thread."""
+        return self.submit(job).result() if self.busy else job()
 
     @property
     def busy(self) -> bool:
@@ -65,22 +79,22 @@ class SyncThread:
 
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is queued or running; return False where that took longer than `timeout`."""
-        deadline = time.monotonic() + timeout
         with self._idle:
-            return self._idle.wait_for(lambda: self._pending == 0, max(0.0, deadline - time.monotonic()))
+            return self._idle.wait_for(lambda: self._pending == 0, timeout)
 
     def _run(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            future, job = item
+        jobs, idle = self._jobs, self._idle
+        while True:
+            future, job = jobs.get()
             try:
                 future.set_result(job())
             except BaseException as error:  # a thread has nobody to raise to: the handle's owner gets it
                 future.set_exception(error)
             finally:
-                del future, job, item
-                with self._idle:
+                del future, job
+                with idle:
                     self._pending -= 1
-                    self._idle.notify_all()
+                    idle.notify_all()
 
 
 _EXIT_SECONDS = 10.0
@@ -92,3 +106,11 @@ def _drain_at_exit() -> None:
     deadline = time.monotonic() + _EXIT_SECONDS
     for thread in list(_threads):
         thread.drain(max(0.0, deadline - time.monotonic()))
+
+
+def _start_over_after_fork() -> None:
+    for thread in list(_threads):
+        thread._start_over()
+
+
+os.register_at_fork(after_in_child=_start_over_after_fork)

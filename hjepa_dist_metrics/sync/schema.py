@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.errors import DesyncError
-from hjepa_dist_metrics.states import State
+from hjepa_dist_metrics.states import RowState
 from hjepa_dist_metrics.version import __version__
 
 _MOST_DIFFERENCES = 10
@@ -27,9 +27,9 @@ class Schema:
     digest: tuple[int, int]
 
     @classmethod
-    def of(cls, states: Mapping[str, State]) -> Schema:
-        """Describe `states`, names to states."""
-        lines = tuple((name, states[name].signature) for name in sorted(states))
+    def of(cls, signatures: Mapping[str, str]) -> Schema:
+        """Describe states, names to signatures."""
+        lines = tuple(sorted(signatures.items()))
         text = json.dumps([__version__, lines]).encode()
         words = np.frombuffer(hashlib.sha256(text).digest()[:16], dtype=np.int64)
         return cls(lines, (int(words[0]), int(words[1])))
@@ -41,7 +41,7 @@ class Report:
 
     number: int
     failures: dict[str, str]
-    version: str = __version__
+    version: str = field(default_factory=lambda: __version__)
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     def encode(self) -> Tensor:
@@ -67,10 +67,43 @@ def exchange_reports(channel: Channel, mine: Report) -> list[Report]:
 def disagreement(reports: Sequence[Report]) -> DesyncError:
     """Return the error that names the ranks and metrics at fault; the same on every rank."""
     found = [*_failures(reports), *_versions(reports), *_numbers(reports), *_schemas(reports)]
+    found = found or ["their builds of the package differ"]
     shown = found[:_MOST_DIFFERENCES]
     if len(found) > len(shown):
         shown.append(f"and {len(found) - len(shown)} more")
     return DesyncError("the ranks cannot sync their metrics: " + "; ".join(shown))
+
+
+def raise_conflicts(
+    blocks: Iterable[tuple[type[RowState], Sequence[str], Sequence[int], Tensor]],
+) -> None:
+    """Raise where ranks hold different values of something replicated.
+
+    Each block is a class of states, their names and widths, and every rank's rows, [W, fields, columns].
+    """
+    found = []
+    for kind, names, widths, rows in blocks:
+        conflicts = kind.conflicts(rows)
+        if conflicts is None or not bool(conflicts.any()):
+            continue
+        parts = zip(
+            names, conflicts.split_with_sizes(widths, 1), rows.split_with_sizes(widths, 2), strict=True
+        )
+        for name, conflict, values in parts:
+            if bool(conflict.any()):
+                column = int(conflict.any(dim=0).nonzero()[0])
+                found.append(
+                    f"{name!r} must be the same on every rank, got {_by_value(values[:, 0, column])}"
+                )
+    if found:
+        raise DesyncError("the ranks disagree on replicated values: " + "; ".join(found[:_MOST_DIFFERENCES]))
+
+
+def _by_value(values: Tensor) -> str:
+    ranks: dict[str, list[int]] = {}
+    for rank, value in enumerate(values.tolist()):
+        ranks.setdefault("nothing" if value != value else f"{value:.9g}", []).append(rank)
+    return ", ".join(f"{value} on {_name(members)}" for value, members in ranks.items())
 
 
 def _failures(reports: Sequence[Report]) -> list[str]:

@@ -1,55 +1,103 @@
-"""Host copies of states: one copy a device and dtype, however many states there are."""
+"""Host copies of states: few copies, however many states there are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.states import State
+from hjepa_dist_metrics.sync.plan import Plan, RowGroup
 
 
-@dataclass(frozen=True)
+@dataclass
 class Snapshot:
-    """Hold host copies of states that are still on their way from a device."""
+    """Hold what the states of a plan were at one moment, perhaps still on its way from a device.
 
-    states: dict[str, State]
-    copies: tuple[torch.cuda.Event, ...] = ()
+    `originals` are the states that were taken, `blocks` the rows of each group, [fields, columns], as pieces
+    with their columns (None: all of them), and `others` the copies of the remaining states.
+    """
 
-    def wait(self) -> dict[str, State]:
-        """Return the states once their copies have arrived."""
+    plan: Plan
+    originals: Mapping[str, State]
+    blocks: list[list[tuple[Tensor, Tensor | None]]] = field(default_factory=list)
+    others: dict[str, State] = field(default_factory=dict)
+    copies: list[torch.cuda.Event] = field(default_factory=list)
+
+    def rows(self) -> list[Tensor]:
+        """Wait for the copies and return the block of each group."""
         for copied in self.copies:
             copied.synchronize()
-        return self.states
+        return [_join(group, pieces) for group, pieces in zip(self.plan.groups, self.blocks, strict=True)]
 
 
-def snapshot(states: Mapping[str, State]) -> Snapshot:
-    """Copy the states to the host; later updates of the originals do not show in the copies.
+def snapshot(states: Mapping[str, State], plan: Plan, copy: bool = True) -> Snapshot:
+    """Take the states to the host; later updates of the originals do not show in the copies.
 
-    On CUDA the copy is queued on the current stream, into pinned memory, and not waited for.
+    With `copy=False`, for a sync that ends before anything is updated, what lies on the host is not copied.
+    On CUDA the copies are queued on the current stream, into pinned memory, and not waited for.
     """
+    taken = Snapshot(plan, states)
+    for group in plan.groups:
+        taken.blocks.append(_take_rows(taken, states, group))
+    if copy or any(t.device.type != "cpu" for name in plan.others for t in states[name].pack().values()):
+        _take_others(taken, {name: states[name] for name in plan.others})
+    else:
+        taken.others = {name: states[name] for name in plan.others}
+    return taken
+
+
+def _take_rows(
+    taken: Snapshot, states: Mapping[str, State], group: RowGroup
+) -> list[tuple[Tensor, Tensor | None]]:
+    rows: Mapping[str, Any] = states
+    data: list[Tensor] = [rows[name].data for name in group.names]
+    devices = dict.fromkeys(tensor.device for tensor in data)
+    if len(devices) == 1:
+        return [(_to_host(taken, torch.cat(data, dim=1)), None)]
+    owners = torch.repeat_interleave(torch.arange(len(data)), torch.tensor(group.widths))
+    pieces: list[tuple[Tensor, Tensor | None]] = []
+    for device in devices:
+        here = [i for i, tensor in enumerate(data) if tensor.device == device]
+        columns = torch.isin(owners, torch.tensor(here)).nonzero()[:, 0]
+        pieces.append((_to_host(taken, torch.cat([data[i] for i in here], dim=1)), columns))
+    return pieces
+
+
+def _take_others(taken: Snapshot, states: Mapping[str, State]) -> None:
     batches: dict[tuple[torch.device, torch.dtype], list[tuple[str, str, Tensor]]] = {}
     for owner, state in states.items():
         for name, tensor in state.pack().items():
             batches.setdefault((tensor.device, tensor.dtype), []).append((owner, name, tensor))
     tensors: dict[str, dict[str, Tensor]] = {owner: {} for owner in states}
-    events = []
-    for (device, _), entries in batches.items():
-        flat = torch.cat([tensor.reshape(-1) for _, _, tensor in entries])
-        if device.type == "cuda":
-            flat, event = _copy_from_cuda(flat)
-            events.append(event)
-        parts = flat.cpu().split_with_sizes([tensor.numel() for _, _, tensor in entries])
+    for entries in batches.values():
+        flat = _to_host(taken, torch.cat([tensor.reshape(-1) for _, _, tensor in entries]))
+        parts = flat.split_with_sizes([tensor.numel() for _, _, tensor in entries])
         for (owner, name, tensor), part in zip(entries, parts, strict=True):
             tensors[owner][name] = part.view(tensor.shape)
-    return Snapshot({owner: states[owner].adopt(named) for owner, named in tensors.items()}, tuple(events))
+    taken.others = {owner: states[owner].adopt(named) for owner, named in tensors.items()}
 
 
-def _copy_from_cuda(flat: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+def _to_host(taken: Snapshot, flat: Tensor) -> Tensor:
+    if flat.device.type != "cuda":
+        return flat.cpu()
+    host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
     host.copy_(flat, non_blocking=True)
     event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(flat.device))
-    return host, event
+    taken.copies.append(event)
+    return host
+
+
+def _join(group: RowGroup, pieces: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    first, columns = pieces[0]
+    if columns is None:
+        return first
+    block = first.new_empty(group.shape)
+    for piece, where in pieces:
+        assert where is not None
+        block[:, where] = piece
+    return block

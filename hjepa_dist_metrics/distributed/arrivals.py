@@ -1,0 +1,142 @@
+"""Who has arrived at which sync, kept in the job's key-value store: how a failure gets the ranks' numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from hjepa_dist_metrics.errors import MetricsError, RankFailureError, SyncTimeoutError
+
+_FIRST_PAUSE = 0.005
+_LONGEST_PAUSE = 0.1
+_GRACE = 0.5
+_DEAD_SIGNS = ("closed by peer", "reset by peer", "broken pipe", "connection refused")
+
+
+class CounterStore(Protocol):
+    """The one store operation that is needed: add to a named counter and read it."""
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add `amount` to the counter and return its new value."""
+
+
+@dataclass
+class ArrivalBoard:
+    """Count how many syncs each rank has reached, and tell from the counts why an exchange broke.
+
+    A gloo error names no rank. The board does: a rank that has not posted the sync at which the others
+    wait is the missing one. `ranks` are global numbers, `rank` is this process's place among them.
+    """
+
+    store: CounterStore
+    prefix: str
+    ranks: tuple[int, ...]
+    rank: int
+    timeout: float
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    arrived: int = 0
+
+    def arrive(self) -> None:
+        """Post this rank's next sync."""
+        self.arrived = self._add("arrived", self.rank, 1)
+
+    def missing(self) -> tuple[int, ...]:
+        """Return the places of the ranks that have not reached the sync at which this rank is."""
+        return tuple(r for r in range(len(self.ranks)) if self._add("arrived", r) < self.arrived)
+
+    def accused(self) -> tuple[int, ...]:
+        """Return the places of the ranks that others have given up waiting for."""
+        return tuple(r for r in range(len(self.ranks)) if self._add("accused", r) > 0)
+
+    def given_up(self) -> SyncTimeoutError | None:
+        """Return the error of the rank that gave up first, the same on every rank; None where nobody did."""
+        accused = self.accused()
+        return self._timeout_error(accused) if accused else None
+
+    def explain(self, error: Exception, started: float) -> MetricsError:
+        """Return the error that says which ranks a broken exchange was waiting for."""
+        try:
+            return self._explain(_first_line(_root(error)), started)
+        except Exception as store_error:
+            return RankFailureError(
+                "a metrics sync failed and the job's key-value store does not answer either: the process "
+                "that hosts it, rank 0 or the launcher's agent, is gone "
+                f"({_first_line(_root(error))}; {_first_line(store_error)})"
+            )
+
+    def _explain(self, cause: str, started: float) -> MetricsError:
+        # Live ranks that are merely slower get the rest of the timeout to show up: accusing whoever is not
+        # there at the moment of the failure would name them along with the dead one.
+        deadline = max(started + self.timeout, self.clock() + _GRACE)
+        missing = self._wait(self.missing, deadline)
+        if (given_up := self.given_up()) is not None:
+            return given_up
+        if missing and any(sign in cause.lower() for sign in _DEAD_SIGNS):
+            return self._failure(missing, f"ended before metrics sync {self.arrived}", cause)
+        if missing:
+            for place in missing:
+                self._add("accused", place, 1)
+            return self._timeout_error(missing)
+        self._add("failed", self.rank, 1)
+        silent = self._wait(self._silent, deadline)
+        return self._failure(silent, f"went away in the middle of metrics sync {self.arrived}", cause)
+
+    def _silent(self) -> tuple[int, ...]:
+        """Return who neither saw this sync fail nor went on to another one: the dead."""
+        return tuple(
+            r
+            for r in range(len(self.ranks))
+            if self._add("failed", r) == 0 and self._add("arrived", r) <= self.arrived
+        )
+
+    def _wait(self, who: Callable[[], tuple[int, ...]], deadline: float) -> tuple[int, ...]:
+        """Wait until `who` names nobody, somebody gave up or the deadline passes; return whom it names."""
+        pause = _FIRST_PAUSE
+        while True:
+            named = who()
+            left = deadline - self.clock()
+            if not named or left <= 0 or self.accused():
+                return named
+            self.sleep(min(pause, left))
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+    def _failure(self, places: tuple[int, ...], what: str, cause: str) -> RankFailureError:
+        ranks = tuple(self.ranks[place] for place in places)
+        if not ranks:
+            return RankFailureError(f"metrics sync {self.arrived} broke on all its ranks ({cause})")
+        return RankFailureError(
+            f"{_name(ranks)} {what}: killed, crashed or finished early. Metrics of ranks {list(self.ranks)} "
+            f"cannot be merged any more ({cause})",
+            ranks,
+        )
+
+    def _timeout_error(self, places: tuple[int, ...]) -> SyncTimeoutError:
+        ranks = tuple(self.ranks[place] for place in places)
+        return SyncTimeoutError(
+            f"{_name(ranks)} did not arrive at metrics sync {self.arrived} within {self.timeout:g} s. Every "
+            "rank must sync the same collections the same number of times; raise sync_timeout if the rank is "
+            "only slow",
+            ranks,
+        )
+
+    def _add(self, what: str, place: int, amount: int = 0) -> int:
+        return self.store.add(f"{self.prefix}/{what}/{place}", amount)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what started a chain of errors: torch's own report of a failure can fail and hide it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _name(ranks: tuple[int, ...]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

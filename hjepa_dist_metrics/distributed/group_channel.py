@@ -1,0 +1,116 @@
+"""The channel of a real process group: private gloo connections that name the ranks that fail.
+
+Metrics have connections of their own: they have their own timeout, their operations never interleave with
+the training's, and when they break the training's do not. They are made from the job's store under a name
+that the ranks know without talking, and not by `new_group`, whose names depend on how many groups a process
+has made so far: ranks that belong to different groups would wait for each other under different names.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from hjepa_dist_metrics.distributed.arrivals import ArrivalBoard
+from hjepa_dist_metrics.errors import ConfigError, MetricsError, RankFailureError
+
+_SIMULATED = ("threaded", "fake")
+_channels: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, GroupChannel]] = (
+    weakref.WeakKeyDictionary()
+)
+_stores: weakref.WeakKeyDictionary[dist.ProcessGroup, Store] = weakref.WeakKeyDictionary()
+
+
+class GroupChannel:
+    """Exchange host tensors between the ranks of a group over private connections.
+
+    The first sync connects. After a rank has failed or been given up, every further sync raises the same
+    error: the connections are gone, and only a new process group brings new ones.
+    """
+
+    def __init__(self, parent: dist.ProcessGroup, timeout: float) -> None:
+        ranks = tuple(dist.get_process_group_ranks(parent))
+        self.rank, self.world_size = dist.get_rank(parent), len(ranks)
+        self._store = _own_store()
+        prefix = f"hjepa_dist_metrics/{parent.group_name}"
+        # The store outlives groups: one made anew under the same name must not meet old keys.
+        life = self._store.add(f"{prefix}/opened/{self.rank}", 1)
+        self.board = ArrivalBoard(self._store, f"{prefix}/{life}", ranks, self.rank, timeout)
+        self._simulated = parent if dist.get_backend(parent) in _SIMULATED else None
+        self._group: Any = None
+        self._started = self.board.clock()
+        self._broken: MetricsError | None = None
+        self._process = os.getpid()
+
+    def begin(self) -> None:
+        """Post this rank's arrival, so that the others can tell who is missing; connect at the first sync."""
+        if os.getpid() != self._process:
+            raise ConfigError("a forked process is not a rank: sync metrics in the process that trains")
+        self._started = self.board.clock()
+        self._guard(self.board.arrive)
+        if self._group is None:
+            self._guard(self._connect)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Gather equally sized tensors; see `Channel`."""
+        out = tensor.new_empty((self.world_size, tensor.numel()))
+        self._guard(lambda: dist.all_gather(list(out.unbind(0)), tensor.contiguous(), group=self._group))
+        return out
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks in place; see `Channel`."""
+        self._guard(lambda: dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group))
+        return tensor
+
+    def _connect(self) -> None:
+        if self._simulated is not None:
+            self._group = self._simulated
+            return
+        if (given_up := self.board.given_up()) is not None:
+            self._broken = given_up
+            raise given_up
+        store = PrefixStore(f"{self.board.prefix}/gloo", self._store)
+        limit = timedelta(seconds=self.board.timeout)
+        self._group = dist.ProcessGroupGloo(store, self.rank, self.world_size, limit)
+
+    def _guard(self, operation: Callable[[], Any]) -> None:
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
+        try:
+            operation()
+        except MetricsError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            self._broken = self.board.explain(error, self._started)
+            raise self._broken from None
+
+
+def group_channel(group: dist.ProcessGroup | None, timeout: float) -> GroupChannel:
+    """Return this process's channel for a group and a timeout, made at the first call."""
+    parent = group if group is not None else dist.group.WORLD
+    if parent is None:
+        raise ConfigError("the process group is gone: compute metrics before destroy_process_group()")
+    opened = _channels.setdefault(parent, {})
+    if timeout not in opened:
+        try:
+            opened[timeout] = GroupChannel(parent, timeout)
+        except RuntimeError as error:
+            raise RankFailureError(f"the job's key-value store does not answer: {error}") from None
+    return opened[timeout]
+
+
+def _own_store() -> Store:
+    """Return a connection of our own to the job's store: a wait on the shared one blocks its other users."""
+    world = dist.group.WORLD
+    assert world is not None
+    if world not in _stores:
+        store = dist.distributed_c10d._get_default_store()
+        _stores[world] = store.clone() if hasattr(store, "clone") else store
+    return _stores[world]

@@ -1,0 +1,65 @@
+"""How a set of states travels: worked out once and kept while the set stays what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hjepa_dist_metrics.states import RowState, State
+from hjepa_dist_metrics.sync.schema import Schema
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Name the row states of one class: one block [fields, sum of widths], merged in one step."""
+
+    kind: type[RowState]
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return [fields, columns] of the block."""
+        return self.kind.fields, sum(self.widths)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold the schema of a set of states and their grouping; the same on every rank that has the same set."""
+
+    schema: Schema
+    groups: tuple[RowGroup, ...]
+    others: tuple[str, ...]
+    names: tuple[str, ...]
+    signatures: tuple[str, ...]
+
+    @classmethod
+    def of(cls, states: Mapping[str, State], last: Plan | None = None) -> Plan:
+        """Return the plan of `states`: `last` where that still fits."""
+        names = tuple(states)
+        signatures = tuple(state.signature for state in states.values())
+        if last is not None and last.names == names and last.signatures == signatures:
+            return last
+        schema = Schema.of(dict(zip(names, signatures, strict=True)))
+        kinds: dict[type[RowState], list[tuple[str, int]]] = {}
+        others = []
+        for name, _ in schema.lines:
+            state = states[name]
+            if isinstance(state, RowState):
+                kinds.setdefault(type(state), []).append((name, state.size))
+            else:
+                others.append(name)
+        groups = tuple(RowGroup(kind, *zip(*members, strict=True)) for kind, members in kinds.items())
+        return cls(schema, groups, tuple(others), names, signatures)
+
+
+def cut(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Cut [W, n] into blocks [W, fields, columns] of the given shapes."""
+    sizes = [fields * columns for fields, columns in shapes]
+    parts = flat.split_with_sizes([*sizes, flat.shape[1] - sum(sizes)], dim=1)
+    return [
+        part.reshape(len(flat), fields, columns)
+        for part, (fields, columns) in zip(parts, shapes, strict=False)
+    ]
