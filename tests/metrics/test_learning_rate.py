@@ -1,0 +1,55 @@
+import pytest
+import torch
+from torch import nn
+
+from hjepa_dist_metrics import DesyncError, LearningRate, MetricCollection, ReplicatedScalars
+from tests.ranks import run_ranks, try_ranks
+
+
+def optimizer(*rates):
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": rate} for rate in rates]
+    return torch.optim.SGD(groups, lr=1.0)
+
+
+def test_every_group_and_the_first_as_base():
+    metric = LearningRate(optimizer(0.1, torch.tensor(0.02)))
+    metric.update()
+    values = {tag: float(value) for tag, value in metric.compute().items()}
+    assert values == pytest.approx(
+        {
+            "learning_rate/base_lr": 0.1,
+            "learning_rate/param_group_0": 0.1,
+            "learning_rate/param_group_1": 0.02,
+        },
+        rel=1e-6,
+    )
+
+
+def test_it_is_never_summed_over_ranks():
+    def body(context):
+        metric = LearningRate(optimizer(0.3))
+        metric.update()
+        return float(MetricCollection({"lr": metric}, context).compute()["learning_rate/base_lr"])
+
+    assert run_ranks(3, body) == [0.3] * 3
+
+
+def test_ranks_that_disagree_are_named_on_every_rank():
+    def body(context):
+        metric = LearningRate(optimizer(0.3 if context.rank != 2 else 0.1))
+        metric.update()
+        return MetricCollection({"lr": metric}, context).compute()
+
+    errors = try_ranks(3, body)
+    assert all(isinstance(error, DesyncError) for error in errors)
+    assert len({str(error) for error in errors}) == 1
+    assert "0.1 on rank 2" in str(errors[0])
+    assert "lr" in str(errors[0])
+
+
+def test_replicated_scalars():
+    metric = ReplicatedScalars(["train/ema_momentum", "a/b"])
+    assert metric.compute() == {}
+    metric.update({"a/b": torch.tensor(2.0), "train/ema_momentum": 0.99})
+    metric.update({"a/b": 3, "train/ema_momentum": 0.995})
+    assert {t: float(v) for t, v in metric.compute().items()} == {"a/b": 3.0, "train/ema_momentum": 0.995}

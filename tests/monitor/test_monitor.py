@@ -1,0 +1,228 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from hjepa_dist_metrics import ConfigError, ProcessContext, TrainingMonitor, WeightedMean
+from hjepa_dist_metrics.sinks import read_jsonl
+
+DIM = 6
+
+
+def config(tmp_path, **logging):
+    return {"experiment_name": "run", "log_dir": str(tmp_path), "log_frequency": 1, **logging}
+
+
+def problem(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Linear(DIM, DIM)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def batches(steps, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, DIM, generator=generator) for _ in range(steps)]
+
+
+def train(monitor, model, optimizer, data, max_norm=0.5, **observations):
+    """A plain loop; returns what a reader of it would compute by hand."""
+    seen = {"loss": [], "norm": []}
+    for x in monitor.batches(data):
+        with monitor.forward():
+            y = model(x)
+            loss = (y - x).square().mean()
+        with monitor.backward():
+            loss.backward()
+        seen["loss"].append(loss.item())
+        seen["norm"].append(math.sqrt(sum(float((p.grad.double() ** 2).sum()) for p in model.parameters())))
+        monitor.clip_grad_norm_(max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        monitor.step(samples=len(x), losses=loss, **observations)
+    return seen
+
+
+def lines(tmp_path, name="run"):
+    return read_jsonl(tmp_path / "metrics" / f"{name}.jsonl")
+
+
+def series(tmp_path, tag):
+    return {line["step"]: line[tag] for line in lines(tmp_path) if tag in line}
+
+
+@pytest.mark.parametrize("sync", ["inline", "background"])
+def test_a_plain_loop_is_written_step_by_step(tmp_path, sync):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, sync=sync)) as monitor:
+        seen = train(monitor, model, optimizer, batches(12))
+    assert series(tmp_path, "loss/total") == pytest.approx(dict(enumerate(seen["loss"])), rel=1e-6)
+    norms = series(tmp_path, "gradient/global_norm_before_clip")
+    assert norms == pytest.approx(dict(enumerate(seen["norm"])), rel=1e-6)
+    clipped = np.array(seen["norm"]) > 0.5
+    percentage = series(tmp_path, "gradient/clipping_percentage")
+    assert percentage == pytest.approx({i: 100 * clipped[: i + 1].mean() for i in range(12)})
+    assert set(series(tmp_path, "learning_rate/base_lr").values()) == {0.1}
+    assert series(tmp_path, "train/loss") == series(tmp_path, "loss/total")
+
+
+def test_between_logs_the_loss_is_the_mean_of_all_steps(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=4)) as monitor:
+        seen = train(monitor, model, optimizer, batches(9))
+    losses = np.array(seen["loss"])
+    expected = {0: losses[0], 4: losses[1:5].mean(), 8: losses[5:9].mean()}
+    assert series(tmp_path, "loss/total") == pytest.approx(expected, rel=1e-6)
+
+
+def test_event_files_hold_the_same_numbers(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path), hparams={"lr": 0.1}) as monitor:
+        seen = train(monitor, model, optimizer, batches(5))
+        monitor.log({"val/knn_accuracy": torch.tensor(0.25)})
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "run")).Reload()
+    points = {event.step: event.value for event in events.Scalars("loss/total")}
+    assert points == pytest.approx(dict(enumerate(seen["loss"])), rel=1e-6)
+    assert [(e.step, e.value) for e in events.Scalars("val/knn_accuracy")] == [(4, 0.25)]
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+
+def test_features_only_on_their_cadence(tmp_path):
+    model, optimizer = problem()
+    rows = torch.randn(20, DIM)
+    settings = config(tmp_path, cadence={"representations": 3})
+    with TrainingMonitor(model, optimizer, settings) as monitor:
+        train(monitor, model, optimizer, batches(7), features={"context": rows, "target": 2 * rows})
+    for name in ("context", "target"):
+        assert set(series(tmp_path, f"collapse/{name}_num_samples").items()) == {(0, 20), (3, 20), (6, 20)}
+
+
+def test_due_tells_whether_the_coming_step_logs(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, cadence={"representations": 2})) as monitor:
+        due = []
+        for _ in range(5):
+            due.append(monitor.due("representations"))
+            monitor.step(samples=1)
+        with pytest.raises(ConfigError, match="cadence family"):
+            monitor.due("nothing")
+    assert due == [True, False, True, False, True]
+
+
+def test_a_users_own_metric_travels_along(tmp_path):
+    model, optimizer = problem()
+    mine = WeightedMean("mine/length")
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=2)) as monitor:
+        monitor.add_metric("length", mine)
+        for length in (3.0, 5.0, 7.0):
+            mine.update(length, 2)
+            monitor.step(samples=2)
+    assert series(tmp_path, "mine/length") == {0: 3.0, 2: 6.0}
+
+
+def test_epoch_loss_is_the_mean_over_the_epochs_samples(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path)) as monitor:
+        first = train(monitor, model, optimizer, batches(3))
+        monitor.end_epoch()
+        second = train(monitor, model, optimizer, batches(3))
+        monitor.end_epoch()
+    expected = {2: np.mean(first["loss"]), 5: np.mean(second["loss"])}
+    assert series(tmp_path, "train_epoch/loss") == pytest.approx(expected, rel=1e-6)
+
+
+def test_wrong_input_raises_where_it_happens_on_one_process(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, cadence={"representations": 1})) as monitor:
+        monitor.step(samples=4, features=torch.randn(4, DIM))
+        with pytest.raises(ConfigError, match=f"expected features .N, {DIM}"):
+            monitor.step(samples=4, features=torch.randn(4, DIM + 1))
+
+
+def test_nan_loss_raises_an_alert_at_once_and_training_goes_on(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path)) as monitor:
+        monitor.step(samples=4, losses=1.0)
+        monitor.step(samples=4, losses=math.nan)
+        monitor.step(samples=4, losses=1.0)
+        monitor.flush()
+        assert [(alert.step, alert.rule) for alert in monitor.alerts] == [(1, "nonfinite")]
+
+
+def test_collapsed_features_raise_an_alert_after_patience(tmp_path):
+    model, optimizer = problem()
+    settings = config(tmp_path, cadence={"representations": 1}, alerts={"patience": 2})
+    with TrainingMonitor(model, optimizer, settings) as monitor:
+        for _ in range(4):
+            monitor.step(samples=50, features=torch.ones(50, DIM))
+        monitor.flush()
+        assert [alert.rule for alert in monitor.alerts] == ["collapse"]
+        assert monitor.latest["alerts/collapse"] == 1.0
+
+
+def test_resume_continues_counts_and_steps(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path)) as monitor:
+        seen = train(monitor, model, optimizer, batches(4))
+        saved = monitor.state_dict()
+        train(monitor, model, optimizer, batches(2, seed=9))  # lost with the process that dies here
+    with TrainingMonitor(model, optimizer, config(tmp_path), start_step=4, resume=True) as monitor:
+        monitor.load_state_dict(saved)
+        later = train(monitor, model, optimizer, batches(3, seed=5))
+    norms = np.array(seen["norm"] + later["norm"])
+    percentage = series(tmp_path, "gradient/clipping_percentage")
+    assert percentage == pytest.approx({i: 100 * (norms > 0.5)[: i + 1].mean() for i in range(7)})
+    assert [line["step"] for line in lines(tmp_path) if "loss/total" in line] == list(range(7))
+
+
+def test_a_second_run_gets_its_own_files(tmp_path):
+    model, optimizer = problem()
+    for expected in ("run", "run-2"):
+        with TrainingMonitor(model, optimizer, config(tmp_path)) as monitor:
+            monitor.step(samples=1, losses=1.0)
+            assert monitor.run_name == expected
+    assert len(lines(tmp_path, "run-2")) == 1
+
+
+def test_only_the_main_process_makes_files(tmp_path):
+    model, optimizer = problem()
+    other = dataclasses.replace(ProcessContext.current(), is_main=False)
+    with TrainingMonitor(model, optimizer, config(tmp_path), context=other) as monitor:
+        train(monitor, model, optimizer, batches(2))
+        monitor.log({"val/loss": 1.0})
+        monitor.flush()
+        assert monitor.latest["loss/total"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_fails_does_not_stop_training(tmp_path, caplog):
+    (tmp_path / "metrics").write_text("a file where a directory should be")
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path)) as monitor:
+        seen = train(monitor, model, optimizer, batches(3))
+        monitor.flush()
+        assert len(monitor.failures) == 1
+        assert "JSON lines" in monitor.failures[0]
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "run")).Reload()
+    assert len(events.Scalars("loss/total")) == len(seen["loss"])
+
+
+def test_an_exception_in_the_loop_keeps_what_was_logged(tmp_path):
+    model, optimizer = problem()
+    settings = config(tmp_path, sync="inline")
+    with (
+        pytest.raises(RuntimeError, match="out of data"),
+        TrainingMonitor(model, optimizer, settings) as monitor,
+    ):
+        monitor.step(samples=1, losses=2.0)
+        raise RuntimeError("out of data")
+    assert series(tmp_path, "loss/total") == {0: 2.0}
+
+
+def test_unknown_dashboard_is_an_error_before_anything_starts(tmp_path):
+    model, optimizer = problem()
+    with pytest.raises(ConfigError, match="dashboard"):
+        TrainingMonitor(model, optimizer, config(tmp_path, dashboards=["los"]))
