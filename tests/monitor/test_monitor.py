@@ -212,13 +212,14 @@ def test_an_output_that_fails_does_not_stop_training(tmp_path, caplog):
 
 def test_an_exception_in_the_loop_keeps_what_was_logged(tmp_path):
     model, optimizer = problem()
-    settings = config(tmp_path, sync="inline")
-    with (
-        pytest.raises(RuntimeError, match="out of data"),
-        TrainingMonitor(model, optimizer, settings) as monitor,
-    ):
-        monitor.step(samples=1, losses=2.0)
-        raise RuntimeError("out of data")
+
+    def loop():
+        with TrainingMonitor(model, optimizer, config(tmp_path, sync="inline")) as monitor:
+            monitor.step(samples=1, losses=2.0)
+            raise RuntimeError("out of data")
+
+    with pytest.raises(RuntimeError, match="out of data"):
+        loop()
     assert series(tmp_path, "loss/total") == {0: 2.0}
 
 

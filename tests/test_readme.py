@@ -1,0 +1,57 @@
+"""The README tells the truth: its table is the catalog's, its code runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hjepa_dist_metrics.catalog.__main__ import with_table
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.sinks import read_jsonl
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def snippets():
+    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+
+
+def test_table_is_the_catalogs():
+    text = README.read_text()
+    assert with_table(text) == text, "run: python -m hjepa_dist_metrics.catalog README.md"
+
+
+def test_table_needs_its_markers():
+    with pytest.raises(ConfigError, match="once each"):
+        with_table("no markers here")
+
+
+def test_quick_start_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            features = self.layer(x)
+            return features.square().mean(), features
+
+    model = Model()
+    names = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loader": [torch.randn(16, 4) for _ in range(3)],
+    }
+    loop, metric = snippets()[:2]
+    exec(loop, names)
+    (first,) = read_jsonl(tmp_path / "results/logs/metrics/mine.jsonl")
+    assert {"loss/total", "gradient/clipping_percentage", "collapse/effective_rank"} <= set(first)
+    assert len(loop.strip().splitlines()) <= 13
+    exec(metric.split("length = TokenLength()")[0], names)
+    lengths = names["TokenLength"]()
+    lengths.update(torch.tensor([3.0, 5.0]))
+    assert float(lengths.compute()["text/length_mean"]) == 4.0
