@@ -120,7 +120,12 @@ class GlooPool:
 
 
 def _rank_of_disposable(
-    function: Callable[..., Any], rank: int, world_size: int, port: int, args: tuple[Any, ...], pipe: Connection
+    function: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    port: int,
+    args: tuple[Any, ...],
+    pipe: Connection,
 ) -> None:
     join_world(rank, world_size, port)
     try:
@@ -136,7 +141,7 @@ def _rank_of_disposable(
 def run_disposable(
     world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0
 ) -> dict[int, Any]:
-    """Call `function(rank, *args)` in fresh processes that may die; return the results of those that answered."""
+    """Call `function(rank, *args)` in fresh processes that may die; return what the others answered."""
     context = _context()
     port = free_port()
     processes, pipes = [], {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,33 +57,50 @@ class ArrivalBoard:
         accused = self.accused()
         return self._timeout_error(accused) if accused else None
 
-    def explain(self, error: Exception, started: float) -> MetricsError:
-        """Return the error that says which ranks a broken exchange was waiting for."""
+    def explain(self, cause: str, started: float) -> MetricsError:
+        """Return the error that says which ranks a broken exchange was waiting for.
+
+        `cause` is the transport's own message, `started` the clock when this rank came to the sync.
+        """
         try:
-            return self._explain(_first_line(_root(error)), started)
+            error = self._explain(cause, started)
         except Exception as store_error:
             return RankFailureError(
                 "a metrics sync failed and the job's key-value store does not answer either: the process "
-                "that hosts it, rank 0 or the launcher's agent, is gone "
-                f"({_first_line(_root(error))}; {_first_line(store_error)})"
+                f"that hosts it, rank 0 or the launcher's agent, is gone ({cause}; {first_line(store_error)})"
             )
+        self._settle(error.ranks)
+        return error
 
-    def _explain(self, cause: str, started: float) -> MetricsError:
+    def _explain(self, cause: str, started: float) -> RankFailureError | SyncTimeoutError:
         # Live ranks that are merely slower get the rest of the timeout to show up: accusing whoever is not
         # there at the moment of the failure would name them along with the dead one.
-        deadline = max(started + self.timeout, self.clock() + _GRACE)
+        # A closed connection may also be that of a rank that has just given up, and is about to say so.
+        closed = any(sign in cause.lower() for sign in _DEAD_SIGNS)
+        deadline = max(started + self.timeout, self.clock() + _GRACE if closed else 0.0)
         missing = self._wait(self.missing, deadline)
         if (given_up := self.given_up()) is not None:
             return given_up
-        if missing and any(sign in cause.lower() for sign in _DEAD_SIGNS):
+        if missing and closed:
             return self._failure(missing, f"ended before metrics sync {self.arrived}", cause)
         if missing:
             for place in missing:
                 self._add("accused", place, 1)
             return self._timeout_error(missing)
         self._add("failed", self.rank, 1)
-        silent = self._wait(self._silent, deadline)
+        silent = self._wait(self._silent, max(deadline, self.clock()) + _GRACE)
         return self._failure(silent, f"went away in the middle of metrics sync {self.arrived}", cause)
+
+    def _settle(self, blamed: tuple[int, ...]) -> None:
+        """Give the others a moment to come to their conclusion too: this process may host the store."""
+        with contextlib.suppress(Exception):  # the store is gone, so that somebody else has moved on
+            self._add("concluded", self.rank, 1)
+            others = [r for r, rank in enumerate(self.ranks) if rank not in blamed]
+            self._wait(
+                lambda: tuple(r for r in others if self._add("concluded", r) == 0),
+                self.clock() + _GRACE,
+                heed_accusers=False,
+            )
 
     def _silent(self) -> tuple[int, ...]:
         """Return who neither saw this sync fail nor went on to another one: the dead."""
@@ -92,13 +110,15 @@ class ArrivalBoard:
             if self._add("failed", r) == 0 and self._add("arrived", r) <= self.arrived
         )
 
-    def _wait(self, who: Callable[[], tuple[int, ...]], deadline: float) -> tuple[int, ...]:
+    def _wait(
+        self, who: Callable[[], tuple[int, ...]], deadline: float, heed_accusers: bool = True
+    ) -> tuple[int, ...]:
         """Wait until `who` names nobody, somebody gave up or the deadline passes; return whom it names."""
         pause = _FIRST_PAUSE
         while True:
             named = who()
             left = deadline - self.clock()
-            if not named or left <= 0 or self.accused():
+            if not named or left <= 0 or (heed_accusers and self.accused()):
                 return named
             self.sleep(min(pause, left))
             pause = min(pause * 1.5, _LONGEST_PAUSE)
@@ -126,14 +146,10 @@ class ArrivalBoard:
         return self.store.add(f"{self.prefix}/{what}/{place}", amount)
 
 
-def _root(error: BaseException) -> BaseException:
-    """Return what started a chain of errors: torch's own report of a failure can fail and hide it."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of what started a chain of errors: torch's report of a failure can hide it."""
     while error.__context__ is not None:
         error = error.__context__
-    return error
-
-
-def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from hjepa_dist_metrics.distributed.arrivals import ArrivalBoard
+from hjepa_dist_metrics.distributed.arrivals import ArrivalBoard, first_line
 from hjepa_dist_metrics.errors import ConfigError, MetricsError, RankFailureError
 
 _SIMULATED = ("threaded", "fake")
@@ -83,13 +83,24 @@ class GroupChannel:
     def _guard(self, operation: Callable[[], Any]) -> None:
         if self._broken is not None:
             raise self._broken.with_traceback(None)
-        try:
-            operation()
-        except MetricsError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            self._broken = self.board.explain(error, self._started)
-            raise self._broken from None
+        cause = _failure_of(operation)
+        if cause is None:
+            return
+        # Closed at once, so that the ranks that wait for this one need not wait for their own timeouts.
+        self._group = None
+        self._broken = self.board.explain(cause, self._started)
+        raise self._broken
+
+
+def _failure_of(operation: Callable[[], Any]) -> str | None:
+    """Run an operation; return the transport's message where it failed, and keep no frame of it alive."""
+    try:
+        operation()
+    except MetricsError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        return first_line(error)
+    return None
 
 
 def group_channel(group: dist.ProcessGroup | None, timeout: float) -> GroupChannel:

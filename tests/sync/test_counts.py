@@ -14,7 +14,14 @@ from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Min, M
 from hjepa_dist_metrics.sync import frame
 from tests.ranks import ThreadWorld, run_ranks
 
-COLLECTIVES = ("all_gather", "all_reduce", "broadcast", "barrier", "all_gather_object", "all_gather_into_tensor")
+COLLECTIVES = (
+    "all_gather",
+    "all_reduce",
+    "broadcast",
+    "barrier",
+    "all_gather_object",
+    "all_gather_into_tensor",
+)
 
 
 class Probe(DistributedMetric):

@@ -1,0 +1,293 @@
+"""Ranks that come late, never, or die: the others learn who it was, in about `sync_timeout` seconds.
+
+Every case runs in processes of its own. torch.distributed's default timeout stays at 30 minutes in them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from hjepa_dist_metrics import (
+    DistributedMetric,
+    MetricCollection,
+    MetricsError,
+    RankFailureError,
+    SyncTimeoutError,
+)
+from hjepa_dist_metrics.states import Concat, Sum
+from tests.processes import run_disposable
+
+TIMEOUT = 2.0
+# Far above what a busy machine needs, far below 30 minutes.
+SOON = 15.0
+
+
+class Total(DistributedMetric):
+    def __init__(self, capacity: int = 4) -> None:
+        self.add_state("total", Sum())
+        self.add_state("rows", Concat(capacity, 1))
+
+    def update(self, value: float) -> None:
+        self.total.update(value)
+
+    def compute_from(self, states):
+        return {"total": states["total"].value}
+
+
+def collection() -> MetricCollection:
+    made = MetricCollection({"total": Total()}, sync_timeout=TIMEOUT)
+    made["total"].update(dist.get_rank() + 1)
+    return made
+
+
+def attempt(call) -> tuple[str, str, tuple[int, ...]]:
+    """Return the error that a call raises: its type, text and ranks."""
+    started = time.monotonic()
+    try:
+        call()
+    except MetricsError as error:
+        assert time.monotonic() - started < SOON
+        return type(error).__name__, str(error), getattr(error, "ranks", ())
+    return "none", "", ()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def never_arrives(rank: int, missing: int, syncs: int):
+    metrics = collection()
+    for _ in range(syncs):
+        metrics.compute()
+    if rank == missing:
+        time.sleep(4 * TIMEOUT)
+        return None
+    first = attempt(metrics.compute)
+    second = attempt(metrics.compute)
+    return first, second
+
+
+@pytest.mark.parametrize(("world_size", "missing", "syncs"), [(3, 1, 0), (3, 2, 3), (4, 3, 1), (4, 0, 2)])
+def test_a_rank_that_never_arrives_is_named(world_size, missing, syncs):
+    results = run_disposable(world_size, never_arrives, missing, syncs)
+    errors = [results[rank] for rank in range(world_size) if rank != missing]
+    for first, second in errors:
+        kind, text, ranks = first
+        assert kind == "SyncTimeoutError"
+        assert ranks == (missing,)
+        assert text.startswith(f"rank {missing} did not arrive at metrics sync {syncs + 1} within 2 s")
+        assert second == first
+    assert len({first for first, _ in errors}) == 1
+
+
+def late(rank: int):
+    metrics = collection()
+    values = [float(metrics.compute()["total"])]
+    if rank == 2:
+        time.sleep(TIMEOUT + 1.5)
+    error = attempt(metrics.compute)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return values, error, total.item()
+
+
+@pytest.mark.parametrize("world_size", [3, 4])
+def test_a_late_rank_gets_the_same_error_and_the_training_group_lives_on(world_size):
+    results = run_disposable(world_size, late)
+    assert len(results) == world_size
+    for values, (kind, text, ranks), total in results.values():
+        assert values == [sum(range(1, world_size + 1))]
+        assert (kind, ranks) == ("SyncTimeoutError", (2,))
+        assert text == results[0][1][1]
+        assert total == world_size
+
+
+def killed_before(rank: int, victim: int):
+    metrics = collection()
+    metrics.compute()
+    if rank == victim:
+        die()
+    time.sleep(0.3)
+    return attempt(metrics.compute)
+
+
+@pytest.mark.parametrize(("world_size", "victim"), [(3, 1), (3, 2), (4, 2)])
+def test_a_rank_killed_before_a_sync_is_named(world_size, victim):
+    results = run_disposable(world_size, killed_before, victim)
+    assert len(results) == world_size - 1
+    for kind, text, ranks in results.values():
+        assert (kind, ranks) == ("RankFailureError", (victim,))
+        assert text.startswith(f"rank {victim} ended before metrics sync 2")
+
+
+def killed_during(rank: int, victim: int):
+    from hjepa_dist_metrics.distributed import group_channel
+
+    metrics = collection()
+    metrics.compute()
+    if rank == victim:
+        # Arrived, and dead before it has sent anything.
+        group_channel.GroupChannel.all_gather = lambda self, tensor: die()
+    return attempt(metrics.compute)
+
+
+@pytest.mark.parametrize(("world_size", "victim"), [(3, 1), (3, 2), (4, 3)])
+def test_a_rank_killed_in_the_middle_of_a_sync_is_named(world_size, victim):
+    results = run_disposable(world_size, killed_during, victim)
+    assert len(results) == world_size - 1
+    for kind, text, ranks in results.values():
+        assert (kind, ranks) == ("RankFailureError", (victim,))
+        assert text.startswith(f"rank {victim} went away in the middle of metrics sync 2")
+
+
+def killed_mid_transfer(rank: int, victim: int):
+    metrics = MetricCollection({"total": Total(1 << 24)}, sync_timeout=TIMEOUT)
+    metrics.compute()
+    metrics["total"].rows.update(torch.zeros(1 << 22, 1))
+    if rank == victim:
+        threading.Timer(0.02, die).start()
+    return attempt(lambda: [metrics.compute() for _ in range(50)])
+
+
+def test_a_rank_killed_while_bytes_are_on_their_way_is_named():
+    results = run_disposable(3, killed_mid_transfer, 1)
+    assert sorted(results) == [0, 2]
+    for kind, _, ranks in results.values():
+        assert kind == "RankFailureError"
+        assert 1 in ranks
+
+
+@pytest.mark.parametrize("world_size", [3, 4])
+def test_the_death_of_the_rank_that_hosts_the_store_is_an_error(world_size):
+    results = run_disposable(world_size, killed_before, 0)
+    assert len(results) == world_size - 1
+    for kind, text, _ in results.values():
+        assert kind == "RankFailureError"
+        assert "rank 0" in text
+        assert "key-value store does not answer" in text
+
+
+def exits_early(rank: int):
+    metrics = collection()
+    metrics.compute()
+    return None if rank == 1 else attempt(metrics.compute)
+
+
+def test_a_rank_that_exits_early_is_named():
+    results = run_disposable(3, exits_early)
+    for rank in (0, 2):
+        kind, text, ranks = results[rank]
+        assert (kind, ranks) == ("RankFailureError", (1,))
+        assert "finished early" in text
+
+
+def other_collective(rank: int):
+    metrics = collection()
+    metrics.compute()
+    shared = torch.full((8,), float(rank))
+    if rank == 1:  # sums gradients while the others sync metrics
+        dist.all_reduce(shared)
+        return None, shared.tolist()
+    error = attempt(metrics.compute)
+    dist.all_reduce(shared)
+    return error, shared.tolist()
+
+
+def test_a_rank_in_another_collective_is_named_and_that_collective_is_right():
+    results = run_disposable(3, other_collective)
+    assert [values for _, values in results.values()] == [[3.0] * 8] * 3
+    for rank in (0, 2):
+        assert results[rank][0][0] == "SyncTimeoutError"
+        assert results[rank][0][2] == (1,)
+
+
+def background(rank: int, victim: int):
+    metrics = collection()
+    metrics.compute()
+    if rank == victim:
+        die()
+    handle = metrics.compute_async()
+    fetched = attempt(lambda: handle.result(SOON))
+    unfetched = metrics.compute_async
+    return fetched, attempt(lambda: [unfetched(), time.sleep(0.1), unfetched(), metrics.close(SOON)])
+
+
+def test_a_background_sync_hands_the_error_over():
+    results = run_disposable(3, background, 1)
+    for fetched, next_call in results.values():
+        assert fetched[0] == next_call[0] == "RankFailureError"
+        assert fetched[2] == next_call[2] == (1,)
+
+
+def group_made_anew(rank: int, port: int):
+    metrics = collection()
+    if rank == 2:
+        time.sleep(TIMEOUT + 1)
+    error = attempt(metrics.compute)
+    again = dist.new_group()
+    from hjepa_dist_metrics import ProcessContext
+
+    fresh = MetricCollection({"total": Total()}, context=ProcessContext.current(again), sync_timeout=10)
+    fresh["total"].update(rank)
+    return error[0], float(fresh.compute()["total"])
+
+
+def test_a_new_process_group_brings_metrics_back():
+    results = run_disposable(3, group_made_anew, 0)
+    assert list(results.values()) == [("SyncTimeoutError", 3.0)] * 3
+
+
+EXIT = """
+import os, sys, time, torch.distributed as dist
+from tests.distributed.test_faults import collection, die
+from tests.processes import join_world
+rank, port, way = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+join_world(rank, 2, port)
+metrics = collection()
+metrics.compute()
+if rank == 1:
+    if way == "killed":
+        die()
+    time.sleep(6)
+    os._exit(0)
+time.sleep(0.5)
+metrics.compute_async()
+print("leaving", flush=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["killed", "late"])
+def test_the_interpreter_exits_while_a_sync_waits_for_a_rank(way):
+    from tests.processes import free_port
+
+    root = Path(__file__).resolve().parents[2]
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", EXIT, str(rank), str(port), way], cwd=root, stdout=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    try:
+        out, _ = ranks[0].communicate(timeout=60)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert out.split() == [b"leaving"]
+    assert ranks[0].returncode == 0
+
+
+def test_errors_have_the_types_that_users_catch():
+    assert issubclass(SyncTimeoutError, TimeoutError)
+    assert issubclass(RankFailureError, RuntimeError)

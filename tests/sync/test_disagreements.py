@@ -1,0 +1,202 @@
+"""Ranks that disagree: the same error on every rank, naming ranks and metrics, before anything is reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from hjepa_dist_metrics import DesyncError, MetricCollection, ProcessContext, __version__
+from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Replicated, Sample, State, Sum
+from hjepa_dist_metrics.sync import schema
+from tests.ranks import try_ranks
+from tests.sync.test_counts import Probe
+
+# Each case: what is odd about the last rank, and what every rank's error must say ("{}": its number).
+Make = Callable[[bool], dict[str, dict[str, State]]]
+CASES: dict[str, tuple[Make, list[str]]] = {
+    "missing metric": (
+        lambda odd: {"a": {"s": Sum()}} if odd else {"a": {"s": Sum()}, "b": {"s": Sum()}},
+        ["state 'b.s' differ", "missing on rank {}"],
+    ),
+    "extra metric": (
+        lambda odd: {"a": {"s": Sum()}, "z": {"s": Sum()}} if odd else {"a": {"s": Sum()}},
+        ["state 'z.s' differ", "Sum[] on rank {}"],
+    ),
+    "another kind": (
+        lambda odd: {"a": {"s": Max() if odd else Sum()}},
+        ["state 'a.s' differ", "Max[] on rank {}"],
+    ),
+    "dims": (lambda odd: {"c": {"s": Covariance(4 if odd else 3)}}, ["Covariance[4] on rank {}"]),
+    "shapes": (lambda odd: {"c": {"s": Sum((2,) if odd else ())}}, ["Sum[2] on rank {}"]),
+    "dtypes": (
+        lambda odd: {"c": {"s": Concat(2, 1, torch.float64 if odd else torch.float32)}},
+        ["torch.float64] on rank {}"],
+    ),
+    "edges": (
+        lambda odd: {"h": {"s": Histogram([0.0, 0.4 if odd else 0.5, 1.0])}},
+        ["state 'h.s' differ", "on rank {}"],
+    ),
+    "sample sizes": (lambda odd: {"x": {"s": Sample(9 if odd else 8, 2)}}, ["Sample[9,2,seed=0] on rank {}"]),
+}
+
+
+def build(states: dict[str, dict[str, State]], context: ProcessContext) -> MetricCollection:
+    return MetricCollection(
+        {name: Probe(name, **held) for name, held in states.items()}, context=context, sync_timeout=20
+    )
+
+
+def usable(context: ProcessContext) -> bool:
+    """Return whether the channel still syncs."""
+    check = build({"check": {"s": Sum()}}, context)
+    check["check"].states["s"].update(1.0)
+    return check.compute(lambda _, merged: merged["check"]["s"].value) == context.world_size
+
+
+def desync(context: ProcessContext, collection: MetricCollection) -> tuple[str, bool]:
+    try:
+        collection.compute()
+    except DesyncError as error:
+        return str(error), usable(context)
+    return "no error", usable(context)
+
+
+def disagree(case: str, context: ProcessContext | None = None) -> tuple[str, bool]:
+    context = context or ProcessContext.current()
+    make, _ = CASES[case]
+    return desync(context, build(make(context.rank == context.world_size - 1), context))
+
+
+def check(results, words: list[str], world_size: int) -> None:
+    assert all(isinstance(result, tuple) for result in results), results
+    texts = {text for text, _ in results}
+    assert len(texts) == 1
+    for word in words:
+        assert word.format(world_size - 1) in results[0][0]
+    assert [works for _, works in results] == [True] * world_size
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_schemas_that_differ_over_gloo(gloo, case, world_size):
+    check(gloo(world_size).run(disagree, case), CASES[case][1], world_size)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_schemas_that_differ_over_threads(case):
+    check(try_ranks(3, lambda context: disagree(case, context)), CASES[case][1], 3)
+
+
+def test_another_order_works():
+    def body(context):
+        names = ["a", "b", "c"] if context.rank == 0 else ["c", "a", "b"]
+        collection = build({name: {"s": Sum()} for name in names}, context)
+        for name in names:
+            collection[name].states["s"].update({"a": 1, "b": 10, "c": 100}[name])
+        return collection.compute(lambda _, merged: {name: merged[name]["s"].value for name in names})
+
+    assert try_ranks(2, body) == [{"a": 2, "b": 20, "c": 200}] * 2
+
+
+class Broken(Probe):
+    def update(self, seed: int) -> None:
+        if seed:
+            raise ValueError("negative length")
+
+
+def failing_update(context: ProcessContext | None = None) -> tuple[str, bool]:
+    context = context or ProcessContext.current()
+    collection = MetricCollection({"lengths": Broken("lengths", s=Sum())}, context=context, sync_timeout=20)
+    try:
+        collection["lengths"].update(context.rank)
+    except ValueError as error:
+        assert str(error) == "negative length"
+    result = desync(context, collection)
+    collection.reset()
+    collection.compute()
+    return result
+
+
+def test_an_update_that_failed_on_one_rank_is_everybodys_error(gloo):
+    words = ["metric 'lengths' failed to update on rank {} (ValueError: negative length)"]
+    check(gloo(2).run(failing_update), words, 2)
+    check(try_ranks(2, failing_update), words, 2)
+
+
+def ahead(context: ProcessContext | None = None) -> tuple[str, bool]:
+    context = context or ProcessContext.current()
+    collection = build({"a": {"s": Sum()}}, context)
+    collection.compute()
+    collection.resume_at(7 if context.rank == context.world_size - 1 else 1)
+    return desync(context, collection)
+
+
+def test_a_sync_number_ahead_of_the_others(gloo):
+    words = ["sync numbers differ: 2 on", "8 on rank {}"]
+    check(gloo(4).run(ahead), words, 4)
+    check(try_ranks(3, ahead), words, 3)
+
+
+def two_collections(context: ProcessContext) -> tuple[str, bool]:
+    one = build({"a": {"s": Sum()}}, context)
+    other = build({"b": {"s": Sum()}}, context)
+    first = desync(context, one if context.rank else other)
+    second = desync(context, other if context.rank else one)
+    assert first[0] != second[0]
+    return first
+
+
+def test_collections_computed_in_another_order():
+    check(try_ranks(2, two_collections), ["state 'a.s'", "missing on rank 0", "state 'b.s'"], 2)
+
+
+def mixed_versions() -> tuple[str, bool]:
+    context = ProcessContext.current()
+    original = schema.__version__
+    try:
+        if dist.get_rank() == 1:
+            schema.__version__ = "9.9.9"
+        collection = build({"a": {"s": Sum()}}, context)
+        try:
+            collection.compute()
+        except DesyncError as error:
+            text = str(error)
+        else:
+            text = "no error"
+    finally:
+        schema.__version__ = original
+    return text, usable(context)
+
+
+def test_mixed_package_versions(gloo):
+    check(
+        gloo(2).run(mixed_versions), [f"package versions differ: {__version__} on rank 0, 9.9.9 on rank 1"], 2
+    )
+
+
+def unlike_values(context: ProcessContext | None = None) -> tuple[str, bool]:
+    context = context or ProcessContext.current()
+    collection = build({"lr": {"rates": Replicated((3,))}, "n": {"s": Replicated()}}, context)
+    odd = context.rank == context.world_size - 1
+    collection["lr"].states["rates"].update([[1.0, 0.5 if odd else 0.25, 2.0]])
+    if not odd:
+        collection["n"].states["s"].update(1.0)
+    return desync(context, collection)
+
+
+def test_replicated_values_that_differ_name_their_ranks(gloo):
+    words = ["'lr.rates' must be the same on every rank", "0.25 on rank", "0.5 on rank {}"]
+    for results in (gloo(2).run(unlike_values), try_ranks(3, unlike_values)):
+        check(results, words, len(results))
+        assert "'n.s'" not in results[0][0]
+
+
+def test_many_differences_are_cut_short():
+    def body(context):
+        count = 40 if context.rank else 1
+        return desync(context, build({f"m{i:02d}": {"s": Sum()} for i in range(count)}, context))
+
+    check(try_ranks(2, body), ["state 'm01.s' differ", "and 29 more"], 2)
