@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from hjepa_dist_metrics import LoggingConfig, catalog
 from hjepa_dist_metrics.reference.trainer import Outcome
@@ -50,4 +53,11 @@ def show(outcome: Outcome, logging: LoggingConfig, dim: int) -> None:
     if logging.tensorboard.enabled:
         folder = f"{logging.log_dir}/tensorboard"
         console.print(f"Event files: {folder}/{outcome.run_name}", soft_wrap=True)
-        console.print(f"Open them:   tensorboard --logdir {folder}", soft_wrap=True)
+        console.print(f"Open them:   {_tensorboard()} --logdir {folder}", soft_wrap=True)
+
+
+def _tensorboard() -> str:
+    """Return the command as this user can type it: by name, or from the environment that runs this."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    return str(Path(sys.executable).with_name("tensorboard"))
