@@ -130,6 +130,15 @@ def test_a_forked_child_writes_nothing(gated):
     assert inner.records == []
 
 
+@pytest.fixture
+def default_sigint():
+    """A suite started in the background inherits a SIGINT that is ignored; a training job need not."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("default_sigint")
 def test_signals_are_taken_and_given_back():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     sink = BackgroundSink(MemorySink())
@@ -173,6 +182,8 @@ PROGRAM = """
 import os, signal, sys, time
 from hjepa_dist_metrics.sinks import BackgroundSink, JsonlSink, SinkGroup
 from hjepa_dist_metrics.values import Scalar
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite may run where it is ignored
 
 class Slow(JsonlSink):
     def write(self, step, values, wall_time=None):
