@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.distributed.reduction import any_rank, resolve_partial, sum_over_shards
+from hjepa_dist_metrics.distributed.slots import Slot
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.norms import scale_, square_sum
+from hjepa_dist_metrics.metrics.watched import Groups, Parameters, Watched
 from hjepa_dist_metrics.states import Replicated
 
 _TORCH_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
@@ -19,46 +24,74 @@ _TORCH_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 class GradientClipping(DistributedMetric):
     """Clip gradients by their global norm and keep count, without waiting for the device.
 
-    `clip_` replaces `torch.nn.utils.clip_grad_norm_`. Tags under `gradient/`: `global_norm_before_clip`,
-    `global_norm_after_clip`, `clipping_ratio` (after / before), `was_clipped` of the latest step;
-    `clipping_percentage` over the whole run and `clipping_percentage_window` over the last `window` steps;
-    `nonfinite_steps`, which count neither as clipped nor as steps of a percentage.
+    `clip_` replaces `torch.nn.utils.clip_grad_norm_`, for whatever holds the parameters: plain, DDP, FSDP1,
+    FSDP2, HSDP, tensor and sequence parallel, mixed. Pass the model itself: FSDP1's parameters cannot be read
+    without it. Under a GradScaler call it after `unscale_`; under gradient accumulation, once, before the
+    optimizer's step.
+
+    Tags under `gradient/`: `global_norm_before_clip`, `global_norm_after_clip`, `clipping_ratio` (after /
+    before), `was_clipped` of the latest step; `clipping_percentage` over the whole run and
+    `clipping_percentage_window` over the last `window` steps; `nonfinite_steps`, which count neither as
+    clipped nor as steps of a percentage. With `groups`, named lists of parameters, also
+    `{group}/global_norm_before_clip` and `_after_clip`. With `skip_nonfinite` a step whose norm is NaN or
+    infinite on any rank loses its gradients on all, so that optimizers pass it over (`skipped_steps`); this
+    waits for the device at each step.
     """
 
     persistent = True
 
-    def __init__(self, parameters: Iterable[Tensor] | Tensor, window: int = 100) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        window: int = 100,
+        *,
+        groups: Groups | None = None,
+        skip_nonfinite: bool = False,
+        context: ProcessContext | None = None,
+    ) -> None:
         if window < 1:
             raise ConfigError(f"the window must hold at least one step, got window={window}")
-        self.parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        if not self.parameters:
-            raise ConfigError("there are no parameters to clip: is the model empty, or the iterator used up?")
-        self.window = window
+        self.watched = Watched(parameters, groups)
+        self.window, self.skip_nonfinite, self._context = window, skip_nonfinite, context
+        self._columns = _columns(self.watched)
         self.add_state("latest", Replicated(shape=(3,)))  # norm before, after, whether clipped
         self.add_state("totals", Replicated(shape=(3,)))  # finite steps, clipped steps, nonfinite steps
         self.add_state("recent", Replicated(shape=(window,)))  # 1 clipped, 0 not, NaN unknown
+        if self.watched.groups:
+            self.add_state("by_group", Replicated(shape=(2, len(self.watched.groups))))  # before, after
         self._position = 0
 
+    @torch.no_grad()
     def clip_(self, max_norm: float) -> Tensor:
         """Scale the gradients to a global L2 norm of at most `max_norm`; return the norm before, 0-d.
 
-        The norm is computed in float32 whatever the gradients' dtype. ConfigError unless max_norm > 0;
-        infinity measures without clipping.
+        The norm is computed in float32 or better whatever the gradients' dtype. Where parameters are sharded
+        this is a collective call. ConfigError unless max_norm > 0 (infinity measures without clipping), where
+        no parameter has a gradient, and where the model's parameters are not those of the start.
         """
         if not max_norm > 0:
             raise ConfigError(f"max_norm must be positive (infinity to only measure), got {max_norm!r}")
-        gradients = _gradients(self.parameters)
-        if not gradients:
+        self.watched.require_unchanged()
+        squares = self._square_sums()
+        stored = [g for slot in self.watched.slots if (g := slot.stored_gradient()) is not None]
+        if not stored:
             raise ConfigError("no parameter has a gradient: call clip_ after backward and before zero_grad")
-        norm = global_norm(gradients)
+        norm = squares.sum().sqrt()
         coefficient = torch.clamp(max_norm / (norm + _TORCH_EPS), max=1.0)
         if not math.isinf(max_norm):
-            scale_(gradients, coefficient)
-        self.update(norm, coefficient, norm > max_norm)
-        return norm
+            scale_(stored, coefficient.to(_wide(stored)))
+        if self.skip_nonfinite and any_rank(~torch.isfinite(norm), self._context or ProcessContext.current()):
+            self._drop_gradients()
+        self.update(norm, coefficient, norm > max_norm, squares[:-1].sqrt())
+        return norm.to(_wide(stored))
 
-    def update(self, norm: Tensor, coefficient: Tensor, clipped: Tensor) -> None:
-        """Record one step: norm before, coefficient applied, whether it was above the threshold; all 0-d."""
+    def update(
+        self, norm: Tensor, coefficient: Tensor, clipped: Tensor, group_norms: Tensor | None = None
+    ) -> None:
+        """Record one step: norm before, coefficient applied, whether above the threshold; all 0-d.
+
+        `group_norms` [groups] are the groups' norms before.
+        """
         norm = norm.to(torch.float64)
         finite = torch.isfinite(norm)
         engaged = (clipped & finite).to(torch.float64)
@@ -70,6 +103,8 @@ class GradientClipping(DistributedMetric):
         recent[self._position % self.window] = torch.where(finite, engaged, float("nan"))
         self._position += 1
         self.recent.update(recent)
+        if self.watched.groups and group_norms is not None:
+            self.by_group.update(torch.stack([group_norms, group_norms * coefficient]))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} before the first step."""
@@ -79,7 +114,7 @@ class GradientClipping(DistributedMetric):
         before, after, engaged = states["latest"].value
         recent = states["recent"].value
         known = recent[recent == recent]
-        return {
+        tags = {
             "gradient/global_norm_before_clip": before,
             "gradient/global_norm_after_clip": after,
             "gradient/was_clipped": engaged,
@@ -88,41 +123,42 @@ class GradientClipping(DistributedMetric):
             "gradient/clipping_percentage_window": 100.0 * known.mean() if len(known) else 0.0,
             "gradient/nonfinite_steps": nonfinite,
         }
+        if self.skip_nonfinite:
+            tags["gradient/skipped_steps"] = nonfinite
+        for index, name in enumerate(self.watched.groups):
+            group_before, group_after = states["by_group"].value[:, index]
+            tags[f"gradient/{name}/global_norm_before_clip"] = group_before
+            tags[f"gradient/{name}/global_norm_after_clip"] = group_after
+        return tags
+
+    def _square_sums(self) -> Tensor:
+        """Return the sum of squares of each group and of the parameters in none, float64 [groups + 1]."""
+        device = self.watched.slots[0].parameter.device
+        held = [[slot.gradient() for slot in slots] for _, _, slots in self._columns]
+        present = [[pair for pair in column if pair is not None] for column in held]
+        whole = iter(resolve_partial([pair for column in present for pair in column]))
+        local = [square_sum([next(whole) for _ in column], device) for column in present]
+        merged = sum_over_shards(torch.stack(local), [shards for _, shards, _ in self._columns])
+        totals = [torch.zeros((), dtype=torch.float64, device=device)] * (len(self.watched.groups) + 1)
+        for (group, _, _), value in zip(self._columns, merged.unbind(), strict=True):
+            totals[group] = totals[group] + value
+        return torch.stack(totals)
+
+    def _drop_gradients(self) -> None:
+        for slot in self.watched.slots:
+            slot.parameter.grad = None
 
 
-def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Return the gradients' values: of sparse ones, the values that are there."""
-    found = []
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.is_sparse:
-            parameter.grad = gradient = gradient.coalesce()
-            gradient = gradient.values()
-        found.append(gradient.detach())
-    return found
+def _columns(watched: Watched) -> list[tuple[int, tuple[Any, ...], list[Slot]]]:
+    """Group slots whose squares add up together: by parameter group and by the ranks that share them.
+
+    All parameters take part, with a gradient or without, so that every rank has the same columns.
+    """
+    found: dict[tuple[int, tuple[Any, ...]], list[Slot]] = {}
+    for slot, group in zip(watched.slots, watched.group_of, strict=True):
+        found.setdefault((group, slot.layout.shards), []).append(slot)
+    return [(group, shards, slots) for (group, shards), slots in found.items()]
 
 
-def global_norm(gradients: list[Tensor]) -> Tensor:
-    """Return the L2 norm over all gradients, float32 or better, 0-d, on the first one's device."""
-    device = gradients[0].device
-    norms: list[Tensor] = []
-    for group in _alike(gradients):
-        wide = torch.float64 if group[0].dtype == torch.float64 else torch.float32
-        norms += [n.to(device, non_blocking=True) for n in torch._foreach_norm(group, 2.0, dtype=wide)]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
-
-
-def scale_(gradients: list[Tensor], coefficient: Tensor) -> None:
-    """Multiply every gradient by a 0-d coefficient, in place."""
-    for group in _alike(gradients):
-        torch._foreach_mul_(group, coefficient.to(group[0].device, non_blocking=True))
-
-
-def _alike(gradients: list[Tensor]) -> list[list[Tensor]]:
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for gradient in gradients:
-        groups.setdefault((gradient.device, gradient.dtype), []).append(gradient)
-    return list(groups.values())
+def _wide(gradients: list[Tensor]) -> torch.dtype:
+    return torch.float64 if gradients[0].dtype == torch.float64 else torch.float32

@@ -1,0 +1,155 @@
+"""A model's parameters by the names their owner gave them, whatever wrapper holds them now.
+
+Wrappers change names (`module.`, `_orig_mod.`) and FSDP1 changes the parameters themselves: it stores those
+of a unit end to end in one flat tensor, padded, and shards that. A slot is one original parameter's place.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hjepa_dist_metrics.distributed.sharding import Layout, LayoutReader, flat_layout, local_piece
+from hjepa_dist_metrics.errors import ConfigError
+
+# What DDP, torch.compile, FSDP1 and the activation-checkpoint wrapper put into names.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Name one parameter and where its values lie: all of `parameter`, or `span` of a flat one.
+
+    `layout` is the layout of the values.
+    """
+
+    name: str
+    parameter: Tensor
+    layout: Layout
+    span: tuple[int, int] | None = None
+    reader: LayoutReader | None = None
+
+    def values(self) -> Tensor:
+        """Return this rank's piece of the parameter's values."""
+        return self._cut(local_piece(self.parameter))
+
+    def stored_gradient(self) -> Tensor | None:
+        """Return this rank's piece of the gradient as it is stored, to be changed in place; None without one.
+
+        The stored values of a sparse gradient stand for it, added up by index first.
+        """
+        gradient = self.parameter.grad
+        if gradient is None:
+            return None
+        if gradient.is_sparse and not gradient.is_coalesced():
+            self.parameter.grad = gradient = gradient.coalesce()
+        return self._cut(local_piece(gradient))
+
+    def gradient(self) -> tuple[Tensor, Layout] | None:
+        """Return this rank's piece of the gradient and its layout, which lies as the parameter does.
+
+        It may be made of addends (`Layout.partial`). A gradient that lies otherwise than its parameter is
+        brought there, which is a collective call.
+        """
+        piece = self.stored_gradient()
+        if piece is None or self.reader is None:
+            return None if piece is None else (piece, self.layout)
+        gradient = self.parameter.grad
+        assert gradient is not None
+        layout = self.reader(gradient)
+        if layout.shards != self.layout.shards:
+            moved = gradient.redistribute(placements=self.parameter.placements)  # type: ignore[attr-defined]
+            return local_piece(moved), self.layout
+        return piece, layout
+
+    def _cut(self, piece: Tensor) -> Tensor:
+        return piece if self.span is None else piece.view(-1)[self.span[0] : self.span[1]]
+
+
+def clean_name(name: str) -> str:
+    """Return a parameter's name without what wrappers put in."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def model_slots(model: nn.Module) -> list[Slot]:
+    """Return a slot for each parameter of a model, in the model's order, those without gradient included."""
+    reader = LayoutReader()
+    flat = dict(_flat_units(model))
+    slots: list[Slot] = []
+    for name, parameter in model.named_parameters():
+        if id(parameter) in flat:
+            slots += flat[id(parameter)](name)
+        else:
+            slots.append(_slot(clean_name(name), parameter, reader))
+    return slots
+
+
+def parameter_slots(parameters: Iterable[Tensor]) -> list[Slot]:
+    """Return slots of bare parameters, named by their place: "0", "1", ..."""
+    reader = LayoutReader()
+    return [_slot(str(index), parameter, reader) for index, parameter in enumerate(parameters)]
+
+
+def _slot(name: str, parameter: Tensor, reader: LayoutReader) -> Slot:
+    if not isinstance(parameter, Tensor):
+        raise ConfigError(f"expected parameters, got {type(parameter).__name__} as number {name}")
+    if getattr(parameter, "_fsdp_flattened", False):
+        raise ConfigError(
+            "a parameter belongs to FullyShardedDataParallel, and what it holds of the whole cannot be told "
+            "from the parameter alone: pass the model instead of its parameters"
+        )
+    return Slot(name, parameter, reader(parameter), None, reader)
+
+
+SlotMaker = Callable[[str], list[Slot]]
+
+
+def _flat_units(model: nn.Module) -> Iterator[tuple[int, SlotMaker]]:
+    """Yield, for each parameter that FSDP1 manages, its id and a maker of slots from its full name."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if not isinstance(module, fsdp.FullyShardedDataParallel):
+            continue
+        handle = module._handle
+        if handle is None:
+            continue
+        layout = flat_layout(handle.process_group) if handle.uses_sharded_strategy else Layout()
+        flat = handle.flat_param
+        yield id(flat), _flat_slots(flat, layout)
+        for parameter in flat._params or ():
+            yield id(parameter), _original_slot(parameter, layout)
+
+
+def _original_slot(parameter: Tensor, layout: Layout) -> SlotMaker:
+    return lambda name: [Slot(clean_name(name), parameter, layout)]
+
+
+def _flat_slots(flat: Any, layout: Layout) -> SlotMaker:
+    """Return a maker of one slot for each original parameter, cut out of this rank's shard."""
+
+    def make(name: str) -> list[Slot]:
+        prefix = clean_name(name.rpartition(".")[0])
+        names = [clean_name(f"{prefix}.{fqn}" if prefix else fqn) for fqn in flat._fqns]
+        spans = _shard_spans(flat) if layout.shards else _whole_spans(flat)
+        return [Slot(name, flat, layout, span) for name, span in zip(names, spans, strict=True)]
+
+    return make
+
+
+def _shard_spans(flat: Any) -> Iterator[tuple[int, int]]:
+    for info in flat._shard_param_infos:
+        start = info.offset_in_shard if info.in_shard else 0
+        yield start, start + (info.numel_in_shard if info.in_shard else 0)
+
+
+def _whole_spans(flat: Any) -> Iterator[tuple[int, int]]:
+    start = 0
+    for size in flat._numels:
+        yield start, start + size
+        start += size
