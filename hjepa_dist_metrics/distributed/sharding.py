@@ -42,7 +42,7 @@ class Layout:
     copies: tuple[int, ...] = ()
 
     def speaks(self, first: int, rank: int) -> bool:
-        """Return whether global rank `rank`, this one, counts for its piece in the group that begins with `first`.
+        """Return whether this rank, global `rank`, counts for its piece in the group whose first is `first`.
 
         Of all ranks of the group that hold a piece, one speaks: the one whose place equals the first rank's
         along every direction of copies, in the mesh in which the first rank lies.
@@ -53,7 +53,7 @@ class Layout:
         return len(place) > 0 and all(place[0][d] == self.coordinate[d] for d in self.copies)
 
     def beyond(self, ranks: Sequence[int]) -> tuple[ProcessGroup, ...]:
-        """Return the shard groups that reach beyond `ranks`: no sync over those alone adds their pieces up."""
+        """Return the shard groups that reach beyond `ranks`, whose pieces no sync over those adds up."""
         known = set(ranks)
         return tuple(g for g in self.shards if not known.issuperset(dist.get_process_group_ranks(g)))
 
@@ -91,9 +91,7 @@ def _dtensor_layout(mesh: Any, placements: Sequence[Any]) -> Layout:
             partial.append((mesh.get_group(dim), _reduction(placement)))
         else:  # Shard or _StridedShard: is_shard() is false for the latter
             shards.append(mesh.get_group(dim))
-    return Layout(
-        tuple(shards), tuple(partial), mesh.mesh.cpu().numpy(), tuple(coordinate), tuple(copies)
-    )
+    return Layout(tuple(shards), tuple(partial), mesh.mesh.cpu().numpy(), tuple(coordinate), tuple(copies))
 
 
 def _reduction(placement: Any) -> str:
@@ -118,7 +116,7 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 
 def local_piece(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor, detached: all of a plain one, the stored values of a sparse one."""
+    """Return what this rank holds of a tensor, detached; of a sparse one, the stored values."""
     piece = tensor.detach()
     if is_dtensor(piece):
         piece = piece.to_local()  # type: ignore[attr-defined]

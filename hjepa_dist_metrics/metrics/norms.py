@@ -28,10 +28,10 @@ def square_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def _host_square_sum(tensors: Sequence[Tensor]) -> Tensor:
-    """Add up dot products of blocks: as fast as a norm on a CPU, and the error does not grow with the size."""
+    """Add up dot products of blocks: as fast as a norm, and the error does not grow with the size."""
     parts = []
     for tensor in tensors:
-        for block in tensor.reshape(-1).split(BLOCK):
+        for block in torch.split(tensor.reshape(-1), BLOCK):
             wide = block if block.dtype in (torch.float32, torch.float64) else block.to(torch.float32)
             parts.append(torch.dot(wide, wide).to(torch.float64))
     return torch.stack(parts).sum()
