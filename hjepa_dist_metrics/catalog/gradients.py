@@ -107,7 +107,7 @@ GRADIENTS = (
     _clip(
         "gradient/clipping_percentage_window",
         "clipped steps lately",
-        "Share of the steps since the last log that were clipped.",
+        "Share of the last steps, 100 by default, that were clipped.",
         unit="%",
         healthy="below 10 after warmup",
         deviation="added",
@@ -120,7 +120,14 @@ GRADIENTS = (
         healthy="0; a few where a gradient scaler looks for its scale",
         deviation="added",
     ),
-    _clip("gradient/skipped_steps", "skipped steps", "Steps that a gradient scaler skipped.", unit="steps"),
+    _clip(
+        "gradient/skipped_steps",
+        "skipped steps",
+        "Steps so far that all ranks passed over because the norm was NaN or infinite on one.",
+        unit="steps",
+        healthy="0",
+        deviation="added; only where skipping is switched on",
+    ),
     _clip(
         "gradient/{group}/global_norm_before_clip",
         "gradient norm of a parameter group before clipping",

@@ -20,6 +20,7 @@ from hjepa_dist_metrics.metrics import (
     Throughput,
     WeightedMean,
 )
+from hjepa_dist_metrics.metrics.watched import optimizer_groups
 
 M = TypeVar("M", bound=DistributedMetric)
 
@@ -74,9 +75,9 @@ class MetricFamilies:
         """Return the learning-rate metric."""
         return self._ensure("learning_rate", LearningRate, lambda: LearningRate(optimizer))
 
-    def clipping(self, model: nn.Module) -> GradientClipping:
-        """Return the clipping metric of the model's parameters."""
-        return self._ensure("clipping", GradientClipping, lambda: GradientClipping(model.parameters()))
+    def clipping(self, model: nn.Module, optimizer: Optimizer) -> GradientClipping:
+        """Return the model's clipping metric, by the optimizer's groups where it has several."""
+        return self._ensure("clipping", GradientClipping, lambda: self._make_clipping(model, optimizer))
 
     def loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         """Return the loss metric for the keys of the first step's losses."""
@@ -98,6 +99,10 @@ class MetricFamilies:
     def collapse_dims(self) -> dict[str, int]:
         """Return the width of each collapse stream by its tag prefix."""
         return {m.prefix: m.dim for m in self.collection.values() if isinstance(m, Collapse)}
+
+    def _make_clipping(self, model: nn.Module, optimizer: Optimizer) -> GradientClipping:
+        groups = optimizer_groups(optimizer) if len(optimizer.param_groups) > 1 else None
+        return GradientClipping(model, groups=groups, context=self.collection.context)
 
     def _make_loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         levels = sum(1 for key in losses if key.removeprefix("loss_h").isdigit())

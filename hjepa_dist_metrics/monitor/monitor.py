@@ -119,7 +119,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""
-        return self.families.clipping(self.model).clip_(max_norm)
+        return self.families.clipping(self.model, self.optimizer).clip_(max_norm)
 
     def add_metric(self, name: str, metric: DistributedMetric, family: str = "scalars") -> None:
         """Sync and write a metric of your own, at the cadence of `family`; its `update` is yours to call."""

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import ConfigError, GradientClipping
+from hjepa_dist_metrics.metrics.watched import optimizer_groups
+from tests.ranks import run_ranks
 
 
 def model_with_gradients(scale=1.0, seed=0, dtype=torch.float32):
@@ -107,3 +109,117 @@ def test_no_gradients_and_no_parameters():
 
 def test_nothing_before_the_first_step():
     assert GradientClipping(model_with_gradients()).compute() == {}
+
+
+def two_groups():
+    a, b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(4))
+    a.grad, b.grad = torch.full_like(a, 2.0), torch.full_like(b, 1.0)
+    return a, b
+
+
+def test_parameter_groups_of_one_or_more_optimizers_share_one_coefficient():
+    a, b = two_groups()
+    c = nn.Parameter(torch.zeros(1))
+    c.grad = torch.tensor([3.0])
+    optimizers = [
+        torch.optim.SGD([{"params": [a], "name": "decay"}, {"params": [b]}], lr=1.0),
+        torch.optim.AdamW([{"params": [c], "name": "decay"}], lr=1.0),
+    ]
+    groups = optimizer_groups(optimizers)
+    assert {name: [id(p) for p in members] for name, members in groups.items()} == {
+        "decay": [id(a)],
+        "group1": [id(b)],
+        "decay2": [id(c)],
+    }
+    clipping = GradientClipping([a, b, c], groups=groups)
+    clipping.clip_(2.5)
+    values = numbers(clipping)
+    # squares 12, 4, 9: the norm is 5, the coefficient one half
+    assert values["gradient/global_norm_before_clip"] == pytest.approx(5.0)
+    for name, before in {"decay": math.sqrt(12), "group1": 2.0, "decay2": 3.0}.items():
+        assert values[f"gradient/{name}/global_norm_before_clip"] == pytest.approx(before, rel=1e-6)
+        assert values[f"gradient/{name}/global_norm_after_clip"] == pytest.approx(before / 2, rel=1e-6)
+
+
+def test_an_optimizer_is_a_source_of_parameters():
+    a, b = two_groups()
+    optimizer = torch.optim.SGD([a, b], lr=1.0)
+    assert float(GradientClipping(optimizer).clip_(1.0)) == pytest.approx(4.0)
+
+
+def test_a_step_with_a_nonfinite_norm_is_passed_over_where_asked():
+    a, b = two_groups()
+    optimizer = torch.optim.Adam([a, b], lr=1.0)
+    clipping = GradientClipping([a, b], skip_nonfinite=True)
+    a.grad[1] = math.nan
+    clipping.clip_(1.0)
+    optimizer.step()
+    assert a.grad is None
+    assert not a.any()
+    assert not b.any()
+    a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
+    clipping.clip_(1.0)
+    optimizer.step()
+    assert a.all()
+    values = numbers(clipping)
+    assert values["gradient/skipped_steps"] == values["gradient/nonfinite_steps"] == 1
+
+
+def test_every_rank_passes_over_a_step_that_is_nonfinite_on_one():
+    def body(context):
+        a, b = two_groups()
+        if context.rank == 1:
+            b.grad[0] = math.inf
+        GradientClipping([a, b], skip_nonfinite=True, context=context).clip_(1.0)
+        return a.grad is None and b.grad is None
+
+    assert run_ranks(3, body) == [True, True, True]
+
+
+def test_parameters_that_come_later_are_an_error():
+    model = nn.Linear(2, 2)
+    clipping = GradientClipping(model)
+    model(torch.ones(1, 2)).sum().backward()
+    clipping.clip_(1.0)
+    model.extra = nn.Parameter(torch.ones(1))
+    with pytest.raises(ConfigError, match="there were 2, now there are 3, of which 1 are new"):
+        clipping.clip_(1.0)
+    optimizer = torch.optim.SGD(list(model.parameters())[:1], lr=0.1)
+    clipping = GradientClipping(optimizer)
+    optimizer.add_param_group({"params": [model.extra]})
+    with pytest.raises(ConfigError, match="parameters changed"):
+        clipping.clip_(1.0)
+
+
+def test_parameters_on_two_kinds_of_device_are_an_error():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    with pytest.raises(ConfigError, match=r"'0.weight' is on cpu, '1.weight' is on meta"):
+        GradientClipping(model)
+
+
+def test_a_window_without_steps_and_parameters_that_are_none():
+    with pytest.raises(ConfigError, match="window=0"):
+        GradientClipping(model_with_gradients(), window=0)
+    with pytest.raises(ConfigError, match="expected parameters, got int"):
+        GradientClipping([3])
+
+
+def test_the_norm_of_many_values_is_exact():
+    # float32 norms of large tensors drift by 1e-4 and more; blocks do not
+    parameter = nn.Parameter(torch.zeros(3_000_001))
+    parameter.grad = torch.randn(3_000_001, generator=torch.Generator().manual_seed(0)) * 1e-3
+    parameters = [parameter, *model_with_gradients(1e-3)]
+    expected = numpy_norm(parameters)
+    assert float(GradientClipping(parameters).clip_(math.inf)) == pytest.approx(expected, rel=2e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_clip_like_torch(dtype):
+    mine, other = model_with_gradients(3.0, dtype=dtype), model_with_gradients(3.0, dtype=dtype)
+    GradientClipping(mine).clip_(1.0)
+    norm = numpy_norm(other)
+    for p, q in zip(mine, other, strict=True):
+        expected = q.grad.double() / (norm + 1e-6)
+        torch.testing.assert_close(
+            p.grad.double(), expected, rtol=8e-3 if dtype == torch.bfloat16 else 1e-9, atol=0
+        )
