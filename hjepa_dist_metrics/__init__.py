@@ -1,29 +1,74 @@
 """Training metrics that are true of the whole job: exact over ranks, checked, nearly free."""
 
-from hjepa_dist_metrics.distributed import ProcessContext as ProcessContext
-from hjepa_dist_metrics.errors import (
-    ConfigError as ConfigError,
-    DesyncError as DesyncError,
-    MetricsError as MetricsError,
-    MissingExtraError as MissingExtraError,
-    RankFailureError as RankFailureError,
-    SyncTimeoutError as SyncTimeoutError,
-)
-from hjepa_dist_metrics.metrics import (
-    Collapse as Collapse,
-    DistributedMetric as DistributedMetric,
-    GradientClipping as GradientClipping,
-    HierarchicalLoss as HierarchicalLoss,
-    LearningRate as LearningRate,
-    MetricCollection as MetricCollection,
-    ReplicatedScalars as ReplicatedScalars,
-    Throughput as Throughput,
-    WeightedMean as WeightedMean,
-)
-from hjepa_dist_metrics.monitor import (
-    Alert as Alert,
-    LoggingConfig as LoggingConfig,
-    TrainingMonitor as TrainingMonitor,
-)
-from hjepa_dist_metrics.values import Scalar as Scalar, Value as Value
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from hjepa_dist_metrics.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from hjepa_dist_metrics.distributed import ProcessContext as ProcessContext
+    from hjepa_dist_metrics.errors import (
+        ConfigError as ConfigError,
+        DesyncError as DesyncError,
+        MetricsError as MetricsError,
+        MissingExtraError as MissingExtraError,
+        RankFailureError as RankFailureError,
+        SyncTimeoutError as SyncTimeoutError,
+    )
+    from hjepa_dist_metrics.metrics import (
+        Collapse as Collapse,
+        DistributedMetric as DistributedMetric,
+        GradientClipping as GradientClipping,
+        HierarchicalLoss as HierarchicalLoss,
+        LearningRate as LearningRate,
+        MetricCollection as MetricCollection,
+        ReplicatedScalars as ReplicatedScalars,
+        Throughput as Throughput,
+        WeightedMean as WeightedMean,
+    )
+    from hjepa_dist_metrics.monitor import (
+        Alert as Alert,
+        LoggingConfig as LoggingConfig,
+        TrainingMonitor as TrainingMonitor,
+    )
+    from hjepa_dist_metrics.values import Scalar as Scalar, Value as Value
+
+# Where each public name lives. It is imported at its first use, so that importing the package costs next to
+# nothing; the imports above say the same to type checkers.
+_HOMES = {
+    "distributed": ("ProcessContext",),
+    "errors": (
+        "ConfigError",
+        "DesyncError",
+        "MetricsError",
+        "MissingExtraError",
+        "RankFailureError",
+        "SyncTimeoutError",
+    ),
+    "metrics": (
+        "Collapse",
+        "DistributedMetric",
+        "GradientClipping",
+        "HierarchicalLoss",
+        "LearningRate",
+        "MetricCollection",
+        "ReplicatedScalars",
+        "Throughput",
+        "WeightedMean",
+    ),
+    "monitor": ("Alert", "LoggingConfig", "TrainingMonitor"),
+    "values": ("Scalar", "Value"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

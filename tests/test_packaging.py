@@ -1,5 +1,6 @@
 """The wheel works away from the checkout: typed, with its configurations, in an environment of its own."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -22,6 +23,8 @@ def python(interpreter: str | Path, *arguments: str, cwd: Path) -> str:
         text=True,
         timeout=240,
         stdin=subprocess.DEVNULL,
+        # a developer's PYTHONPATH would put the checkout before the installed wheel
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     assert run.returncode == 0, f"{' '.join(arguments)}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}"
     return run.stdout.strip()
