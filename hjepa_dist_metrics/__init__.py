@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 from hjepa_dist_metrics.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from hjepa_dist_metrics.distributed import ProcessContext as ProcessContext
+    from hjepa_dist_metrics.distributed import (
+        ProcessContext as ProcessContext,
+        valid_samples as valid_samples,
+    )
     from hjepa_dist_metrics.errors import (
         ConfigError as ConfigError,
         DesyncError as DesyncError,
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 # Where each public name lives. It is imported at its first use, so that importing the package costs next to
 # nothing; the imports above say the same to type checkers.
 _HOMES = {
-    "distributed": ("ProcessContext",),
+    "distributed": ("ProcessContext", "valid_samples"),
     "errors": (
         "ConfigError",
         "DesyncError",

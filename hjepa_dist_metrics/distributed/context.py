@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -51,6 +51,9 @@ class ProcessContext:
         where = torch.device(device) if device is not None else _default_device()
         if not (dist.is_available() and dist.is_initialized()):
             return cls(rank=0, world_size=1, device=where, is_main=True)
+        outside: Any = dist.GroupMember.NON_GROUP_MEMBER
+        if group is outside:
+            return cls(0, 1, where, is_main=False, is_member=False)
         if group is not None and not isinstance(group, dist.ProcessGroup):
             return cls._from_mesh(group, dims, where)
         if dims is not None:
@@ -65,10 +68,10 @@ class ProcessContext:
     @classmethod
     def _from_mesh(cls, mesh: DeviceMesh, dims: Sequence[str] | None, device: torch.device) -> ProcessContext:
         names = tuple(mesh.mesh_dim_names or ())
-        wanted = tuple(dims) if dims is not None else names
-        unknown = [name for name in wanted if name not in names]
-        if unknown or not wanted:
-            raise ConfigError(f"the mesh has the dimensions {list(names)}, got dims={list(wanted)}")
+        given = tuple(dims) if dims is not None else names
+        if not given or not set(given) <= set(names):
+            raise ConfigError(f"the mesh has the dimensions {list(names)}, got dims={list(given)}")
+        wanted = tuple(name for name in names if name in given)  # a mesh is cut in its own order only
         coordinate = mesh.get_coordinate()
         if coordinate is None:
             return cls(0, 1, device, is_main=False, is_member=False)

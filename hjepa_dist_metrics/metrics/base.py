@@ -129,14 +129,19 @@ class DistributedMetric(ABC):
             self.load_states(state, holder=context.rank == 0)
 
     def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
-        """Replace the states by the packed ones where `holder`, by empty ones elsewhere."""
+        """Replace the states by the packed ones where `holder`, by empty ones elsewhere.
+
+        Replicated states take the packed ones on every rank.
+        """
         mine = {name: state.signature for name, state in self._states.items()}
         saved = {name: tensors["signature"] for name, tensors in packed.items()}
         if mine != saved:
             raise ConfigError(f"{type(self).__name__} has the states {mine}, the saved one {saved}")
         self.reset()
-        if holder:
-            self._states = {name: s.unpack(_tensors(packed[name])) for name, s in self._states.items()}
+        self._states = {
+            name: state.unpack(_tensors(packed[name])) if holder or state.replicated else state
+            for name, state in self._states.items()
+        }
 
 
 def pack_states(states: Mapping[str, State]) -> dict[str, dict[str, Any]]:

@@ -23,8 +23,11 @@ class WeightedMean(DistributedMetric):
 
     def update(self, value: Tensor | float, count: Tensor | float = 1) -> None:
         """Add a mean over `count` samples."""
-        self.total.update(torch.as_tensor(value).detach().to(torch.float64) * count)
-        self.count.update(count)
+        mean = torch.as_tensor(value).detach().to(torch.float64)
+        counted = torch.as_tensor(count).detach().to(mean.device, torch.float64, non_blocking=True)
+        # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
+        self.total.update(torch.where(counted > 0, mean * counted, torch.zeros_like(mean)))
+        self.count.update(counted)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the mean; {} before the first update."""

@@ -29,7 +29,12 @@ Numeric = Tensor | np.ndarray[Any, Any] | Sequence[float] | float | int | bool
 
 
 class State(ABC):
-    """Hold mergeable data of one kind."""
+    """Hold mergeable data of one kind.
+
+    `replicated` says that every rank holds the whole: a checkpoint then goes to all ranks and not to one.
+    """
+
+    replicated: ClassVar[bool] = False
 
     @property
     @abstractmethod

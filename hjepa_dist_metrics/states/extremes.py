@@ -116,6 +116,7 @@ class Replicated(RowState):
     """
 
     fields = 2
+    replicated = True
     tolerance = 1e-5
 
     @classmethod

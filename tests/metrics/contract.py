@@ -1,0 +1,191 @@
+"""Examples of every metric, and what it takes to run one over ranks and batches.
+
+A metric joins the contract by an entry in `EXAMPLES`: how to make it, and how to feed it a range of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hjepa_dist_metrics import metrics
+from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.values import Histogram, Scalar, Value
+from tests.states.splits import Split, parts
+
+DIM = 4
+MOST = 400
+MOST_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Example:
+    """Show how to feed a metric: `feed(metric, piece)` gives it the samples of a slice.
+
+    `replicated`: every rank sees every step, as a learning rate does, instead of its share of the samples.
+    `tags` keeps the comparison over splits to these tags, where the others are about ranks themselves.
+    `bounds` is the most samples that a slice may reach.
+    """
+
+    make: Callable[[], DistributedMetric]
+    feed: Callable[[Any, slice], None]
+    replicated: bool = False
+    tags: tuple[str, ...] | None = None
+    tolerance: float = 1e-5
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+FEATURES = torch.randn(MOST, DIM, generator=_generator(0)) + 0.5
+VALID = torch.rand(MOST, generator=_generator(1)) < 0.8
+LOSSES = torch.rand(MOST, 3, generator=_generator(2), dtype=torch.float64)
+NORMS = torch.rand(MOST, generator=_generator(3), dtype=torch.float64) * 2
+
+
+def _feed_losses(metric: Any, piece: slice) -> None:
+    batch = LOSSES[piece]
+    means = batch.mean(dim=0) if len(batch) else torch.full((3,), float("nan"))
+    metric.update({"loss": means[0], "loss_h0": means[1], "loss_h1": means[2]}, len(batch))
+
+
+def _feed_mean(metric: Any, piece: slice) -> None:
+    batch = LOSSES[piece, 0]
+    metric.update(batch.mean() if len(batch) else float("nan"), len(batch))
+
+
+def _feed_features(metric: Any, piece: slice) -> None:
+    metric.update(FEATURES[piece], VALID[piece], torch.arange(MOST)[piece])
+
+
+def _feed_rates(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        metric.update()
+
+
+def _feed_clipping(metric: Any, piece: slice) -> None:
+    for norm in NORMS[piece]:
+        metric.update(norm, torch.clamp(1.0 / norm, max=1.0), norm > 1.0)
+
+
+def _feed_scalars(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update({"a": float(step), "b": float(NORMS[step])})
+
+
+def _feed_throughput(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update(8, 0.1 + step, 0.2, 0.05)
+
+
+def _optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 0.25)], lr=1.0
+    )
+
+
+EXAMPLES: dict[type[DistributedMetric], Example] = {
+    metrics.HierarchicalLoss: Example(
+        lambda: metrics.HierarchicalLoss(2, [1.0, 0.5]), _feed_losses, tolerance=1e-9
+    ),
+    metrics.WeightedMean: Example(lambda: metrics.WeightedMean("m"), _feed_mean, tolerance=1e-9),
+    metrics.Collapse: Example(lambda: metrics.Collapse(DIM, sample=16), _feed_features),
+    metrics.LearningRate: Example(
+        lambda: metrics.LearningRate(_optimizer()), _feed_rates, replicated=True, tolerance=0.0
+    ),
+    metrics.GradientClipping: Example(
+        lambda: metrics.GradientClipping(torch.nn.Parameter(torch.ones(2)), window=5),
+        _feed_clipping,
+        replicated=True,
+        tolerance=0.0,
+    ),
+    metrics.ReplicatedScalars: Example(
+        lambda: metrics.ReplicatedScalars(["a", "b"]), _feed_scalars, replicated=True, tolerance=0.0
+    ),
+    metrics.Throughput: Example(
+        metrics.Throughput,
+        _feed_throughput,
+        tags=(
+            "performance/forward_time_ms",
+            "performance/backward_time_ms",
+            "performance/data_time_ms",
+            "performance/step_time_ms",
+            "performance/forward_backward_ratio",
+        ),
+        tolerance=1e-9,
+    ),
+}
+
+
+def exported_metrics() -> set[type[DistributedMetric]]:
+    """Return every metric class that the package exports."""
+    exported = (getattr(metrics, name) for name in dir(metrics))
+    return {
+        item
+        for item in exported
+        if isinstance(item, type) and issubclass(item, DistributedMetric) and item is not DistributedMetric
+    }
+
+
+def fed(example: Example, pieces: list[slice]) -> DistributedMetric:
+    """Return a new metric that has seen the slices, one batch each."""
+    metric = example.make()
+    for piece in pieces:
+        example.feed(metric, piece)
+    return metric
+
+
+def batches_of(example: Example, split: Split, rank: int) -> list[slice]:
+    """Return what a rank sees of a split: its share, or everything where the metric is replicated."""
+    ranks = parts(split)
+    return [piece for mine in ranks for piece in mine] if example.replicated else ranks[rank]
+
+
+def compute(metric: DistributedMetric, context: ProcessContext | None = None) -> dict[str, Value]:
+    """Compute one metric on its own, over the ranks of a context."""
+    values: dict[str, Value] = MetricCollection({"metric": metric}, context=context).compute()
+    return values
+
+
+def plain(values: dict[str, Value]) -> dict[str, Any]:
+    """Return values as things that compare with ==; NaN equals NaN."""
+    return {tag: _plain(value) for tag, value in values.items()}
+
+
+def _plain(value: Value) -> Any:
+    if isinstance(value, Scalar):
+        return repr(value.value)
+    assert isinstance(value, Histogram)
+    return value.counts.tolist(), value.edges.tolist(), repr(value.minimum), repr(value.maximum)
+
+
+def assert_same(got: dict[str, Value], expected: dict[str, Value], example: Example) -> None:
+    """Compare values by tag: histograms bit by bit, numbers within the example's tolerance."""
+    tags = set(expected) if example.tags is None else set(expected) & set(example.tags)
+    assert set(got) & tags == tags
+    assert example.tags is not None or set(got) == set(expected)
+    for tag in tags:
+        one, other = got[tag], expected[tag]
+        if isinstance(other, Histogram):
+            assert _plain(one)[:2] == _plain(other)[:2], tag
+        else:
+            error = f"{tag}: {one} against {other}"
+            tolerance = example.tolerance
+            np.testing.assert_allclose(
+                float(one), float(other), rtol=tolerance, atol=tolerance, err_msg=error
+            )
+
+
+def assert_same_counts(one: DistributedMetric, other: DistributedMetric) -> None:
+    """Compare every integer that two metrics' states hold, bit by bit."""
+    for name, state in one.states.items():
+        for key, tensor in state.pack().items():
+            if tensor.dtype == torch.int64 and key != "keys":
+                assert torch.equal(tensor, other.states[name].pack()[key]), (name, key)
