@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hjepa_dist_metrics import ConfigError, LoggingConfig, MissingExtraError
-from hjepa_dist_metrics.reference.hjepa.config import DataConfig, ModelConfig, TrainingConfig
+from hjepa_dist_metrics.reference.training import TrainingConfig
+from hjepa_dist_metrics.reference.workloads import DEFAULT, workload_kind
 from hjepa_dist_metrics.sinks import HParam
 
 if TYPE_CHECKING:
@@ -18,20 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Hold the four sections of a run."""
+    """Hold the sections of a run; what `model` and `data` are depends on the workload."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    workload: str
+    model: Any
+    data: Any
+    training: TrainingConfig
+    logging: LoggingConfig
 
     def settings(self) -> dict[str, HParam]:
         """Return the settings of model, data and training by dotted name."""
         sections = {name: asdict(getattr(self, name)) for name in ("model", "data", "training")}
-        return dict(_flatten(sections))
+        return {"workload": self.workload, **dict(_flatten(sections))}
 
 
-_SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig, "logging": LoggingConfig}
 _UNKNOWN = (
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"),
     re.compile(r"Option '(?P<key>[\w.]+)' is not accepted"),
@@ -47,17 +49,41 @@ def parse(arguments: Sequence[str], program: str = "train.py") -> RunConfig:
     """
     import argparse
 
-    parser = _parser(program)
+    workload = _workload(arguments)
+    sections = {**workload_kind(workload).sections, "logging": LoggingConfig}
+    parser = _parser(program, sections)
     try:
         parsed = parser.parse_args(list(arguments))
         # `instantiate` since jsonargparse 4.49, which warns about the older name
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        sections = instantiate(parsed)
+        made = instantiate(parsed)
     except ConfigError:
         raise
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_one_line(str(error), parser)) from error
-    return RunConfig(**{name: sections[name] for name in _SECTIONS})
+    return RunConfig(workload=workload, **{name: made[name] for name in sections})
+
+
+def _workload(arguments: Sequence[str]) -> str:
+    """Return the workload that the arguments name, before the sections that depend on it are parsed."""
+    import argparse
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--workload")
+    first.add_argument("--config", action="append", default=[])
+    known, _ = first.parse_known_args(list(arguments))
+    named = [known.workload, *(_workload_of_file(Path(path)) for path in reversed(known.config))]
+    return next((name for name in named if name is not None), DEFAULT)
+
+
+def _workload_of_file(path: Path) -> str | None:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # the parser says what is wrong with the file
+    return str(content["workload"]) if isinstance(content, Mapping) and "workload" in content else None
 
 
 def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, HParam]]:
@@ -68,19 +94,20 @@ def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _parser(program: str) -> ArgumentParser:
+def _parser(program: str, sections: Mapping[str, type[Any]]) -> ArgumentParser:
     try:
         from jsonargparse import ArgumentParser
     except ImportError as error:
         raise MissingExtraError("jsonargparse", "train", "The training command") from error
     parser = ArgumentParser(
         prog=program,
-        description="Train the reference H-JEPA, alone or as one process of a launched job.",
+        description="Train a reference workload, alone or as one process of a launched job.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with the sections below")
-    for name, kind in _SECTIONS.items():
+    parser.add_argument("--workload", type=str, default=DEFAULT, help="what to train")
+    for name, kind in sections.items():
         parser.add_class_arguments(kind, name)
     return parser
 
@@ -92,6 +119,6 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         return line
     groups = match.groupdict()
     key = f"{groups['group']}.{groups['key']}" if groups.get("group") else groups["key"]
-    valid = [action.dest for action in parser._actions if "." in action.dest]
+    valid = [action.dest for action in parser._actions if "." in action.dest or action.dest == "workload"]
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
     return f"unknown key {key!r}: the nearest valid one is {near[0]!r}"

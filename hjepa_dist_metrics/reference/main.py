@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from hjepa_dist_metrics import MetricsError
 from hjepa_dist_metrics.reference.arguments import RunConfig, parse
-from hjepa_dist_metrics.reference.hjepa.workload import HJEPAWorkload
 from hjepa_dist_metrics.reference.launch import process
 from hjepa_dist_metrics.reference.progress import progress_bar
 from hjepa_dist_metrics.reference.summary import show
 from hjepa_dist_metrics.reference.trainer import Outcome, Trainer
+from hjepa_dist_metrics.reference.workloads import workload_kind
 
 EXIT_BAD_INPUT = 2
 
@@ -31,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(config: RunConfig) -> Outcome:
     """Train the configured workload on this process and show the result on the main one."""
     with process() as context:
-        workload = HJEPAWorkload(config.model, config.data, config.training, context)
+        kind = workload_kind(config.workload)
+        workload = kind.build(config.model, config.data, config.training, context)
         trainer = Trainer(workload, config.training, config.logging, context, config.settings())
         with progress_bar(show=context.is_main) as progress:
             outcome = trainer.run(progress)
         if context.is_main:
-            show(outcome, config.logging, config.model.embed_dim)
+            show(outcome, config.logging, kind.rows(outcome, config.model))
         return outcome

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hjepa_dist_metrics import LoggingConfig, catalog
+from hjepa_dist_metrics import LoggingConfig
 from hjepa_dist_metrics.reference.trainer import Outcome
+from hjepa_dist_metrics.reference.workloads import Row
 
-Row = tuple[str, str, str, str]
 
-
-def rows(outcome: Outcome, dim: int) -> Iterator[Row]:
-    """Yield (quantity, start, end, baseline) for what the run measured; `dim` is the feature width."""
-    first, latest = outcome.first, outcome.latest
-    for tag in sorted(latest):
-        if tag == "loss/total" or (tag.startswith("loss/h") and tag[6:].isdigit()):
-            yield tag, f"{first[tag]:.4f}", f"{latest[tag]:.4f}", ""
-    if "collapse/effective_rank" in latest:
-        count = int(latest["collapse/num_samples"])
-        limits = catalog.effective_rank_limits(dim, count)
-        start, end = (f"{values['collapse/effective_rank']:.1f}" for values in (first, latest))
-        yield "effective rank", start, end, f"{limits.warn:.0f} of {catalog.best_rank(dim, count):.0f}"
-    if "val/knn_accuracy" in latest:
-        start, end = (f"{100 * values['val/knn_accuracy']:.1f} %" for values in (first, latest))
-        yield "kNN accuracy", start, end, f"{start} untrained"
+def common_rows(outcome: Outcome) -> Iterator[Row]:
+    """Yield what every workload's table ends with."""
+    latest = outcome.latest
     if "gradient/clipping_percentage" in latest:
         yield "clipped steps", "", f"{latest['gradient/clipping_percentage']:.1f} %", ""
     if "performance/samples_per_second" in latest:
@@ -36,8 +24,8 @@ def rows(outcome: Outcome, dim: int) -> Iterator[Row]:
     yield "alerts", "", str(len(outcome.alerts)) if outcome.alerts else "none", ""
 
 
-def show(outcome: Outcome, logging: LoggingConfig, dim: int) -> None:
-    """Print the table, failures of outputs, and the command that opens the run."""
+def show(outcome: Outcome, logging: LoggingConfig, rows: Iterable[Row]) -> None:
+    """Print the table of `rows` and the common ones, what failed, and the command that opens the run."""
     from rich.console import Console
     from rich.table import Table
 
@@ -45,7 +33,7 @@ def show(outcome: Outcome, logging: LoggingConfig, dim: int) -> None:
     table = Table(title=f"Run {outcome.run_name}")
     for column in ("", "start", "end", "baseline"):
         table.add_column(column)
-    for row in rows(outcome, dim):
+    for row in (*rows, *common_rows(outcome)):
         table.add_row(*row)
     console.print(table)
     for line in (*outcome.alerts, *outcome.failures):

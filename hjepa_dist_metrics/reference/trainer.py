@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hjepa_dist_metrics import LoggingConfig, ProcessContext, TrainingMonitor
 from hjepa_dist_metrics.reference import checkpoint
-from hjepa_dist_metrics.reference.hjepa.config import TrainingConfig
 from hjepa_dist_metrics.reference.schedule import learning_rate
+from hjepa_dist_metrics.reference.training import TrainingConfig
 from hjepa_dist_metrics.reference.workload import MicroStep, Workload
 from hjepa_dist_metrics.sinks import HParam
 

@@ -11,8 +11,8 @@ from hjepa_dist_metrics.reference.hjepa.config import (
     MaskingConfig,
     ModelConfig,
     ObjectiveConfig,
-    TrainingConfig,
 )
+from hjepa_dist_metrics.reference.training import TrainingConfig
 
 DEFAULT_YAML = Path(__file__).resolve().parents[2] / "configs" / "default.yaml"
 

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from hjepa_dist_metrics import ConfigError, ProcessContext
+from hjepa_dist_metrics import ConfigError, LoggingConfig, ProcessContext
 from hjepa_dist_metrics.reference import checkpoint
 from hjepa_dist_metrics.reference.arguments import RunConfig, parse
+from hjepa_dist_metrics.reference.hjepa import DataConfig, ModelConfig
 from hjepa_dist_metrics.reference.hjepa.workload import HJEPAWorkload
 from hjepa_dist_metrics.reference.main import main
 from hjepa_dist_metrics.reference.schedule import learning_rate
 from hjepa_dist_metrics.reference.trainer import Trainer
+from hjepa_dist_metrics.reference.training import TrainingConfig
 from hjepa_dist_metrics.sinks import read_jsonl
 
 SMALL = [
@@ -160,4 +162,13 @@ def test_settings_are_flat_and_plain():
 
 
 def test_command_line_defaults_are_the_dataclasses():
-    assert dataclasses.asdict(parse([])) == dataclasses.asdict(RunConfig())
+    expected = RunConfig("hjepa", ModelConfig(), DataConfig(), TrainingConfig(), LoggingConfig())
+    assert dataclasses.asdict(parse([])) == dataclasses.asdict(expected)
+
+
+def test_workload_comes_from_the_file_or_the_command_line(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("workload: hjepe\n")
+    with pytest.raises(ConfigError, match=r"unknown workload 'hjepe'.*nearest: 'hjepa'"):
+        parse(["--config", str(path)])
+    assert parse(["--config", str(path), "--workload", "hjepa"]).workload == "hjepa"

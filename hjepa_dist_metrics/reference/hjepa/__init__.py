@@ -6,7 +6,6 @@ from hjepa_dist_metrics.reference.hjepa.config import (
     MaskingConfig as MaskingConfig,
     ModelConfig as ModelConfig,
     ObjectiveConfig as ObjectiveConfig,
-    TrainingConfig as TrainingConfig,
 )
 from hjepa_dist_metrics.reference.hjepa.data import load_splits as load_splits
 from hjepa_dist_metrics.reference.hjepa.ema import (

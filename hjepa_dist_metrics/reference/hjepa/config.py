@@ -1,4 +1,4 @@
-"""Settings of the reference H-JEPA run: the sections `model`, `data` and `training` of its YAML file.
+"""Settings of the reference H-JEPA run: the sections `model` and `data` of its YAML file.
 
 Every dataclass is frozen and checks itself: a bad value raises ConfigError naming key, value and what is
 valid.
@@ -6,38 +6,17 @@ valid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
-from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.reference.checks import require, require_at_least, require_choice, require_range
 
 LossKind = Literal["smooth_l1", "cosine"]
 TargetNormalization = Literal["batch", "layer"]
 Regularization = Literal["none", "vicreg"]
 DataKind = Literal["digits", "image_folder"]
-Precision = Literal["auto", "fp32", "bf16"]
 
 MIN_LEVELS, MAX_LEVELS = 2, 4
-
-
-def _require(ok: bool, key: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ConfigError(f"{key} is {value!r}; allowed: {allowed}")
-
-
-def _require_choice(key: str, value: object, kind: object) -> None:
-    choices = get_args(kind)
-    _require(value in choices, key, value, "one of " + ", ".join(map(repr, choices)))
-
-
-def _require_at_least(key: str, value: int | float, low: int | float) -> None:
-    _require(value >= low, key, value, f"{low} or more")
-
-
-def _require_range(key: str, value: Sequence[float], low: float, high: float) -> None:
-    ok = len(value) == 2 and low < value[0] <= value[1] <= high
-    _require(ok, key, value, f"two rising numbers, above {low} and at most {high}")
 
 
 @dataclass(frozen=True)
@@ -51,8 +30,8 @@ class EMAConfig:
 
     def __post_init__(self) -> None:
         start, end = self.momentum_start, self.momentum_end
-        _require(0.0 <= start <= 1.0, "model.ema.momentum_start", start, "0 to 1")
-        _require(start <= end <= 1.0, "model.ema.momentum_end", end, f"momentum_start ({start}) to 1")
+        require(0.0 <= start <= 1.0, "model.ema.momentum_start", start, "0 to 1")
+        require(start <= end <= 1.0, "model.ema.momentum_end", end, f"momentum_start ({start}) to 1")
 
 
 @dataclass(frozen=True)
@@ -69,10 +48,10 @@ class MaskingConfig:
     """Patches that stay visible in every image; a block that would leave fewer is dropped."""
 
     def __post_init__(self) -> None:
-        _require_at_least("model.masking.num_target_blocks", self.num_target_blocks, 1)
-        _require_range("model.masking.scale", self.scale, 0.0, 1.0)
-        _require_range("model.masking.aspect_ratio", self.aspect_ratio, 0.0, 100.0)
-        _require_at_least("model.masking.min_visible", self.min_visible, 1)
+        require_at_least("model.masking.num_target_blocks", self.num_target_blocks, 1)
+        require_range("model.masking.scale", self.scale, 0.0, 1.0)
+        require_range("model.masking.aspect_ratio", self.aspect_ratio, 0.0, 100.0)
+        require_at_least("model.masking.min_visible", self.min_visible, 1)
 
 
 @dataclass(frozen=True)
@@ -95,13 +74,11 @@ class ObjectiveConfig:
     """False takes the targets from the context encoder, with gradient: a collapse on purpose."""
 
     def __post_init__(self) -> None:
-        _require_choice("model.objective.loss", self.loss, LossKind)
-        _require_choice(
-            "model.objective.target_normalization", self.target_normalization, TargetNormalization
-        )
-        _require_choice("model.objective.regularization", self.regularization, Regularization)
-        _require_at_least("model.objective.variance_weight", self.variance_weight, 0)
-        _require_at_least("model.objective.covariance_weight", self.covariance_weight, 0)
+        require_choice("model.objective.loss", self.loss, LossKind)
+        require_choice("model.objective.target_normalization", self.target_normalization, TargetNormalization)
+        require_choice("model.objective.regularization", self.regularization, Regularization)
+        require_at_least("model.objective.variance_weight", self.variance_weight, 0)
+        require_at_least("model.objective.covariance_weight", self.covariance_weight, 0)
 
 
 @dataclass(frozen=True)
@@ -135,23 +112,23 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.patch_size is not None:
-            _require_at_least("model.patch_size", self.patch_size, 1)
+            require_at_least("model.patch_size", self.patch_size, 1)
         for key, value in (("depth", self.depth), ("predictor_depth", self.predictor_depth)):
-            _require_at_least(f"model.{key}", value, 1)
-        _require_at_least("model.num_heads", self.num_heads, 1)
+            require_at_least(f"model.{key}", value, 1)
+        require_at_least("model.num_heads", self.num_heads, 1)
         for key, width in (("embed_dim", self.embed_dim), ("predictor_dim", self.predictor_dim)):
             ok = width > 0 and width % 4 == 0 and width % self.num_heads == 0
-            _require(ok, f"model.{key}", width, f"a multiple of 4 and of num_heads ({self.num_heads})")
-        _require(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "more than 0")
+            require(ok, f"model.{key}", width, f"a multiple of 4 and of num_heads ({self.num_heads})")
+        require(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "more than 0")
         levels, weights = self.num_hierarchies, self.hierarchy_weights
-        _require(
+        require(
             MIN_LEVELS <= levels <= MAX_LEVELS,
             "model.num_hierarchies",
             levels,
             f"{MIN_LEVELS} to {MAX_LEVELS}",
         )
         ok = len(weights) == levels and min(weights) >= 0 and sum(weights) > 0
-        _require(ok, "model.hierarchy_weights", weights, f"{levels} numbers of 0 or more, not all 0")
+        require(ok, "model.hierarchy_weights", weights, f"{levels} numbers of 0 or more, not all 0")
 
 
 @dataclass(frozen=True)
@@ -176,71 +153,16 @@ class DataConfig:
     """Labels that the probe may use for each class."""
 
     def __post_init__(self) -> None:
-        _require_choice("data.kind", self.kind, DataKind)
-        _require(self.kind != "image_folder" or bool(self.root), "data.root", self.root, "a folder of images")
+        require_choice("data.kind", self.kind, DataKind)
+        require(self.kind != "image_folder" or bool(self.root), "data.root", self.root, "a folder of images")
         if self.image_size is not None:
-            _require(
+            require(
                 min(self.image_size) >= 2, "data.image_size", self.image_size, "two sides of 2 pixels or more"
             )
             ok = self.kind != "digits" or tuple(self.image_size) == (8, 8)
-            _require(ok, "data.image_size", self.image_size, "null or [8, 8] for the digits")
-        _require_at_least("data.batch_size", self.batch_size, 2)
-        _require_at_least("data.num_workers", self.num_workers, 0)
-        _require_at_least("data.max_shift", self.max_shift, 0)
-        _require(0.0 < self.val_fraction < 1.0, "data.val_fraction", self.val_fraction, "between 0 and 1")
-        _require_at_least("data.labels_per_class", self.labels_per_class, 1)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Optimisation, length and checkpoints of the run."""
-
-    epochs: int = 20
-    """Passes over the training images."""
-    max_steps: int | None = None
-    """Stop after so many optimizer steps; the schedules keep the length of all epochs. null: run all."""
-    learning_rate: float = 2e-3
-    """Peak learning rate of AdamW."""
-    min_learning_rate: float = 1e-5
-    """Learning rate at the end of the cosine."""
-    warmup_fraction: float = 0.1
-    """Share of the steps in which the learning rate rises linearly from 0."""
-    weight_decay: float = 0.05
-    """AdamW's decoupled weight decay; not applied to biases, norms and tokens."""
-    clip_grad: float = 1.0
-    """Largest global L2 norm of the gradient."""
-    accumulation_steps: int = 1
-    """Micro-steps a step; each takes an equal share of the global batch."""
-    precision: Precision = "auto"
-    """`auto`: bf16 autocast on devices that have it, else fp32."""
-    compile: bool = False
-    """Run the model through torch.compile."""
-    seed: int = 0
-    """Seed of weights, order, masks and augmentations."""
-    probe_every_epochs: int = 5
-    """Probe the target encoder every so many epochs, besides before and after the run; 0: only those."""
-    checkpoint_dir: str | None = None
-    """Where checkpoints are written; null writes none."""
-    checkpoint_every_epochs: int = 10
-    """Epochs between checkpoints."""
-    resume: bool = False
-    """Continue from the newest checkpoint in `checkpoint_dir`."""
-
-    def __post_init__(self) -> None:
-        _require_at_least("training.epochs", self.epochs, 1)
-        if self.max_steps is not None:
-            _require_at_least("training.max_steps", self.max_steps, 1)
-        _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "more than 0")
-        low = self.min_learning_rate
-        _require(0 <= low <= self.learning_rate, "training.min_learning_rate", low, "0 to learning_rate")
-        warmup = self.warmup_fraction
-        _require(0.0 <= warmup < 1.0, "training.warmup_fraction", warmup, "0 or more and less than 1")
-        _require_at_least("training.weight_decay", self.weight_decay, 0)
-        _require(self.clip_grad > 0, "training.clip_grad", self.clip_grad, "more than 0")
-        _require_at_least("training.accumulation_steps", self.accumulation_steps, 1)
-        _require_choice("training.precision", self.precision, Precision)
-        _require_at_least("training.seed", self.seed, 0)
-        _require_at_least("training.probe_every_epochs", self.probe_every_epochs, 0)
-        _require_at_least("training.checkpoint_every_epochs", self.checkpoint_every_epochs, 1)
-        ok = not self.resume or self.checkpoint_dir is not None
-        _require(ok, "training.resume", self.resume, "true only with training.checkpoint_dir")
+            require(ok, "data.image_size", self.image_size, "null or [8, 8] for the digits")
+        require_at_least("data.batch_size", self.batch_size, 2)
+        require_at_least("data.num_workers", self.num_workers, 0)
+        require_at_least("data.max_shift", self.max_shift, 0)
+        require(0.0 < self.val_fraction < 1.0, "data.val_fraction", self.val_fraction, "between 0 and 1")
+        require_at_least("data.labels_per_class", self.labels_per_class, 1)

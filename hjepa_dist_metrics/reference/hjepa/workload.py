@@ -18,12 +18,13 @@ from hjepa_dist_metrics.reference.data import (
     random_shift,
     stack_images,
 )
-from hjepa_dist_metrics.reference.hjepa.config import DataConfig, ModelConfig, TrainingConfig
+from hjepa_dist_metrics.reference.hjepa.config import DataConfig, ModelConfig
 from hjepa_dist_metrics.reference.hjepa.data import load_splits
 from hjepa_dist_metrics.reference.hjepa.masking import MultiBlockMaskGenerator
 from hjepa_dist_metrics.reference.hjepa.model import HJEPA
 from hjepa_dist_metrics.reference.hjepa.objective import HJEPAObjective, ObjectiveResult
 from hjepa_dist_metrics.reference.hjepa.probe import knn_accuracy
+from hjepa_dist_metrics.reference.training import TrainingConfig
 from hjepa_dist_metrics.reference.workload import MicroStep
 
 _VALIDATION_BATCH = 128
