@@ -12,3 +12,4 @@ from hjepa_dist_metrics.distributed.samplers import (
     ValidSamples as ValidSamples,
     valid_samples as valid_samples,
 )
+from hjepa_dist_metrics.distributed.wrappers import unwrap as unwrap

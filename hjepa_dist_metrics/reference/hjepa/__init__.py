@@ -11,7 +11,6 @@ from hjepa_dist_metrics.reference.hjepa.data import load_splits as load_splits
 from hjepa_dist_metrics.reference.hjepa.ema import (
     ema_momentum as ema_momentum,
     ema_update as ema_update,
-    unwrap as unwrap,
 )
 from hjepa_dist_metrics.reference.hjepa.masking import (
     MaskBatch as MaskBatch,

@@ -7,18 +7,8 @@ import math
 import torch
 from torch import nn
 
+from hjepa_dist_metrics.distributed import unwrap
 from hjepa_dist_metrics.errors import ConfigError
-
-_WRAPPER_ATTRIBUTES = ("module", "_orig_mod")
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel and torch.compile wrappers, in any nesting."""
-    for name in _WRAPPER_ATTRIBUTES:
-        inner = getattr(module, name, None)
-        if isinstance(inner, nn.Module):
-            return unwrap(inner)
-    return module
 
 
 def ema_momentum(step: int, total_steps: int, start: float, end: float) -> float:
