@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics import (
         Collapse as Collapse,
         DistributedMetric as DistributedMetric,
+        EMADynamics as EMADynamics,
         GradientClipping as GradientClipping,
         HierarchicalLoss as HierarchicalLoss,
         LearningRate as LearningRate,
+        Masking as Masking,
         MetricCollection as MetricCollection,
         ReplicatedScalars as ReplicatedScalars,
         Throughput as Throughput,
@@ -51,9 +53,11 @@ _HOMES = {
     "metrics": (
         "Collapse",
         "DistributedMetric",
+        "EMADynamics",
         "GradientClipping",
         "HierarchicalLoss",
         "LearningRate",
+        "Masking",
         "MetricCollection",
         "ReplicatedScalars",
         "Throughput",

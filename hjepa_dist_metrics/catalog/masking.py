@@ -49,15 +49,30 @@ MASKING = (
         "masking/repeated_fraction",
         "repeated masks",
         "Share of masks, over all ranks, that were drawn before in the window, told by their hash.",
-        healthy="near 0 on large grids; near 1 means ranks or workers that share a seed",
+        healthy="near 0 on large grids; on small ones it grows with the window, since there are few masks",
         deviation="added: the document asks that masks do not repeat and names no number",
     ),
     _masking(
         "masking/unique_masks",
         "different masks",
-        "Number of different masks of all ranks in the window, told by their hash.",
+        "Number of different masks of all ranks in the window, told by their hash; estimated above 1024.",
         unit="masks",
         healthy="near the number of images",
+        deviation="added",
+    ),
+    _masking(
+        "masking/collision_probability",
+        "chance that two masks are alike",
+        "Share of the pairs of masks, over all ranks, that are alike: sum c (c - 1) / (n (n - 1)).",
+        healthy="near 0 at any window; above a half nearly every image has the same mask",
+        deviation="added: unlike the share of repeats it does not grow with the window",
+    ),
+    _masking(
+        "masking/repeated_batches",
+        "repeated batches of masks",
+        "Share of the ranks' batches of masks, back to the one before the window, that equal another batch "
+        "of the window in all masks and their order.",
+        healthy="0; above it ranks or workers share a seed, or the generator stands still",
         deviation="added",
     ),
     _figure(

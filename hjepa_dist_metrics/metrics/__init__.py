@@ -4,8 +4,10 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetr
 from hjepa_dist_metrics.metrics.clipping import GradientClipping as GradientClipping
 from hjepa_dist_metrics.metrics.collapse import Collapse as Collapse
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
+from hjepa_dist_metrics.metrics.ema import EMADynamics as EMADynamics
 from hjepa_dist_metrics.metrics.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.loss import HierarchicalLoss as HierarchicalLoss
+from hjepa_dist_metrics.metrics.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.scalars import (
     ReplicatedScalars as ReplicatedScalars,
     WeightedMean as WeightedMean,

@@ -1,0 +1,140 @@
+"""What the masks of masked prediction really look like, over all ranks (S0 1.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.components import count_regions
+from hjepa_dist_metrics.states import Distinct, Sum
+from hjepa_dist_metrics.states.hashing import mix
+from hjepa_dist_metrics.states.moments import row_weights
+
+_HASH_SEED = 0x6D61736B
+_DIFFERENT_MASKS = 1024
+_DIFFERENT_BATCHES = 256
+
+
+class Masking(DistributedMetric):
+    """Count masked patches, their blocks and their repeats; exact integers over all ranks.
+
+    Tags under `masking/`: `mask_ratio`, `num_masked_patches`, `num_unmasked_patches`, `target_mask_count`,
+    `context_target_overlap`, `num_blocks` (where counted); `unique_masks`, `repeated_fraction` and
+    `collision_probability` of single masks, told apart by their hash; and `repeated_batches`, the share of
+    ranks' batches, back to the one before the window, that hold the masks of another batch in its order:
+    ranks that share a seed, or a generator that stands still.
+
+    `grid` is (rows, columns) of the patches, the square root of `num_patches` where it is whole.
+    """
+
+    def __init__(self, num_patches: int, grid: tuple[int, int] | None = None) -> None:
+        self.num_patches, self.grid = num_patches, _grid(num_patches, grid)
+        # images, patches to predict, those of them that the context sees, images with counted blocks, blocks
+        self.add_state("counts", Sum(shape=(5,)))
+        self.add_state("coverage", Sum(shape=(num_patches,)))
+        self.add_state("masks", Distinct(_DIFFERENT_MASKS))
+        self.add_state("batches", Distinct(_DIFFERENT_BATCHES))
+        self._last_batch: Tensor | None = None
+        self._window_is_new = True
+
+    def update(
+        self,
+        mask: Tensor,
+        *,
+        target: Tensor | None = None,
+        context: Tensor | None = None,
+        blocks: Tensor | None = None,
+        count_blocks: bool = True,
+        valid: Tensor | None = None,
+    ) -> None:
+        """Add masks, bool [B, N], True = masked; `valid`, bool [B], leaves padded samples out.
+
+        `target` [B, N] marks the patches to predict where they are not the masked ones, `context` [B, N] what
+        the context encoder sees where that is not the rest. `blocks` gives each mask's blocks, a count [B] or
+        rectangles [B, K, 4] with height 0 for none; without them, connected regions are counted on the grid
+        unless `count_blocks` is false.
+        """
+        masked = self._flags("mask", mask, mask)
+        kept = torch.ones(len(masked), dtype=torch.bool, device=masked.device)
+        if valid is not None:
+            kept = row_weights(valid, mask.shape[:1], masked.device)
+        wanted = masked if target is None else self._flags("target", target, mask)
+        seen = ~masked if context is None else self._flags("context", context, mask)
+        rows = kept[:, None]
+        pieces = [kept.sum(), (wanted & rows).sum(), (wanted & seen & rows).sum()]
+        counted = self._blocks(masked, blocks, count_blocks)
+        if counted is not None:
+            pieces += [kept.sum(), torch.where(kept, counted, 0).sum()]
+        self.counts.update(torch.stack(pieces + [torch.zeros_like(pieces[0])] * (5 - len(pieces))))
+        self.coverage.update(masked & rows)
+        self._hash(masked, kept)
+
+    def reset(self) -> None:
+        """Forget everything seen but the last batch's hash, which the next window compares with."""
+        super().reset()
+        self._window_is_new = True
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Divide the counts; {} before the first mask."""
+        images, targets, overlap, counted, blocks = states["counts"].value
+        if not images:
+            return {}
+        masked = states["coverage"].value.sum() / images
+        masks, batches = states["masks"], states["batches"]
+        tags = {
+            "masking/mask_ratio": masked / self.num_patches,
+            "masking/num_masked_patches": masked,
+            "masking/num_unmasked_patches": self.num_patches - masked,
+            "masking/target_mask_count": targets / images,
+            "masking/context_target_overlap": overlap / targets if targets else 0.0,
+            "masking/unique_masks": masks.distinct,
+            "masking/repeated_fraction": masks.repeated,
+            "masking/collision_probability": masks.collision,
+            "masking/repeated_batches": batches.repeated,
+        }
+        return tags | ({"masking/num_blocks": blocks / counted} if counted else {})
+
+    def _flags(self, name: str, flags: Tensor, mask: Tensor) -> Tensor:
+        if flags.ndim != 2 or flags.shape[1] != self.num_patches or flags.shape != mask.shape:
+            got = list(flags.shape)
+            raise ConfigError(f"expected {name} as bool [B, {self.num_patches}], got shape {got}")
+        return flags.detach().to(dtype=torch.bool, device=mask.device, non_blocking=True)
+
+    def _blocks(self, masked: Tensor, blocks: Tensor | None, count: bool) -> Tensor | None:
+        if blocks is None:
+            return count_regions(masked, self.grid) if count and self.grid is not None else None
+        if blocks.ndim not in (1, 3) or len(blocks) != len(masked):
+            raise ConfigError(f"expected blocks [{len(masked)}] or [{len(masked)}, K, 4], got {blocks.shape}")
+        blocks = blocks.detach().to(masked.device, non_blocking=True)
+        return blocks.to(torch.int64) if blocks.ndim == 1 else (blocks[..., 2] > 0).sum(dim=1)
+
+    def _hash(self, masked: Tensor, kept: Tensor) -> None:
+        if len(masked) == 0:
+            return
+        places = torch.arange(self.num_patches, device=masked.device)
+        keys = mix((masked * mix(places, _HASH_SEED)).sum(dim=1), _HASH_SEED)
+        self.masks.update(keys, kept)
+        order = torch.arange(len(masked), device=masked.device)
+        batch = mix((mix(keys ^ mix(order, _HASH_SEED + 1), _HASH_SEED + 2) * kept).sum()[None], _HASH_SEED)
+        real = kept.any()[None]
+        if self._window_is_new and self._last_batch is not None:
+            self.batches.update(self._last_batch)
+        self.batches.update(batch, real)
+        self._last_batch, self._window_is_new = batch, False
+
+
+def _grid(num_patches: int, grid: tuple[int, int] | None) -> tuple[int, int] | None:
+    if num_patches < 1:
+        raise ConfigError(f"num_patches must be 1 or more, got {num_patches}")
+    if grid is None:
+        side = math.isqrt(num_patches)
+        return (side, side) if side * side == num_patches else None
+    if grid[0] * grid[1] != num_patches:
+        raise ConfigError(f"a grid of {grid[0]}x{grid[1]} does not have num_patches={num_patches}")
+    return grid[0], grid[1]

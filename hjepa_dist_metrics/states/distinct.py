@@ -1,0 +1,134 @@
+"""Counting different things exactly while they are few, and by a sample of them where they are many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.moments import row_weights
+
+_LAST_KEY = torch.iinfo(torch.int64).max
+
+
+class Distinct(State):
+    """Count how often each of many things was seen: `.total`, `.distinct`, `.repeated`, `.collision`.
+
+    Things are told apart by 64-bit hashes, non-negative int64. The `capacity` smallest hashes are kept with
+    their counts: all of them while there are no more, else a uniform sample of the different things, the same
+    for every split (bottom-k sketch, Bar-Yossef et al. 2002).
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 2:
+            raise ConfigError(f"counting different things needs a capacity of 2 or more, got {capacity}")
+        self.capacity = capacity
+        self._load(self._blank())
+
+    def _blank(self) -> dict[str, Tensor]:
+        return {
+            "keys": torch.full((self.capacity,), _LAST_KEY, dtype=torch.int64, device="cpu"),
+            "counts": torch.zeros(self.capacity, dtype=torch.int64, device="cpu"),
+            "seen": torch.zeros(1, dtype=torch.int64, device="cpu"),
+        }
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        self._keys, self._counts, self._seen = (tensors[name] for name in ("keys", "counts", "seen"))
+
+    @property
+    def signature(self) -> str:
+        """Describe kind and capacity."""
+        return f"Distinct[{self.capacity}]"
+
+    @property
+    def total(self) -> int:
+        """Return how many things were seen, repeats included."""
+        return int(self._seen.item())
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether every different thing is kept."""
+        return bool(self._keys[-1] == _LAST_KEY)
+
+    @property
+    def distinct(self) -> float:
+        """Return the number of different things: exact within the capacity k, else (k - 1) / h_k.
+
+        h_k is the k-th smallest hash as a fraction of the largest; the standard error is 1 / sqrt(k).
+        """
+        if self.is_exact:
+            return float((self._counts > 0).sum().item())
+        return min((self.capacity - 1) * (_LAST_KEY / max(int(self._keys[-1]), 1)), float(self.total))
+
+    @property
+    def repeated(self) -> float:
+        """Return the share of things that had been seen before: 1 - distinct / total, 0 of nothing."""
+        return 1.0 - self.distinct / self.total if self.total else 0.0
+
+    @property
+    def collision(self) -> float:
+        """Return the probability that two of the things seen are alike: sum c (c - 1) / (n (n - 1)).
+
+        Unlike the share of repeats it does not grow with the number of things seen. 0 below two.
+        """
+        n = self.total
+        if n < 2:
+            return 0.0
+        counts = self._counts.to(torch.float64)
+        kept = float((counts * (counts - 1)).sum().item())
+        scale = 1.0 if self.is_exact else self.distinct / self.capacity
+        return min(scale * kept / (n * (n - 1)), 1.0)
+
+    def empty(self) -> Distinct:
+        """Return a count of nothing."""
+        return self.adopt(self._blank())
+
+    def pack(self) -> dict[str, Tensor]:
+        """Return `keys`, `counts` and `seen`."""
+        return {"keys": self._keys, "counts": self._counts, "seen": self._seen}
+
+    def update(self, hashes: Tensor, valid: Tensor | None = None) -> None:
+        """Count hashes [...]; `valid` [...] leaves some out."""
+        flat = as_tensor(hashes, self._keys.device).reshape(-1).to(torch.int64)
+        self._load({name: follow(tensor, flat) for name, tensor in self.pack().items()})
+        counted = torch.ones_like(flat)
+        if valid is not None:
+            counted = row_weights(valid, hashes.shape, flat.device).to(torch.int64)
+            flat = torch.where(counted > 0, flat, torch.full_like(flat, _LAST_KEY))
+        self._take(flat, counted)
+        self._seen = self._seen + counted.sum()
+
+    def _take(self, keys: Tensor, counts: Tensor) -> None:
+        """Add counts by key and keep the smallest keys, with tensors of fixed shape only."""
+        keys, order = torch.sort(torch.cat([self._keys, keys]), stable=True)
+        counts = torch.cat([self._counts, counts])[order]
+        new = torch.ones_like(keys)
+        new[1:] = (keys[1:] != keys[:-1]).to(torch.int64)
+        place = torch.cumsum(new, dim=0) - 1
+        added = torch.zeros_like(counts).index_add(0, place, counts)
+        merged = torch.full_like(keys, _LAST_KEY).scatter(0, place, keys)
+        self._keys, self._counts = merged[: self.capacity], added[: self.capacity]
+
+    def merge(self, other: Distinct) -> Distinct:
+        """Add the counts of both."""
+        require_same_signature(self, other)
+        theirs = {name: follow(tensor, self._keys) for name, tensor in other.pack().items()}
+        merged = self.adopt({**self.pack(), "seen": self._seen + theirs["seen"]})
+        merged._take(theirs["keys"], theirs["counts"])
+        return merged
+
+    def rows(self) -> Tensor:
+        """Return keys, as the bits of float64, and counts, with the total behind them: [2, capacity + 1]."""
+        keys = torch.cat([self._keys, torch.zeros_like(self._seen)]).view(torch.float64)
+        return torch.stack([keys, torch.cat([self._counts, self._seen]).to(torch.float64)])
+
+    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Distinct:
+        """Add the counts of all ranks."""
+        merged = self.empty()
+        counts = gathered[:, 1].round().to(torch.int64)
+        merged._take(
+            gathered[:, 0, :-1].contiguous().view(torch.int64).reshape(-1), counts[:, :-1].reshape(-1)
+        )
+        merged._seen = counts[:, -1].sum()[None]
+        return merged
