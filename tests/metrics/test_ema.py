@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from hjepa_dist_metrics import ConfigError, DesyncError, EMADynamics, MetricCollection
+from tests.distributed.layouts import Net
 from tests.ranks import run_ranks, try_ranks
 
 
@@ -173,3 +175,31 @@ def test_ranks_average_their_buffers_and_must_agree_on_weights():
 
 
 TAG = "ema/parameter_divergence"
+
+
+def shifted_net(shift):
+    net = Net()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(shift)
+    return net
+
+
+def measure_sharded():
+    context, target = fully_shard(shifted_net(0.25)), fully_shard(shifted_net(0.0))
+    metric = EMADynamics()
+    metric.update(context, target, 0.5, 1.0)
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.mul_(1.5)
+    metric.update(context, target, 0.5, 1.0)
+    return {tag: float(v) for tag, v in MetricCollection({"ema": metric}).compute().items()}
+
+
+def test_sharded_encoders_are_measured_whole(gloo):
+    context, target = flat(shifted_net(0.25)), flat(shifted_net(0.0))
+    norm, now = np.linalg.norm, 1.5 * target
+    for values in gloo(2).run(measure_sharded):
+        assert values["ema/parameter_divergence"] == pytest.approx(norm(context - now), rel=1e-5)
+        assert values["ema/update_magnitude"] == pytest.approx(norm(now - target) / norm(now), rel=1e-5)
+        assert values["ema/cosine"] == pytest.approx(context @ now / norm(context) / norm(now), rel=1e-5)
