@@ -48,6 +48,8 @@ VALID = torch.rand(MOST, generator=_generator(1)) < 0.8
 LOSSES = torch.rand(MOST, 3, generator=_generator(2), dtype=torch.float64)
 NORMS = torch.rand(MOST, generator=_generator(3), dtype=torch.float64) * 2
 
+MASKS = torch.rand(MOST, 36, generator=_generator(4)) < 0.5
+
 
 def _feed_losses(metric: Any, piece: slice) -> None:
     batch = LOSSES[piece]
@@ -85,6 +87,19 @@ def _feed_throughput(metric: Any, piece: slice) -> None:
         metric.update(8, 0.1 + step, 0.2, 0.05)
 
 
+def _feed_masks(metric: Any, piece: slice) -> None:
+    metric.update(MASKS[piece])
+
+
+def _feed_encoders(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        student, teacher = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        for scale, module in ((1.0, teacher), (1.5, student)):
+            for parameter in module.parameters():
+                torch.nn.init.constant_(parameter, scale * (1 + step))
+        metric.update(student, teacher, 0.9, 1.0)
+
+
 def _optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 0.25)], lr=1.0
@@ -106,6 +121,8 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         replicated=True,
         tolerance=0.0,
     ),
+    metrics.Masking: Example(lambda: metrics.Masking(36), _feed_masks, tolerance=0.0),
+    metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
     metrics.ReplicatedScalars: Example(
         lambda: metrics.ReplicatedScalars(["a", "b"]), _feed_scalars, replicated=True, tolerance=0.0
     ),
