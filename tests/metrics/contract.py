@@ -29,13 +29,14 @@ class Example:
 
     `replicated`: every rank sees every step, as a learning rate does, instead of its share of the samples.
     `tags` keeps the comparison over splits to these tags, where the others are about ranks themselves.
-    `bounds` is the most samples that a slice may reach.
+    `rank_states` names states that hold something of each rank's own, its batches for instance.
     """
 
     make: Callable[[], DistributedMetric]
     feed: Callable[[Any, slice], None]
     replicated: bool = False
     tags: tuple[str, ...] | None = None
+    rank_states: tuple[str, ...] = ()
     tolerance: float = 1e-5
 
 
@@ -121,7 +122,9 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         replicated=True,
         tolerance=0.0,
     ),
-    metrics.Masking: Example(lambda: metrics.Masking(36), _feed_masks, tolerance=0.0),
+    metrics.Masking: Example(
+        lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
+    ),
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
     metrics.ReplicatedScalars: Example(
         lambda: metrics.ReplicatedScalars(["a", "b"]), _feed_scalars, replicated=True, tolerance=0.0

@@ -113,7 +113,7 @@ def test_any_split_over_ranks_and_batches_equals_one_process(example: Example, s
         assert plain(values) == plain(results[0][0])
         for name, state in merged.items():
             for key, tensor in state.pack().items():
-                if tensor.dtype == torch.int64:
+                if tensor.dtype == torch.int64 and name not in example.rank_states:
                     assert torch.equal(tensor, whole.states[name].pack()[key]), (name, key)
 
 
