@@ -170,6 +170,8 @@ def _guarded(update: Callable[..., None]) -> Callable[..., None]:
 
 def as_value(value: Any) -> Value:
     """Return a Value from a Value, a number, or a tensor or array of one element."""
+    if type(value) is float:  # nearly always
+        return Scalar(value)
     if isinstance(value, (Scalar, Histogram, Image, Text, Embedding)):
         return value
     if isinstance(value, (float, int, np.generic)):

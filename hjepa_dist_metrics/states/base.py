@@ -117,6 +117,7 @@ class RowState(State):
         if self.size < 1:
             raise ConfigError(f"a state needs at least one element, got shape {self.shape}")
         self.data = self._blank(self.size)
+        self._known: tuple[Tensor, list[float] | None] = (self.data, None)
 
     @classmethod
     @abstractmethod
@@ -148,10 +149,14 @@ class RowState(State):
         theirs = other.data.to(self.data.device, non_blocking=True)
         return self.holding(self.merge_rows(torch.stack([self.data, theirs])))
 
-    def holding(self, data: Tensor) -> Self:
-        """Return a state of this signature around a float64 block."""
+    def holding(self, data: Tensor, numbers: list[float] | None = None) -> Self:
+        """Return a state of this signature around a float64 block.
+
+        `numbers` are the fields of a state of one element, where they are known on the host already.
+        """
         state = self._bare()
         state.data = data
+        state._known = (data, numbers)
         return state
 
     def pack(self) -> dict[str, Tensor]:
@@ -171,6 +176,9 @@ class RowState(State):
 
     def _field(self, index: int) -> Any:
         """Return one field as a float, or as a host array where the state has a shape."""
+        known, numbers = self._known
+        if numbers is not None and known is self.data:
+            return numbers[index]
         values = self.data[index]
         return values.item() if not self.shape else values.cpu().numpy().reshape(self.shape)
 

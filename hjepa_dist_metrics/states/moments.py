@@ -46,10 +46,10 @@ class Moments(RowState):
     @property
     def variance(self) -> Any:
         """Return M2 / (n - 1); 0 of one value, NaN of nothing."""
-        count, m2 = self.data[0], self.data[2]
-        variance = m2 / (count - 1).clamp(min=1)
-        variance = torch.where(count < 1, torch.full_like(variance, float("nan")), variance)
-        return variance.item() if not self.shape else variance.cpu().numpy().reshape(self.shape)
+        count, m2 = self._field(0), self._field(2)
+        if not self.shape:
+            return m2 / max(count - 1, 1) if count >= 1 else float("nan")
+        return _where_counted(count, m2 / (count - 1).clip(min=1), 1)
 
     @property
     def std(self) -> Any:

@@ -113,9 +113,12 @@ def _merge_rows(taken: Snapshot, groups: Sequence[RowGroup], gathered: Sequence[
     originals: Mapping[str, Any] = taken.originals
     merged: dict[str, State] = {}
     for group, rows in zip(groups, gathered, strict=True):
-        parts = group.kind.merge_rows(rows).split_with_sizes(group.widths, dim=1)
-        for name, part in zip(group.names, parts, strict=True):
-            merged[name] = originals[name].holding(part)
+        block = group.kind.merge_rows(rows)
+        parts = block.split_with_sizes(group.widths, dim=1)
+        # Single numbers leave the block together: an `item` for each would cost more than the merge.
+        numbers = block.t().tolist() if group.scalar else [None] * len(parts)
+        for name, part, known in zip(group.names, parts, numbers, strict=True):
+            merged[name] = originals[name].holding(part, known)
     return merged
 
 

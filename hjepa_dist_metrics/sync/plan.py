@@ -13,9 +13,13 @@ from hjepa_dist_metrics.sync.schema import Schema
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Name the row states of one class: one block [fields, sum of widths], merged in one step."""
+    """Name the row states of one class, those without a shape apart: `scalar`.
+
+    They travel as one block [fields, sum of widths] and merge in one step.
+    """
 
     kind: type[RowState]
+    scalar: bool
     names: tuple[str, ...]
     widths: tuple[int, ...]
 
@@ -43,15 +47,19 @@ class Plan:
         if last is not None and last.names == names and last.signatures == signatures:
             return last
         schema = Schema.of(dict(zip(names, signatures, strict=True)))
-        kinds: dict[type[RowState], list[tuple[str, int]]] = {}
+        kinds: dict[tuple[type[RowState], bool], list[tuple[str, int]]] = {}
         others = []
         for name, _ in schema.lines:
             state = states[name]
             if isinstance(state, RowState):
-                kinds.setdefault(type(state), []).append((name, state.size))
+                kinds.setdefault((type(state), state.size == 1 and not state.shape), []).append(
+                    (name, state.size)
+                )
             else:
                 others.append(name)
-        groups = tuple(RowGroup(kind, *zip(*members, strict=True)) for kind, members in kinds.items())
+        groups = tuple(
+            RowGroup(kind, scalar, *zip(*members, strict=True)) for (kind, scalar), members in kinds.items()
+        )
         return cls(schema, groups, tuple(others), names, signatures)
 
 
