@@ -154,9 +154,8 @@ class RowState(State):
 
         `numbers` are the fields of a state of one element, where they are known on the host already.
         """
-        state = self._bare()
-        state.data = data
-        state._known = (data, numbers)
+        state = object.__new__(type(self))
+        state.__dict__.update(self.__dict__, data=data, _known=(data, numbers))
         return state
 
     def pack(self) -> dict[str, Tensor]:

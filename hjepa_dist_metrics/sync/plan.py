@@ -52,9 +52,7 @@ class Plan:
         for name, _ in schema.lines:
             state = states[name]
             if isinstance(state, RowState):
-                kinds.setdefault((type(state), state.size == 1 and not state.shape), []).append(
-                    (name, state.size)
-                )
+                kinds.setdefault((type(state), not state.shape), []).append((name, state.size))
             else:
                 others.append(name)
         groups = tuple(
