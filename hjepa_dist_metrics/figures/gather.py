@@ -1,0 +1,54 @@
+"""Rows of all ranks: a uniform sample, or every row, through the library's own merge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.figures.inputs import Floats
+from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.states import Concat, Sample
+
+_NAME = "rows"
+
+
+class _Rows(DistributedMetric):
+    """Feed rows to one state."""
+
+    def __init__(self, state: Sample | Concat) -> None:
+        self.add_state("kept", state)
+
+    def update(self, rows: torch.Tensor) -> None:
+        """Add rows [n, D]."""
+        self.kept.update(rows)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return nothing: the rows themselves are read from the merged state."""
+        return {}
+
+
+def sample_rows(rows: Floats, capacity: int, context: ProcessContext | None = None, seed: int = 0) -> Floats:
+    """Return a uniform sample of at most `capacity` of all ranks' rows [n, D], the same on every rank.
+
+    A collective call. The rows come in float32.
+    """
+    return _merged(rows, Sample(capacity, rows.shape[1], seed), context)
+
+
+def gather_rows(rows: Floats, context: ProcessContext | None = None) -> Floats:
+    """Return every rank's rows [n, D], in rank order. A collective call."""
+    return _merged(rows, Concat(max(1, len(rows)), rows.shape[1], torch.float64), context)
+
+
+def _merged(rows: Floats, state: Sample | Concat, context: ProcessContext | None) -> Floats:
+    metric = _Rows(state)
+    if len(rows):
+        metric.update(torch.from_numpy(np.ascontiguousarray(rows)))
+    collection = MetricCollection({_NAME: metric}, context)
+    kept: torch.Tensor = collection.compute(lambda _, merged: merged[_NAME]["kept"].rows_kept)  # type: ignore[attr-defined]
+    found: Floats = kept.to(torch.float64).numpy()
+    return found

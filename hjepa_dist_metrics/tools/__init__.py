@@ -1,0 +1,1 @@
+"""Tools on the files of finished and running runs."""

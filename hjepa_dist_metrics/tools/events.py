@@ -1,0 +1,95 @@
+"""TensorBoard event files, record by record, with damage told apart from the torn end of a killed run.
+
+A record is an 8-byte length, its masked CRC-32C, the bytes of an `Event`, and their masked CRC-32C.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
+
+# tag -> [(step, value), ...], by rising step.
+ScalarTable: TypeAlias = dict[str, list[tuple[int, float]]]
+
+_HEADER = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+# The checksum runs in Python, byte by byte. Longer records are pictures: for them the header's must do.
+_LONGEST_CHECKED = 65536
+
+
+def event_scalars(path: str | Path) -> ScalarTable:
+    """Return the scalars of an event file, or of a directory's event files in the order of their names.
+
+    As in TensorBoard, a restart at step s takes back what was written from s on, and of values at one step
+    the last counts. A last record cut short by a kill is left out. Raises ConfigError where a file is not an
+    event file or is damaged before its end.
+    """
+    place = Path(path)
+    points: dict[str, dict[int, float]] = {}
+    for file in [place] if place.is_file() else sorted(place.glob("*tfevents*")):
+        for event in _events(file):
+            if event.HasField("session_log") and event.session_log.status == event.session_log.START:
+                _take_back(points, int(event.step))
+            for value in event.summary.value:
+                number = _scalar(value)
+                if number is not None:
+                    points.setdefault(value.tag, {})[int(event.step)] = number
+    return {tag: sorted(values.items()) for tag, values in points.items() if values}
+
+
+def _events(file: Path) -> Iterator[Any]:
+    try:
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.event_pb2 import Event
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "figures", "Reading event files") from error
+    for at, record in _records(file):
+        try:
+            yield Event.FromString(record)
+        except DecodeError as error:
+            raise ConfigError(f"{file} is damaged: the record at byte {at} is no event ({error})") from error
+
+
+def _records(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (place, bytes) of each whole record."""
+    data = file.read_bytes()
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, check = _HEADER.unpack_from(data, at)
+        if _checksum(data[at : at + 8]) != check:
+            raise ConfigError(f"{file} is not an event file, or is damaged at byte {at}")
+        start, end = at + _HEADER.size, at + _HEADER.size + length
+        if end + _CHECKSUM.size > len(data):
+            return
+        body = data[start:end]
+        if length <= _LONGEST_CHECKED and _checksum(body) != _CHECKSUM.unpack_from(data, end)[0]:
+            raise ConfigError(f"{file} is damaged between bytes {start} and {end}")
+        yield start, body
+        at = end + _CHECKSUM.size
+
+
+def _checksum(data: bytes) -> int:
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    return int(masked_crc32c(data))
+
+
+def _scalar(value: Any) -> float | None:
+    """Return the number of a scalar summary, old style or new; None for any other kind."""
+    if value.HasField("simple_value"):
+        return float(value.simple_value)
+    if value.HasField("tensor") and value.metadata.plugin_data.plugin_name == "scalars":
+        from tensorboard.util.tensor_util import make_ndarray
+
+        return float(make_ndarray(value.tensor).item())
+    return None
+
+
+def _take_back(points: dict[str, dict[int, float]], step: int) -> None:
+    for values in points.values():
+        for later in [at for at in values if at >= step]:
+            del values[later]

@@ -1,0 +1,85 @@
+"""Read what runs have written: TensorBoard event files and JSON lines, a file or a whole log directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.sinks.jsonl import read_jsonl
+from hjepa_dist_metrics.tools.events import ScalarTable, event_scalars
+
+_RESERVED = frozenset({"step", "wall_time"})
+# The folders that a log directory keeps each kind of file in; they are no part of a run's name.
+_KINDS = ("tensorboard", "metrics")
+
+
+def read_scalars(path: str | Path) -> dict[str, ScalarTable]:
+    """Return the scalars by run and tag of an event file, a JSON-lines file, or all of them in a directory.
+
+    A run is named by its place below `path`. Where a run has both kinds, as in a log directory, the event
+    files count. Raises ConfigError for a path that is not there or holds no scalars, and for a damaged file.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise ConfigError(f"there is no file or directory {root}")
+    runs = {name: event_scalars(place) for name, place in _event_runs(root)}
+    for name, file in _jsonl_runs(root):
+        if not runs.get(name):
+            runs[name] = jsonl_scalars(file)
+    runs = {name: table for name, table in runs.items() if table}
+    if not runs:
+        raise ConfigError(
+            f"{root} holds no scalars: expected TensorBoard's event files or .jsonl files there"
+        )
+    return runs
+
+
+def jsonl_scalars(path: str | Path) -> ScalarTable:
+    """Return the numbers of a JSON-lines file; ConfigError for a broken line or one without a step."""
+    table: ScalarTable = {}
+    try:
+        records = read_jsonl(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    for number, record in enumerate(records, start=1):
+        step = record.get("step")
+        if not isinstance(step, int):
+            raise ConfigError(f"{path}, record {number} has no whole number 'step'")
+        for tag, value in _numbers(record).items():
+            table.setdefault(tag, []).append((step, value))
+    return table
+
+
+def _numbers(record: Mapping[str, object]) -> dict[str, float]:
+    return {
+        tag: float(value)
+        for tag, value in record.items()
+        if tag not in _RESERVED and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _event_runs(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (run, directory or file) of every place with event files at or below `root`."""
+    if root.is_file():
+        if "tfevents" in root.name:
+            yield root.resolve().parent.name, root
+        return
+    for directory in sorted({file.parent for file in root.rglob("*tfevents*")}):
+        yield _run_name(root, directory), directory
+
+
+def _jsonl_runs(root: Path) -> Iterator[tuple[str, Path]]:
+    if root.is_file():
+        if root.suffix == ".jsonl":
+            yield root.stem, root
+        return
+    for file in sorted(root.rglob("*.jsonl")):
+        yield _run_name(root, file.with_suffix("")), file
+
+
+def _run_name(root: Path, place: Path) -> str:
+    parts = place.relative_to(root).parts
+    if parts and parts[0] in _KINDS:
+        parts = parts[1:]
+    return "/".join(parts) or root.resolve().name
