@@ -1,8 +1,8 @@
 """Figures: arrays, models and logs in, matplotlib figures out.
 
-Every function returns a `matplotlib.figure.Figure` that pyplot does not know, draws into `ax` or `axes` where
-they are given, and saves to `save_path` (PNG, PDF, SVG or JPG by its suffix, at `dpi`). matplotlib is imported
-when a figure is drawn (extra `figures`).
+Every function returns a `matplotlib.figure.Figure` that pyplot does not know, draws into `ax` or `axes`
+where they are given, and saves to `save_path` (PNG, PDF, SVG or JPG by its suffix, at `dpi`). matplotlib is
+imported when a figure is drawn (extra `figures`).
 """
 
 from hjepa_dist_metrics.figures.attention import (

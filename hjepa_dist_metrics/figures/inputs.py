@@ -57,12 +57,12 @@ def picture(image: ArrayLike) -> Floats:
     array = host(image)
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
+    # Three rows of pixels or three channels? A tensor's first dimension is the channels.
+    channels_first = isinstance(image, Tensor) or array.shape[-1] not in (1, 3)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and channels_first:
+        array = array.transpose(1, 2, 0)
     if array.ndim == 2:
         array = array[:, :, None]
-    elif array.ndim == 3 and array.shape[0] in (1, 3):
-        # Three rows of pixels or three channels? A tensor's first dimension is the channels.
-        if isinstance(image, Tensor) or array.shape[-1] not in (1, 3):
-            array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[-1] not in (1, 3) or 0 in array.shape:
         shape = list(host(image).shape)
         raise ConfigError(

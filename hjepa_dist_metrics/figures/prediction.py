@@ -100,7 +100,7 @@ def visualize_predictions(
             drawn[-2],
             error,
             {"vmin": 0.0, "vmax": _top(error[flags]), "cmap": _ERROR_MAP},
-            "mean squared error",
+            "squared error",
         ),
     ):
         mappable = show_patches(
@@ -199,8 +199,8 @@ def visualize_nearest_neighbors(
     """Draw query images and, beside each, its `k` nearest images of all ranks by cosine, exactly.
 
     `features` [n, D] and `images` [n, C, H, W] are this rank's. Queries are numbers of the main rank's
-    images; an image is not its own neighbour. A collective call with more than one rank: every rank gets the figure,
-    the main one saves.
+    images; an image is not its own neighbour. A collective call with more than one rank: every rank gets the
+    figure, the main one saves.
     """
     place = context or ProcessContext.current()
     shown = np.stack(pictures(images))

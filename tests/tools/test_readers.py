@@ -1,0 +1,122 @@
+"""Event files and JSON lines come back as they were written, and damage is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.sinks import JsonlSink, TensorBoardSink
+from hjepa_dist_metrics.tools.events import event_scalars
+from hjepa_dist_metrics.tools.readers import jsonl_scalars, read_scalars
+from hjepa_dist_metrics.values import Image, Scalar, Text
+
+
+def write_events(
+    directory: Path, values: dict[str, list[tuple[int, float]]], start: int = 0, **options
+) -> None:
+    with SummaryWriter(str(directory), purge_step=start) as writer:
+        for tag, points in values.items():
+            for step, value in points:
+                writer.add_scalar(tag, value, step, **options)
+
+
+def event_file(directory: Path) -> Path:
+    (file,) = directory.glob("*tfevents*")
+    return file
+
+
+def test_event_files_read_as_tensorboard_reads_them(tmp_path: Path):
+    write_events(tmp_path, {"loss/total": [(0, 1.5), (10, 0.5)], "train/lr": [(0, 0.125)]})
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    theirs = {t: [(e.step, e.value) for e in accumulator.Scalars(t)] for t in accumulator.Tags()["scalars"]}
+    assert (
+        event_scalars(tmp_path) == theirs == {"loss/total": [(0, 1.5), (10, 0.5)], "train/lr": [(0, 0.125)]}
+    )
+
+
+def test_scalars_of_the_new_style_read_too(tmp_path: Path):
+    write_events(tmp_path, {"a": [(3, 2.5)]}, new_style=True)
+    assert event_scalars(tmp_path) == {"a": [(3, 2.5)]}
+
+
+def test_a_restart_takes_back_what_it_writes_again(tmp_path: Path):
+    write_events(tmp_path / "run", {"a": [(0, 1.0), (5, 2.0), (9, 3.0)]})
+    event_file(tmp_path / "run").rename(tmp_path / "run" / "events.out.tfevents.1.first")
+    write_events(tmp_path / "run", {"a": [(6, 8.0)]}, start=5)
+    assert read_scalars(tmp_path) == {"run": {"a": [(0, 1.0), (6, 8.0)]}}
+
+
+def test_a_torn_end_loses_one_record(tmp_path: Path):
+    write_events(tmp_path, {"a": [(0, 1.0), (1, 2.0)]})
+    file = event_file(tmp_path)
+    file.write_bytes(file.read_bytes()[:-3])
+    assert event_scalars(tmp_path) == {"a": [(0, 1.0)]}
+
+
+@pytest.mark.parametrize("place", [2, 20, -30])
+def test_a_flipped_byte_is_an_error_that_names_the_file(tmp_path: Path, place: int):
+    write_events(tmp_path, {"a": [(0, 1.0), (1, 2.0)]})
+    file = event_file(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[place] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"{file.name} is .*damaged"):
+        event_scalars(tmp_path)
+
+
+def test_a_file_that_only_has_the_name_is_an_error(tmp_path: Path):
+    (tmp_path / "events.out.tfevents.0").write_bytes(b"this was never an event file, not at all")
+    with pytest.raises(ConfigError, match="is not an event file"):
+        read_scalars(tmp_path)
+
+
+def test_a_log_directory_has_each_run_once(tmp_path: Path):
+    values = {
+        "loss/total": Scalar(0.5),
+        "note": Text("x"),
+        "picture": Image(np.zeros((4, 4, 3), "uint8")),
+    }
+    for sink in (TensorBoardSink(tmp_path / "tensorboard/a", 0), JsonlSink(tmp_path / "metrics/a.jsonl")):
+        sink.write(7, values)
+        sink.close()
+    only_lines = JsonlSink(tmp_path / "metrics/b.jsonl")
+    only_lines.write(8, {"loss/total": Scalar(float("nan")), "train/lr": Scalar(0.25)})
+    only_lines.close()
+    runs = read_scalars(tmp_path)
+    assert set(runs) == {"a", "b"}
+    assert runs["a"] == {"loss/total": [(7, 0.5)]}
+    assert runs["b"]["train/lr"] == [(8, 0.25)]
+    assert runs["b"]["loss/total"][0][1] != runs["b"]["loss/total"][0][1]
+
+
+def test_one_file_is_a_run(tmp_path: Path):
+    (tmp_path / "r.jsonl").write_text(
+        '{"step": 1, "wall_time": 2.0, "a": 3, "ok": true, "t": {"text": "x"}}\n'
+    )
+    assert read_scalars(tmp_path / "r.jsonl") == {"r": {"a": [(1, 3.0)]}}
+    write_events(tmp_path / "run", {"a": [(0, 1.0)]})
+    assert read_scalars(event_file(tmp_path / "run")) == {"run": {"a": [(0, 1.0)]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"a": 1}\n', "record 1 has no whole number 'step'"), ('oops\n{"step": 1}\n', "line 1 is not JSON")],
+)
+def test_broken_lines_are_errors(tmp_path: Path, text: str, message: str):
+    (tmp_path / "r.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        jsonl_scalars(tmp_path / "r.jsonl")
+
+
+def test_nothing_to_read_is_an_error(tmp_path: Path):
+    with pytest.raises(ConfigError, match="holds no scalars"):
+        read_scalars(tmp_path)
+    (tmp_path / "x.jsonl").write_text(json.dumps({"step": 1}) + "\n")
+    with pytest.raises(ConfigError, match="holds no scalars"):
+        read_scalars(tmp_path)
+    with pytest.raises(ConfigError, match="there is no file"):
+        read_scalars(tmp_path / "absent")
