@@ -24,7 +24,7 @@ class PerRank(RowState):
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        data = torch.zeros((7, size), dtype=torch.float64)
+        data = torch.zeros((7, size), dtype=torch.float64, device="cpu")
         data[2:] = _NAN
         return data
 
