@@ -69,6 +69,21 @@ GRADIENTS = (
         healthy="0",
     ),
     Entry(
+        "gradients/first_nonfinite",
+        "first nonfinite gradient",
+        "Name of the first parameter, in the model's order, whose gradient holds a NaN or an infinity.",
+        source="S0 5.1",
+        kind="text",
+        healthy="absent",
+    ),
+    _flow(
+        "gradients/{module}_zero_fraction",
+        "zeros in a module's gradient",
+        "Share of the module's gradient elements that are exactly 0.",
+        healthy="near 0; a rise is dead units",
+        deviation="added",
+    ),
+    Entry(
         "gradients/{name}",
         "gradient histogram",
         "Distribution of a parameter's or module's gradient over power-of-two bins.",

@@ -5,6 +5,7 @@ from hjepa_dist_metrics.metrics.clipping import GradientClipping as GradientClip
 from hjepa_dist_metrics.metrics.collapse import Collapse as Collapse
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.ema import EMADynamics as EMADynamics
+from hjepa_dist_metrics.metrics.gradients import GradientFlow as GradientFlow
 from hjepa_dist_metrics.metrics.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.loss import HierarchicalLoss as HierarchicalLoss
 from hjepa_dist_metrics.metrics.masking import Masking as Masking

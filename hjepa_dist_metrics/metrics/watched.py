@@ -30,7 +30,7 @@ class Watched:
             model_slots(source) if isinstance(source, nn.Module) else parameter_slots(given)
         )
         if not self.slots:
-            raise ConfigError("there are no parameters to clip: is the model empty, or the iterator used up?")
+            raise ConfigError("there are no parameters: is the model empty, or the iterator used up?")
         self._identities = [id(parameter) for parameter in given]
         self._held = given  # so that no identity is used twice
         members = {name: [id(p) for p in parameters] for name, parameters in (groups or {}).items()}

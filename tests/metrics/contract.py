@@ -101,6 +101,17 @@ def _feed_encoders(metric: Any, piece: slice) -> None:
         metric.update(student, teacher, 0.9, 1.0)
 
 
+def _feed_gradients(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        for slot in metric.segments.slots:
+            slot.parameter.grad = torch.randn(slot.parameter.shape, generator=_generator(step))
+        metric.update()
+
+
+def _model() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+
+
 def _optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 0.25)], lr=1.0
@@ -126,6 +137,9 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
     ),
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
+    metrics.GradientFlow: Example(
+        lambda: metrics.GradientFlow(_model()), _feed_gradients, replicated=True, tolerance=0.0
+    ),
     metrics.ReplicatedScalars: Example(
         lambda: metrics.ReplicatedScalars(["a", "b"]), _feed_scalars, replicated=True, tolerance=0.0
     ),
