@@ -1,0 +1,1 @@
+"""The benchmarks that launch/benchmark.py offers: each module has `run(argv) -> int`."""

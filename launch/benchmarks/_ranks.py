@@ -1,0 +1,160 @@
+"""Start ranks as processes over gloo on this machine, time them, and count what they send."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_FILLING = ("allgather", "gather", "_allgather_base")  # these take an output first, then what they send
+_OPERATIONS = (*_FILLING, "allreduce", "broadcast", "barrier", "reduce")
+
+
+def on_ranks(world_size: int, body: Callable[..., Any], *arguments: Any) -> Any:
+    """Run `body(*arguments)` on ranks of a fresh gloo group; return what rank 0 returned.
+
+    Raises RuntimeError where a rank failed; its traceback is on the error stream.
+    """
+    context = multiprocessing.get_context("spawn")
+    port = _free_port()
+    mine, theirs = context.Pipe(duplex=False)
+    pipes = [theirs, *[None] * (world_size - 1)]
+    ranks = [
+        context.Process(target=_rank, args=(rank, world_size, port, pipe, body, arguments))
+        for rank, pipe in enumerate(pipes)
+    ]
+    for process in ranks:
+        process.start()
+    theirs.close()
+    try:
+        result = mine.recv()
+    except EOFError:
+        result = None
+    finally:
+        for process in ranks:
+            process.join(60)
+            process.kill()
+    if any(process.exitcode for process in ranks):
+        raise RuntimeError(f"ranks ended with {[process.exitcode for process in ranks]}")
+    return result
+
+
+def _rank(
+    rank: int,
+    world_size: int,
+    port: int,
+    pipe: Connection | None,
+    body: Callable[..., Any],
+    arguments: Sequence[Any],
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    try:
+        result = body(*arguments)
+        if pipe is not None:
+            pipe.send(result)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def timed(operation: Callable[[], Any]) -> float:
+    """Return the seconds that the slowest rank took, all having started together."""
+    dist.barrier()
+    begun = time.perf_counter()
+    operation()
+    spent = torch.tensor([time.perf_counter() - begun], dtype=torch.float64)
+    dist.all_reduce(spent, dist.ReduceOp.MAX)
+    return float(spent)
+
+
+@dataclass
+class Traffic:
+    """Count this rank's collectives and the bytes that it put into them."""
+
+    collectives: int = 0
+    sent_bytes: int = 0
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Traffic]:
+    """Count every collective of the process, whatever library calls it, on groups and on bare backends."""
+    traffic = Traffic()
+    kinds = (dist.ProcessGroup, dist.ProcessGroupGloo)
+    found = [(kind, name) for kind in kinds for name in _OPERATIONS if hasattr(kind, name)]
+    saved = [(kind, name, vars(kind).get(name)) for kind, name in found]
+    for kind, name, _ in saved:
+        setattr(kind, name, _counting(traffic, name, getattr(kind, name)))
+    try:
+        yield traffic
+    finally:
+        for kind, name, original in saved:
+            if original is None:
+                delattr(kind, name)
+            else:
+                setattr(kind, name, original)
+
+
+def _counting(traffic: Traffic, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def count(self: Any, *arguments: Any, **options: Any) -> Any:
+        traffic.collectives += 1
+        if name != "barrier":
+            sent = arguments[1] if name in _FILLING else arguments[0]
+            tensors = [sent] if isinstance(sent, Tensor) else sent
+            traffic.sent_bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return original(self, *arguments, **options)
+
+    return count
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle value, the mean of the two middle ones of an even number."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown: the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds as milliseconds with three significant digits."""
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
+def write(folder: str, name: str, text: str) -> Path:
+    """Write a text file and return its path."""
+    path = Path(folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,236 @@
+"""What a sync will cost at 8 to 16,384 ranks: an alpha-beta model fitted to collectives measured here.
+
+One ring step costs alpha seconds and beta seconds a byte. gloo's all_gather of n bytes takes W - 1 steps of n
+bytes, its all_reduce 2 (W - 1) steps of n / W. How many collectives a sync has and how large they are is not
+modelled: the sync itself runs, at every number of ranks, on a channel that answers without a network. What it
+computes by itself is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks._ranks import markdown, median, milliseconds, on_ranks, timed, write
+from hjepa_dist_metrics import Collapse, DistributedMetric, MetricCollection, ProcessContext, WeightedMean
+
+WORLDS = (8, 64, 256, 1024, 4096, 16384)
+_SCALARS = 100
+_WIDTH = 384
+
+
+@dataclass(frozen=True)
+class Call:
+    """Hold one collective: its kind and the bytes that each rank puts in."""
+
+    kind: str
+    sent_bytes: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """Hold the seconds of a ring step (`alpha`) and of a byte in it (`beta`)."""
+
+    alpha: float
+    beta: float
+
+    def seconds(self, call: Call, world: int) -> float:
+        """Return how long a collective takes on so many ranks."""
+        steps, share = ring(call.kind, world)
+        return steps * (self.alpha + self.beta * call.sent_bytes * share)
+
+
+def ring(kind: str, world: int) -> tuple[int, float]:
+    """Return the steps of a ring collective and the share of a rank's bytes that each step moves."""
+    return (2 * (world - 1), 1 / world) if kind == "all_reduce" else (world - 1, 1.0)
+
+
+@dataclass
+class Recorder:
+    """Answer collectives as if all ranks had sent the same, and write down what was asked for."""
+
+    world_size: int
+    rank: int = 0
+    calls: list[Call] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Do nothing: there is nobody to tell."""
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensor once for every rank."""
+        self.calls.append(Call("all_gather", tensor.numel() * tensor.element_size()))
+        return tensor.expand(self.world_size, -1).clone()
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Return the tensor times the number of ranks."""
+        self.calls.append(Call("all_reduce", tensor.numel() * tensor.element_size()))
+        return tensor * self.world_size
+
+
+def scalars() -> dict[str, DistributedMetric]:
+    """Return the scalar metrics of a large run."""
+    means = [WeightedMean(f"m{i}") for i in range(_SCALARS)]
+    for mean in means:
+        mean.update(1.0, 4)
+    return {mean.tag: mean for mean in means}
+
+
+def representations() -> dict[str, DistributedMetric]:
+    """Return the same with the collapse metrics of two streams: covariances, samples, histograms."""
+    metrics = scalars()
+    for name in ("context", "target"):
+        collapse = Collapse(_WIDTH, name)
+        collapse.update(torch.randn(64, _WIDTH, generator=torch.Generator().manual_seed(0)))
+        metrics[name] = collapse
+    return metrics
+
+
+SETS: dict[str, Callable[[], dict[str, DistributedMetric]]] = {
+    f"{_SCALARS} scalars": scalars,
+    f"and 2 x collapse, D={_WIDTH}": representations,
+}
+
+
+def record(metrics: dict[str, DistributedMetric], world: int) -> tuple[list[Call], float]:
+    """Return the collectives of a sync at so many ranks, and the seconds it computes besides them."""
+    channel = Recorder(world)
+    context = ProcessContext(0, world, torch.device("cpu"), is_main=True, channel=channel)
+    collection = MetricCollection(metrics, context=context)
+    collection.compute()
+    channel.calls.clear()
+    begun = time.perf_counter()
+    collection.compute()
+    return channel.calls, time.perf_counter() - begun
+
+
+def measure(sizes: Sequence[int], rounds: int) -> list[tuple[Call, int, float]]:
+    """Return (collective, ranks, median seconds) for both kinds and all sizes; runs on every rank."""
+    world, found = dist.get_world_size(), []
+    for size in sizes:
+        tensor = torch.zeros(size, dtype=torch.uint8)
+        outputs = list(torch.empty((world, size), dtype=torch.uint8).unbind(0))
+        operations: dict[str, Callable[[], Any]] = {
+            "all_gather": partial(dist.all_gather, outputs, tensor),
+            "all_reduce": partial(dist.all_reduce, tensor),
+        }
+        times: dict[str, list[float]] = {kind: [] for kind in operations}
+        for i in range(rounds + 2):
+            for kind, operation in operations.items():
+                spent = timed(operation)
+                times[kind] += [spent] if i >= 2 else []
+        found += [(Call(kind, size), world, median(values)) for kind, values in times.items()]
+    return found
+
+
+def fit(measured: Sequence[tuple[Call, int, float]], kind: str) -> Link:
+    """Return the link that fits the collectives of a kind best, in relative terms."""
+    rows, ones = [], []
+    for call, world, seconds in measured:
+        if call.kind == kind:
+            steps, share = ring(kind, world)
+            rows.append([steps / seconds, steps * share * call.sent_bytes / seconds])
+            ones.append([1.0])
+    system = torch.tensor(rows, dtype=torch.float64)
+    scale = system.abs().amax(dim=0)
+    solution = torch.linalg.lstsq(system / scale, torch.tensor(ones, dtype=torch.float64)).solution[:, 0]
+    alpha, beta = (solution / scale).clamp(min=0).tolist()
+    return Link(alpha, beta)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure, fit, predict, print the tables and write scale.md."""
+    options = _parser().parse_args(argv)
+    if options.latency_us is None:
+        measured = [
+            m for world in options.ranks for m in on_ranks(world, measure, options.sizes, options.rounds)
+        ]
+        links = {kind: fit(measured, kind) for kind in ("all_gather", "all_reduce")}
+        head = fitted(measured, links)
+    else:
+        link = Link(options.latency_us * 1e-6, 8 / (options.gbit * 1e9))
+        links = {"all_gather": link, "all_reduce": link}
+        head = f"A network of {options.latency_us:g} us a step and {options.gbit:g} Gbit/s."
+    text = "\n\n".join([head, *(predicted(name, make, links) for name, make in SETS.items())])
+    print(text)
+    write(options.out, "scale.md", text)
+    return 0
+
+
+def fitted(measured: Sequence[tuple[Call, int, float]], links: dict[str, Link]) -> str:
+    """Return the measured collectives beside the model in Markdown."""
+    rows = []
+    for call, world, seconds in measured:
+        model = links[call.kind].seconds(call, world)
+        what = f"{call.kind}, {world} ranks, {call.sent_bytes:,} B"
+        rows.append([what, milliseconds(seconds), milliseconds(model), f"{model / seconds:.2f}"])
+    table = markdown(["collective", "measured, ms", "model, ms", "ratio"], rows)
+    lines = [
+        f"{kind}: alpha {1e6 * link.alpha:.0f} us a step, beta {1e9 * link.beta:.3g} ns a byte"
+        for kind, link in links.items()
+    ]
+    return "\n\n".join([table, *lines])
+
+
+def predicted(name: str, make: Callable[[], dict[str, DistributedMetric]], links: dict[str, Link]) -> str:
+    """Return the prediction for a set of metrics in Markdown."""
+    rows = []
+    for world in WORLDS:
+        calls, local = record(make(), world)
+        network = sum(links[call.kind].seconds(call, world) for call in calls)
+        gathered = sum(c.sent_bytes for c in calls if c.kind == "all_gather")
+        reduced = sum(c.sent_bytes for c in calls if c.kind == "all_reduce")
+        packed = links["all_reduce"].seconds(Call("all_reduce", _SCALARS * 16), world)
+        rows.append(
+            [
+                f"{world:,}",
+                str(len(calls)),
+                f"{gathered / 1e3:,.1f}",
+                f"{gathered * world / 1e6:,.1f}",
+                f"{reduced / 1e6:,.2f}",
+                milliseconds(network),
+                milliseconds(local),
+                milliseconds(packed),
+            ]
+        )
+    head = [
+        f"{name}: ranks",
+        "collectives",
+        "gathered, kB a rank",
+        "received, MB",
+        "summed, MB",
+        "network, ms",
+        "own work, ms",
+        f"packed all_reduce of {_SCALARS}, ms",
+    ]
+    return markdown(head, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    worlds = [world for world in (2, 4, 8) if world <= (os.cpu_count() or 2)] or [2]
+    sizes = [8, 512, 4096, 16384, 65536, 1 << 20, 1 << 22]
+    add = parser.add_argument
+    add(
+        "--ranks",
+        type=int,
+        nargs="+",
+        default=worlds,
+        help="ranks to measure on (default: as there are cores)",
+    )
+    add("--sizes", type=int, nargs="+", default=sizes, help="bytes a rank to measure with")
+    add("--rounds", type=int, default=30, help="repetitions of each (default 30)")
+    add("--latency-us", type=float, help="do not measure: microseconds of a step on your network")
+    add("--gbit", type=float, default=10.0, help="with --latency-us: Gbit/s of a rank's link (default 10)")
+    add("--out", default="results/benchmarks", help="folder of scale.md")
+    return parser

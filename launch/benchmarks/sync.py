@@ -1,0 +1,183 @@
+"""One sync of many metrics: ours, the packed floor and every peer, and covariance against gather and SVD.
+
+All methods run in one job, one after the other in every round, so that they share whatever else the machine
+does; a number is the median over rounds of the slowest rank's time. Slow peers take part in fewer rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from benchmarks import _covariance
+from benchmarks._methods import METHODS, PEERS, Sync, quiet, require_peers
+from benchmarks._ranks import counted, markdown, median, milliseconds, on_ranks, timed, write
+from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
+
+Cell = dict[str, Any]
+_FEWEST_ROUNDS = 3
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure, print the tables and write sync.md, sync.json and sync.png."""
+    options = _parser().parse_args(argv)
+    _check_methods(options.methods)
+    scalars = (options.methods, options.metrics, options.rounds, options.seconds)
+    cells = [cell for world in options.ranks for cell in on_ranks(world, measure, *scalars)]
+    rows = (options.rows, options.dims, options.covariance_rounds)
+    covariances = [cell for world in options.ranks for cell in on_ranks(world, _covariance.measure, *rows)]
+    text = "\n\n".join([report(cells), _covariance.report(covariances)])
+    print(text)
+    write(options.out, "sync.md", text)
+    data = {"scalars": cells, "covariance": covariances}
+    write(options.out, "sync.json", json.dumps(data, indent=1))
+    if options.plot:
+        print(f"\nplot: {plot(cells, options.out)}")
+    return 0
+
+
+def _check_methods(methods: Sequence[str]) -> None:
+    known = ", ".join(METHODS)
+    if not {"ours", "packed"} <= set(methods) <= set(METHODS):
+        raise ConfigError(f"--methods takes ours, packed and any of {known}; got {', '.join(methods)}")
+    require_peers(methods)
+
+
+def measure(methods: Sequence[str], counts: Sequence[int], rounds: int, seconds: float) -> list[Cell]:
+    """Return a cell for every method and number of metrics; runs on every rank."""
+    quiet()
+    return [cell for count in counts for cell in _measure_count(methods, count, rounds, seconds)]
+
+
+def _measure_count(methods: Sequence[str], count: int, rounds: int, seconds: float) -> list[Cell]:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    values = [0.25 * i + rank for i in range(count)]
+    expected = [0.25 * i + (world - 1) / 2 for i in range(count)]
+    syncs = {name: METHODS[name](values) for name in methods}
+    traffic = {name: _check(name, sync, expected) for name, sync in syncs.items()}
+    share = {name: _share(sync, rounds, seconds) for name, sync in syncs.items()}
+    times: dict[str, list[float]] = {name: [] for name in syncs}
+    for i in range(rounds):
+        for name, sync in syncs.items():
+            if (i * share[name]) // rounds != ((i + 1) * share[name]) // rounds:
+                times[name].append(timed(sync))
+                _finish(sync)
+    return [
+        {
+            "method": name,
+            "ranks": world,
+            "metrics": count,
+            "seconds": median(times[name]),
+            "rounds": len(times[name]),
+            "collectives": traffic[name][0],
+            "sent_bytes": traffic[name][1],
+        }
+        for name in methods
+    ]
+
+
+def _check(name: str, sync: Sync, expected: Sequence[float]) -> tuple[int, int]:
+    """Warm up, count, and make sure that the method measures the right thing."""
+    sync()
+    _finish(sync)
+    with counted() as traffic:
+        result = list(sync()) or _finish(sync)
+    if not all(abs(a - b) < 1e-3 for a, b in zip(result, expected, strict=True)):
+        raise RuntimeError(f"{name} returned {result[:3]}..., expected {expected[:3]}...")
+    return traffic.collectives, traffic.sent_bytes
+
+
+def _finish(sync: Sync) -> list[float]:
+    """Complete what a background method has left to do."""
+    finish = getattr(sync, "finish", None)
+    return [] if finish is None else list(finish())
+
+
+def _share(sync: Sync, rounds: int, seconds: float) -> int:
+    """Return in how many rounds a method takes part: what fits into `seconds`, the same on every rank."""
+    once = timed(sync)
+    _finish(sync)
+    return max(min(_FEWEST_ROUNDS, rounds), min(rounds, int(seconds / once)))
+
+
+def report(cells: Sequence[Cell]) -> str:
+    """Return the tables of all numbers of ranks in Markdown."""
+    return "\n\n".join(_table(cells, world) for world in dict.fromkeys(cell["ranks"] for cell in cells))
+
+
+def _table(cells: Sequence[Cell], world: int) -> str:
+    here = {(c["method"], c["metrics"]): c for c in cells if c["ranks"] == world}
+    methods = list(dict.fromkeys(method for method, _ in here))
+    counts = list(dict.fromkeys(count for _, count in here))
+    most = counts[-1] if 100 not in counts else 100
+    rows = []
+    for method in methods:
+        cell = here[method, most]
+        ratio = cell["seconds"] / here["packed", most]["seconds"]
+        ours = cell["seconds"] / here["ours", most]["seconds"]
+        times = [milliseconds(here[method, count]["seconds"]) for count in counts]
+        cost = [str(cell["collectives"]), f"{cell['sent_bytes']:,}"]
+        rows.append([method, *times, f"{ratio:.2f}", f"{ours:.1f}", *cost])
+    head = [
+        f"{world} ranks, ms",
+        *(f"{count}" for count in counts),
+        f"over packed at {most}",
+        "over ours",
+        "collectives",
+        "bytes a rank",
+    ]
+    return markdown(head, rows)
+
+
+def plot(cells: Sequence[Cell], folder: str) -> Path:
+    """Draw time over number of metrics, one panel for each number of ranks; write sync.png."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "bench", "The plot (leave it out with --no-plot)") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    worlds = list(dict.fromkeys(cell["ranks"] for cell in cells))
+    figure, panels = pyplot.subplots(
+        1, len(worlds), figsize=(5.5 * len(worlds), 4), squeeze=False, sharey=True
+    )
+    for panel, world in zip(panels[0], worlds, strict=True):
+        for method in dict.fromkeys(cell["method"] for cell in cells):
+            mine = [c for c in cells if (c["method"], c["ranks"]) == (method, world)]
+            line = [(c["metrics"], 1e3 * c["seconds"]) for c in mine]
+            width = 2.5 if method == "ours" else 1.2
+            panel.plot(*zip(*line, strict=True), marker="o", markersize=3, linewidth=width, label=method)
+        panel.set(xscale="log", yscale="log", xlabel="scalar metrics", title=f"{world} gloo ranks")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("one sync, ms (median, slowest rank)")
+    panels[0][-1].legend(fontsize=8)
+    path = Path(folder) / "sync.png"
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py sync",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of gloo ranks")
+    add("--metrics", type=int, nargs="+", default=[1, 10, 50, 100, 200], help="numbers of scalar metrics")
+    add("--methods", nargs="+", default=list(METHODS), help=f"ours, packed and others ({', '.join(PEERS)})")
+    add("--rounds", type=int, default=40, help="rounds in which every method runs once")
+    add("--seconds", type=float, default=4.0, help="time for one method at one size, about")
+    add("--rows", type=int, default=4096, help="rows a rank of the covariance comparison")
+    add("--dims", type=int, nargs="+", default=[384, 1024], help="widths of its rows")
+    add("--covariance-rounds", type=int, default=5, help="its rounds")
+    add("--out", default="results/benchmarks", help="folder of sync.md, sync.json and sync.png")
+    add("--no-plot", dest="plot", action="store_false", help="do not draw sync.png")
+    return parser

@@ -1,0 +1,114 @@
+"""launch/benchmark.py: every sub-command runs at a tiny size and reports; no times are asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def benchmark(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch/benchmark.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_help_lists_the_sub_commands_and_their_options(tmp_path: Path):
+    usage = benchmark("--help", cwd=tmp_path)
+    assert usage.returncode == 0
+    for name in ("sync", "scale", "overhead"):
+        assert f"  {name} " in usage.stdout
+        assert "--out" in benchmark(name, "--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",)])
+def test_a_missing_or_unknown_name_is_told(arguments: tuple[str, ...], tmp_path: Path):
+    result = benchmark(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "sync" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_peer_is_one_line(tmp_path: Path):
+    hidden = tmp_path / "sitecustomize.py"
+    hidden.write_text(
+        "import importlib.util as u\nf = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n in ('torcheval', 'ignite') else f(n, *a)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = benchmark("sync", cwd=tmp_path, PYTHONPATH=path)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "not installed: ignite, torcheval" in line
+    assert "hjepa-dist-metrics[bench]" in line
+
+
+def test_sync_counts_collectives_and_bytes_and_checks_the_values(tmp_path: Path):
+    result = benchmark(
+        *("sync", "--ranks", "2", "--metrics", "1", "3", "--rounds", "2", "--seconds", "0.01"),
+        *("--rows", "64", "--dims", "8", "--covariance-rounds", "1", "--out", str(tmp_path), "--no-plot"),
+        *("--methods", "ours", "packed", "accelerate", "torchmetrics"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "| ours |" in (tmp_path / "sync.md").read_text()
+    data = json.loads((tmp_path / "sync.json").read_text())
+    cells = {(cell["method"], cell["metrics"]): cell for cell in data["scalars"]}
+    assert [cells["ours", count]["collectives"] for count in (1, 3)] == [1, 1]
+    assert [cells["packed", count]["sent_bytes"] for count in (1, 3)] == [16, 48]
+    assert [cells["accelerate", count]["collectives"] for count in (1, 3)] == [1, 3]
+    assert [cells["torchmetrics", count]["collectives"] for count in (1, 3)] == [4, 12]
+    covariance = {cell["way"]: cell for cell in data["covariance"]}
+    assert covariance["ours"]["relative_error"] < 1e-9
+    assert covariance["gather and SVD"]["sent_bytes"] == 64 * 8 * 4
+
+
+def test_scale_predicts_up_to_16384_ranks(tmp_path: Path):
+    result = benchmark(
+        *("scale", "--ranks", "2", "--sizes", "8", "65536", "--rounds", "3", "--out", str(tmp_path)),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|") for line in result.stdout.splitlines()]
+    predictions = [[cell.strip() for cell in row[1:-1]] for row in rows if len(row) == 10]
+    worlds = [row[0] for row in predictions if row[0].replace(",", "").isdigit()]
+    assert worlds == ["8", "64", "256", "1,024", "4,096", "16,384"] * 2
+    collectives = [int(row[1]) for row in predictions if row[0].replace(",", "").isdigit()]
+    assert max(collectives[:6]) <= 2
+    assert max(collectives[6:]) <= 4
+
+
+def test_scale_takes_a_network_from_the_command_line(tmp_path: Path):
+    arguments = ("scale", "--latency-us", "10", "--gbit", "100", "--out", str(tmp_path))
+    result = benchmark(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "A network of 10 us a step and 100 Gbit/s." in result.stdout
+
+
+def test_overhead_compares_four_kinds_of_run_and_names_what_dominates(tmp_path: Path):
+    result = benchmark(
+        *("overhead", "--ranks", "2", "--steps", "4", "--rounds", "1", "--out", str(tmp_path), "--"),
+        *("--data.batch_size", "16", "--model.depth", "1", "--model.predictor_depth", "1"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|")[1].strip() for line in result.stdout.splitlines() if line.startswith("| ")]
+    assert rows[:6] == ["default run, 2 ranks", "---", "off", "observe", "sync", "all"]
+    assert "dominates" in result.stdout
+
+
+def test_a_wrong_setting_of_the_run_is_one_line(tmp_path: Path):
+    result = benchmark("overhead", "--", "--training.epoch", "1", cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "training.epochs" in line
