@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         MetricCollection as MetricCollection,
         ReplicatedScalars as ReplicatedScalars,
         Throughput as Throughput,
+        TrainingStability as TrainingStability,
         WeightedMean as WeightedMean,
     )
     from hjepa_dist_metrics.monitor import (
@@ -63,6 +64,7 @@ _HOMES = {
         "MetricCollection",
         "ReplicatedScalars",
         "Throughput",
+        "TrainingStability",
         "WeightedMean",
     ),
     "monitor": ("Alert", "LoggingConfig", "TrainingMonitor"),

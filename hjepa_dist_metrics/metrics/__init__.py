@@ -13,4 +13,5 @@ from hjepa_dist_metrics.metrics.scalars import (
     ReplicatedScalars as ReplicatedScalars,
     WeightedMean as WeightedMean,
 )
+from hjepa_dist_metrics.metrics.stability import TrainingStability as TrainingStability
 from hjepa_dist_metrics.metrics.throughput import Throughput as Throughput

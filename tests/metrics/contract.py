@@ -88,6 +88,11 @@ def _feed_throughput(metric: Any, piece: slice) -> None:
         metric.update(8, 0.1 + step, 0.2, 0.05)
 
 
+def _feed_stability(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update(LOSSES[step, 0])
+
+
 def _feed_masks(metric: Any, piece: slice) -> None:
     metric.update(MASKS[piece])
 
@@ -132,6 +137,9 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         _feed_clipping,
         replicated=True,
         tolerance=0.0,
+    ),
+    metrics.TrainingStability: Example(
+        lambda: metrics.TrainingStability(window=8), _feed_stability, replicated=True, tolerance=1e-9
     ),
     metrics.Masking: Example(
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
