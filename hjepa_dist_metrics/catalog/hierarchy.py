@@ -50,23 +50,26 @@ HIERARCHY = (
     ),
     _level(
         "hierarchy/level{i}_nonfinite",
-        "nonfinite features of level {i}",
-        "NaN and infinite features.",
+        "nonfinite tokens of level {i}",
+        "Tokens with a NaN or an infinity, over all ranks; the other numbers are NaN then.",
         healthy="0",
     ),
     _cost(
         "hierarchy/level{i}_num_tokens",
         "tokens of level {i}",
-        "Tokens of an image at level i.",
+        "Valid tokens of an image at level i, mean over the images of all ranks that have any.",
         unit="tokens",
     ),
     _cost(
-        "hierarchy/level{i}_compute_share", "cost of level {i}", "Share of the levels' arithmetic.", unit="%"
+        "hierarchy/level{i}_compute_share",
+        "cost of level {i}",
+        "Share of the levels' arithmetic: tokens x D^2, a projection of every token, or the costs given.",
+        unit="%",
     ),
     _cost(
         "hierarchy/level{i}_memory_share",
         "memory of level {i}",
-        "Share of the levels' activations.",
+        "Share of the levels' activations: tokens x D.",
         unit="%",
     ),
     Entry(

@@ -52,6 +52,20 @@ PREDICTION = (
         family="histograms",
         dashboard="",
     ),
+    _prediction(
+        "prediction/level{i}_nonfinite",
+        "nonfinite tokens, level {i}",
+        f"NaN and infinite cosines {_VALID}",
+        healthy="0",
+    ),
+    _prediction(
+        "prediction/level{i}_extreme_patches",
+        "hardest and easiest patches, level {i}",
+        f"Image, patch and cosine of the tokens that match worst and best {_VALID}",
+        kind="text",
+        dashboard="",
+        healthy="different images; one image again and again is a bad sample",
+    ),
     _figure(
         "prediction/most_difficult_patches",
         "hardest patches",

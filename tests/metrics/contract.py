@@ -15,7 +15,7 @@ import torch
 from hjepa_dist_metrics import metrics
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
-from hjepa_dist_metrics.values import Histogram, Scalar, Value
+from hjepa_dist_metrics.values import Histogram, Scalar, Text, Value
 from tests.states.splits import Split, parts
 
 DIM = 4
@@ -93,6 +93,22 @@ def _feed_stability(metric: Any, piece: slice) -> None:
         metric.update(LOSSES[step, 0])
 
 
+def _levels(piece: slice, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    shapes = ((5, DIM), (2, 3))
+    features = [torch.randn(MOST, *s, generator=_generator(seed + i)) for i, s in enumerate(shapes)]
+    valid = [torch.rand(MOST, s[0], generator=_generator(9 + i)) < 0.7 for i, s in enumerate(shapes)]
+    return [f[piece] for f in features], [v[piece] for v in valid]
+
+
+def _feed_hierarchy(metric: Any, piece: slice) -> None:
+    metric.update(*_levels(piece, seed=5))
+
+
+def _feed_predictions(metric: Any, piece: slice) -> None:
+    (predictions, valid), (targets, _) = _levels(piece, seed=5), _levels(piece, seed=7)
+    metric.update(predictions, targets, valid, torch.arange(MOST)[piece])
+
+
 def _feed_masks(metric: Any, piece: slice) -> None:
     metric.update(MASKS[piece])
 
@@ -140,6 +156,10 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     ),
     metrics.TrainingStability: Example(
         lambda: metrics.TrainingStability(window=8), _feed_stability, replicated=True, tolerance=1e-9
+    ),
+    metrics.HierarchyFeatures: Example(lambda: metrics.HierarchyFeatures([DIM, 3]), _feed_hierarchy),
+    metrics.PredictionQuality: Example(
+        lambda: metrics.PredictionQuality(2, [DIM, 3], patches=4), _feed_predictions
     ),
     metrics.Masking: Example(
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
@@ -204,6 +224,8 @@ def plain(values: dict[str, Value]) -> dict[str, Any]:
 def _plain(value: Value) -> Any:
     if isinstance(value, Scalar):
         return repr(value.value)
+    if isinstance(value, Text):
+        return value.markdown
     assert isinstance(value, Histogram)
     return value.counts.tolist(), value.edges.tolist(), repr(value.minimum), repr(value.maximum)
 
@@ -217,6 +239,8 @@ def assert_same(got: dict[str, Value], expected: dict[str, Value], example: Exam
         one, other = got[tag], expected[tag]
         if isinstance(other, Histogram):
             assert _plain(one)[:2] == _plain(other)[:2], tag
+        elif isinstance(other, Text):
+            assert one == other, tag
         else:
             error = f"{tag}: {one} against {other}"
             tolerance = example.tolerance
