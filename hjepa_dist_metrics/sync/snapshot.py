@@ -58,11 +58,11 @@ def _take_rows(
     devices = dict.fromkeys(tensor.device for tensor in data)
     if len(devices) == 1:
         return [(_to_host(taken, torch.cat(data, dim=1)), None)]
-    owners = torch.repeat_interleave(torch.arange(len(data)), torch.tensor(group.widths))
+    owners = torch.repeat_interleave(torch.tensor(group.widths, device="cpu"))
     pieces: list[tuple[Tensor, Tensor | None]] = []
     for device in devices:
         here = [i for i, tensor in enumerate(data) if tensor.device == device]
-        columns = torch.isin(owners, torch.tensor(here)).nonzero()[:, 0]
+        columns = torch.isin(owners, torch.tensor(here, device="cpu")).nonzero()[:, 0]
         pieces.append((_to_host(taken, torch.cat([data[i] for i in here], dim=1)), columns))
     return pieces
 
