@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Masking as Masking,
         MetricCollection as MetricCollection,
         PredictionQuality as PredictionQuality,
+        NamedMeans as NamedMeans,
         ReplicatedScalars as ReplicatedScalars,
         Throughput as Throughput,
         TrainingStability as TrainingStability,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from hjepa_dist_metrics.monitor import (
         Alert as Alert,
         LoggingConfig as LoggingConfig,
+        MetricsLogger as MetricsLogger,
         TrainingMonitor as TrainingMonitor,
     )
     from hjepa_dist_metrics.values import Scalar as Scalar, Value as Value
@@ -66,12 +68,13 @@ _HOMES = {
         "Masking",
         "MetricCollection",
         "PredictionQuality",
+        "NamedMeans",
         "ReplicatedScalars",
         "Throughput",
         "TrainingStability",
         "WeightedMean",
     ),
-    "monitor": ("Alert", "LoggingConfig", "TrainingMonitor"),
+    "monitor": ("Alert", "LoggingConfig", "MetricsLogger", "TrainingMonitor"),
     "values": ("Scalar", "Value"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -89,4 +89,20 @@ class Embedding:
     sprites: npt.NDArray[np.uint8] | None = None
 
 
-Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding
+@dataclass(frozen=True, slots=True, eq=False)
+class Video:
+    """Hold a moving picture: uint8 [T, H, W, 1] or [T, H, W, 3], T > 0, shown at `fps` frames a second."""
+
+    frames: npt.NDArray[np.uint8]
+    fps: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Hold a model's graph: a serialized TensorFlow `GraphDef`, and its `RunMetadata`."""
+
+    graph_def: bytes
+    run_metadata: bytes = b""
+
+
+Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding | Video | Graph

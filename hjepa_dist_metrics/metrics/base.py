@@ -16,7 +16,7 @@ from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merger
 from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text, Value
+from hjepa_dist_metrics.values import Scalar, Value
 
 
 class DistributedMetric(ABC):
@@ -172,7 +172,7 @@ def as_value(value: Any) -> Value:
     """Return a Value from a Value, a number, or a tensor or array of one element."""
     if type(value) is float:  # nearly always
         return Scalar(value)
-    if isinstance(value, (Scalar, Histogram, Image, Text, Embedding)):
+    if isinstance(value, Value):
         return value
     if isinstance(value, (float, int, np.generic)):
         return Scalar(float(value))

@@ -16,6 +16,7 @@ from hjepa_dist_metrics.sinks import (
     TensorBoardSink,
     claim_run_name,
     jsonl_path,
+    last_logged_step,
     tensorboard_dir,
 )
 from hjepa_dist_metrics.values import Value
@@ -28,6 +29,9 @@ class NullSink:
 
     def write(self, step: int, values: Mapping[str, Value], wall_time: float | None = None) -> None:
         """Drop the values."""
+
+    def write_later(self, step: int, make: Callable[[], Mapping[str, Value]]) -> None:
+        """Drop the values without making them."""
 
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
         """Drop the settings."""
@@ -53,6 +57,22 @@ def agree_on_run_name(config: LoggingConfig, context: ProcessContext, resume: bo
     if context.is_main:
         claimed = claim_run_name(config.log_dir, config.experiment_name, resume)
     return broadcast_object(claimed, context) or config.experiment_name
+
+
+def agree_on_run(
+    config: LoggingConfig, context: ProcessContext, resume: bool, start_step: int | None
+) -> tuple[str, int]:
+    """Return the run's name and its first step, the same on every rank. A collective call.
+
+    The first step is `start_step`; by default 0, or what follows the last logged step where the run is
+    resumed.
+    """
+    run_name = agree_on_run_name(config, context, resume)
+    first = start_step
+    if first is None:
+        last = last_logged_step(config.log_dir, run_name) if resume and context.is_main else None
+        first = broadcast_object(0 if last is None else last + 1, context)
+    return run_name, first
 
 
 def open_output(

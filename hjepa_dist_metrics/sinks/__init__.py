@@ -11,6 +11,7 @@ from hjepa_dist_metrics.sinks.memory import MemorySink as MemorySink
 from hjepa_dist_metrics.sinks.runs import (
     claim_run_name as claim_run_name,
     jsonl_path as jsonl_path,
+    last_logged_step as last_logged_step,
     tensorboard_dir as tensorboard_dir,
 )
 from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink as TensorBoardSink

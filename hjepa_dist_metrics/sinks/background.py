@@ -58,6 +58,14 @@ class BackgroundSink:
         kept = dict(values)
         self._submit(lambda: self._group.write(step, kept, now))
 
+    def write_later(self, step: int, make: Callable[[], Mapping[str, Value]]) -> None:
+        """Queue a step whose values `make` returns on the writing thread, stamped with the time of the call.
+
+        What it reads must not change any more. An error of `make` is reported, and the step is left out.
+        """
+        now = time.time()
+        self._submit(lambda: self._group.write(step, make(), now))
+
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
         """Queue the run's settings."""
         kept, tags = dict(hparams), tuple(metrics)

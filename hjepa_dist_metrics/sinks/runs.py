@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path, PurePath
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.sinks.jsonl import read_jsonl
 
 
 def tensorboard_dir(log_dir: str | Path, run_name: str) -> Path:
@@ -43,6 +44,25 @@ def claim_run_name(log_dir: str | Path, experiment_name: str, resume: bool = Fal
             return name
         return name
     raise AssertionError("unreachable: the count does not end")
+
+
+def last_logged_step(log_dir: str | Path, run_name: str) -> int | None:
+    """Return the largest step that a run's files hold, None where there is none."""
+    path = jsonl_path(log_dir, run_name)
+    if path.exists():
+        return max((int(record["step"]) for record in read_jsonl(path)), default=None)
+    directory = tensorboard_dir(log_dir, run_name)
+    if not any(directory.glob("events.*")):
+        return None
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    events = (
+        Event.FromString(raw)
+        for file in sorted(directory.glob("events.*"))
+        for raw in RawEventFileLoader(str(file)).Load()
+    )
+    return max((event.step for event in events if event.HasField("summary")), default=None)
 
 
 def _check_name(name: str) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_dist_metrics.sinks.png import encode_png
-from hjepa_dist_metrics.values import Histogram, Image, Scalar, Text, Value
+from hjepa_dist_metrics.sinks.png import encode_apng, encode_png
+from hjepa_dist_metrics.values import Histogram, Image, Scalar, Text, Value, Video
 
 
 def encode(tag: str, value: Value) -> Any:
-    """Return the Summary.Value of anything but an embedding.
+    """Return the Summary.Value of anything but an embedding or a graph.
 
     Raises ValueError or TypeError for a value that TensorBoard has no form for.
     """
@@ -23,16 +23,22 @@ def encode(tag: str, value: Value) -> Any:
     if isinstance(value, Histogram):
         return Summary.Value(tag=tag, histo=encode_histogram(value))
     if isinstance(value, Image):
-        height, width, channels = value.pixels.shape
-        picture = Summary.Image(
-            height=height, width=width, colorspace=channels, encoded_image_string=encode_png(value.pixels)
-        )
-        return Summary.Value(tag=tag, image=picture)
+        return Summary.Value(tag=tag, image=_picture(value.pixels.shape, encode_png(value.pixels)))
+    if isinstance(value, Video):
+        encoded = encode_apng(value.frames, value.fps)
+        return Summary.Value(tag=tag, image=_picture(value.frames.shape[1:], encoded))
     if isinstance(value, Text):
         from torch.utils.tensorboard.summary import text
 
         return text(tag, value.markdown).value[0]  # type: ignore[no-untyped-call]
     raise TypeError(f"expected a value of hjepa_dist_metrics.values, got {type(value).__name__}")
+
+
+def _picture(shape: tuple[int, ...], encoded: bytes) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    height, width, channels = shape
+    return Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=encoded)
 
 
 def encode_histogram(value: Histogram) -> Any:

@@ -11,5 +11,6 @@ from hjepa_dist_metrics.states.extremes import (
 from hjepa_dist_metrics.states.histogram import Histogram as Histogram
 from hjepa_dist_metrics.states.lowest import Lowest as Lowest
 from hjepa_dist_metrics.states.moments import Covariance as Covariance, Moments as Moments
+from hjepa_dist_metrics.states.named import NamedSums as NamedSums
 from hjepa_dist_metrics.states.per_rank import PerRank as PerRank
 from hjepa_dist_metrics.states.samples import Concat as Concat, Sample as Sample

@@ -1,0 +1,32 @@
+"""Means of whatever a training loop hands over, exact over batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.states import NamedSums
+
+
+class NamedMeans(DistributedMetric):
+    """Average numbers by name: sum of weight * value over sum of weights, of all updates of all ranks.
+
+    Names may appear at any time, and on some ranks only. A rank that never updates adds nothing.
+    """
+
+    def __init__(self) -> None:
+        self.add_state("sums", NamedSums())
+
+    def update(self, metrics: Mapping[str, Any], weight: Any = 1) -> None:
+        """Add numbers, each a mean over `weight` samples; a mapping gives every name its own weight."""
+        for name, value in metrics.items():
+            if isinstance(weight, Mapping) and name not in weight:
+                raise ConfigError(f"no weight for {name!r}; there are weights for {sorted(weight)}")
+            self.sums.update(name, value, weight[name] if isinstance(weight, Mapping) else weight)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the means by name; names of weight 0 are left out."""
+        means: dict[str, Any] = states["sums"].means
+        return means
