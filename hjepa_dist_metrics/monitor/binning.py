@@ -108,7 +108,7 @@ def _chunks(flat: list[Tensor]) -> Iterator[tuple[list[int], list[int], Tensor]]
     pieces: list[Tensor] = []
     size = 0
     for owner, tensor in enumerate(flat):
-        for piece in tensor.split(_CHUNK):
+        for piece in torch.split(tensor, _CHUNK):
             if size + piece.numel() > _CHUNK and pieces:
                 yield owners, [p.numel() for p in pieces], torch.cat([p.double() for p in pieces])
                 owners, pieces, size = [], [], 0

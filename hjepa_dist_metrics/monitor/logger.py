@@ -255,7 +255,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, also at another world size."""
-        self._steps = StepCounter(int(state["step"]))
+        self._steps = StepCounter(max(int(state["step"]), self._steps.current))
         self._collection.load_state_dict(state["means"])
 
     def __enter__(self) -> Self:

@@ -88,7 +88,5 @@ def _is_number(value: Any) -> bool:
 def _describe(value: Any) -> str:
     kind = type(value).__name__
     if isinstance(value, (Tensor, np.ndarray)):
-        return (
-            f"{kind} of shape {list(value.shape)} and {value.dtype}: log_histogram takes those"
-        )
+        return f"{kind} of shape {list(value.shape)} and {value.dtype}: log_histogram takes those"
     return f"{kind} {value!r}"

@@ -111,9 +111,9 @@ def figure_pixels(figure: Any) -> Pixels:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     previous = figure.canvas
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    pixels: Pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     figure.set_canvas(previous)
     return pixels
 

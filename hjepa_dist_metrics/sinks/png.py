@@ -23,9 +23,8 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
             f"an image must be uint8 [H, W, 1] or [H, W, 3] with H, W > 0, got {pixels.dtype} {pixels.shape}"
         )
     height, width, channels = pixels.shape
-    return (
-        _SIGNATURE + _header(width, height, channels) + _chunk(b"IDAT", _body(pixels)) + _chunk(b"IEND", b"")
-    )
+    head = _SIGNATURE + _header(width, height, channels)
+    return head + _chunk(b"IDAT", _body(pixels)) + _chunk(b"IEND", b"")
 
 
 def encode_apng(frames: npt.NDArray[np.uint8], fps: float) -> bytes:

@@ -47,6 +47,7 @@ class TensorBoardSink:
         self._kinds: dict[str, str] = {}
         self._left_out: set[tuple[str, str]] = set()
         self._closed = False
+        _wait_for_a_later_name(self.directory)
         self.writer = SummaryWriter(
             str(self.directory), purge_step=start_step, max_queue=1000, flush_secs=flush_secs
         )
@@ -167,6 +168,17 @@ class TensorBoardSink:
         from torch.utils.tensorboard.summary import custom_scalars
 
         self._file.add_summary(custom_scalars(layout))  # type: ignore[no-untyped-call]
+
+
+def _wait_for_a_later_name(directory: Path) -> None:
+    """Wait for the next second where one of the directory's files was opened in this one.
+
+    TensorBoard reads a run's files by their names, which begin with that second: a resumed run's file that
+    sorted first would be purged by the file it continues.
+    """
+    taken = {path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*")}
+    while f"{int(time.time()):010d}" in taken:
+        time.sleep(0.05)
 
 
 class _Records:
