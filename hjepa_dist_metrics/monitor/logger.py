@@ -36,7 +36,7 @@ from hjepa_dist_metrics.monitor.pixels import (
 )
 from hjepa_dist_metrics.monitor.points import check_points, to_embedding, to_labels
 from hjepa_dist_metrics.monitor.system import system_values
-from hjepa_dist_metrics.sinks import HParam
+from hjepa_dist_metrics.sinks import HParam, Sink
 from hjepa_dist_metrics.values import Image, Scalar, Text, Value, Video
 
 Values = Mapping[str, Value]
@@ -55,7 +55,8 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
     replaced, or by default behind the last step. Making the object is a collective call.
 
     A call without `step` belongs to the current step, the latest so far; where one of its tags has a value
-    there already, it begins the next one. An output that fails is reported once and left out (`failures`).
+    there already, it begins the next one. `sinks` are outputs of your own, each a function without arguments
+    that is called on the main process only. An output that fails is reported once and left out (`failures`).
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         resume: bool = False,
         start_step: int | None = None,
         context: ProcessContext | None = None,
+        sinks: Iterable[Callable[[], Sink]] = (),
     ) -> None:
         self.config = _configure(config, experiment_name, log_dir, use_tensorboard, use_wandb)
         self.context = context or ProcessContext.current()
         self.run_name, first = agree_on_run(self.config, self.context, resume, start_step)
-        self._output = open_output(self.config, self.context, self.run_name, first)
+        self._output = open_output(self.config, self.context, self.run_name, first, more=sinks)
         self._steps = StepCounter(first)
         self._means = NamedMeans()
         self._collection = MetricCollection(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hjepa_dist_metrics.dashboards import load_dashboards
 from hjepa_dist_metrics.distributed import ProcessContext, broadcast_object
@@ -14,10 +14,12 @@ from hjepa_dist_metrics.sinks import (
     Sink,
     SinkGroup,
     TensorBoardSink,
+    WandbSink,
     claim_run_name,
     jsonl_path,
     last_logged_step,
     tensorboard_dir,
+    wandb_dir,
 )
 from hjepa_dist_metrics.values import Value
 
@@ -81,8 +83,9 @@ def open_output(
     run_name: str,
     start_step: int,
     num_levels: int | None = None,
+    more: Iterable[Callable[[], Sink]] = (),
 ) -> Output:
-    """Open the configured sinks on the main process, behind a writing thread; a null sink elsewhere.
+    """Open the configured sinks and `more`, behind a writing thread, on the main process; else a null sink.
 
     Dashboards are read on every rank, so that a wrong name is the same ConfigError everywhere.
     """
@@ -101,4 +104,19 @@ def open_output(
     if config.jsonl.enabled:
         path = jsonl_path(config.log_dir, run_name)
         factories[f"JSON lines at {path}"] = lambda: JsonlSink(path, start_step=start_step)
+    if config.wandb.enabled:
+        factories["Weights & Biases"] = lambda: _open_wandb(config, run_name)
+    factories |= {f"output {number}": make for number, make in enumerate(more)}
     return BackgroundSink(SinkGroup.open(factories))
+
+
+def _open_wandb(config: LoggingConfig, run_name: str) -> Sink:
+    settings = config.wandb
+    return WandbSink(
+        wandb_dir(config.log_dir),
+        run_name,
+        settings.project,
+        entity=settings.entity,
+        tags=settings.tags,
+        mode=settings.mode,
+    )

@@ -1,6 +1,6 @@
-"""Places that values go to: event files, JSON lines, memory; alone, in a group, or on a thread.
+"""Places that values go to: event files, JSON lines, Weights & Biases, memory; in a group, or on a thread.
 
-`TensorBoardSink` lives in `hjepa_dist_metrics.sinks.tensorboard`; it imports tensorboard when opened.
+TensorBoard and Weights & Biases are imported when their sink is opened.
 """
 
 from hjepa_dist_metrics.sinks.background import BackgroundSink as BackgroundSink
@@ -13,5 +13,7 @@ from hjepa_dist_metrics.sinks.runs import (
     jsonl_path as jsonl_path,
     last_logged_step as last_logged_step,
     tensorboard_dir as tensorboard_dir,
+    wandb_dir as wandb_dir,
 )
 from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink as TensorBoardSink
+from hjepa_dist_metrics.sinks.wandb import WandbSink as WandbSink

@@ -19,6 +19,11 @@ def jsonl_path(log_dir: str | Path, run_name: str) -> Path:
     return Path(log_dir) / "metrics" / f"{run_name}.jsonl"
 
 
+def wandb_dir(log_dir: str | Path) -> Path:
+    """Return the directory of all runs' Weights & Biases files."""
+    return Path(log_dir) / "wandb_runs"
+
+
 def claim_run_name(log_dir: str | Path, experiment_name: str, resume: bool = False) -> str:
     """Return the name to write under, and take it: `name`, or `name-2`, `name-3`, ... where it is taken.
 
