@@ -6,17 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-_WRAPPERS = ("module", "_orig_mod")
+from hjepa_dist_metrics.distributed import unwrap
+
 _INNER_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel and torch.compile, in any nesting."""
-    for name in _WRAPPERS:
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and len(list(model.children())) == 1:
-            return unwrap(inner)
-    return model
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
