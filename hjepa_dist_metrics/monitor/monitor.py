@@ -20,7 +20,7 @@ from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.merging import Merged
-from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, collapse_rule, nonfinite_rule
+from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, Rule, collapse_rule, nonfinite_rule
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.families import EPOCH, MetricFamilies
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
@@ -72,6 +72,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout), level_weights
         )
         self.alert_book = AlertBook(self.config.alerts, {})
+        self._own_rules: dict[str, Rule] = {}
+        self._short_names = list(SHORT_NAMES.items())
         num_levels = None if self.families.level_weights is None else len(self.families.level_weights)
         self._sink = open_output(self.config, self.context, self.run_name, start_step, num_levels)
         self._sink.write_hparams(hparams or {}, COMPARED)
@@ -122,10 +124,24 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         return self.families.clipping(self.model, self.optimizer).clip_(max_norm)
 
     def add_metric(self, name: str, metric: DistributedMetric, family: str = "scalars") -> None:
-        """Sync and write a metric of your own, at the cadence of `family`; its `update` is yours to call."""
-        if family not in self._cadences:
-            raise ConfigError(f"expected a cadence family of {list(self._cadences)}, got {family!r}")
+        """Sync and write a metric of your own, at the cadence of `family`; its `update` is yours to call.
+
+        The family "epoch" is what `end_epoch` logs.
+        """
+        valid = [*self._cadences, EPOCH]
+        if family not in valid:
+            raise ConfigError(f"expected a cadence family of {valid}, got {family!r}")
         self.families.add(name, metric, family)
+
+    def add_rule(self, name: str, rule: Rule) -> None:
+        """Watch the merged values by a rule of your own; it raises alerts as the built-in ones do."""
+        if name in self._own_rules:
+            raise ConfigError(f"there is an alert rule named {name!r} already")
+        self._own_rules[name] = rule
+
+    def also_as(self, names: Mapping[str, str]) -> None:
+        """Write numbers under second tags too: `names` maps a tag to its other one."""
+        self._short_names = [*self._short_names, *names.items()]
 
     def due(self, family: str) -> bool:
         """Return whether the coming `step` logs this family, so that costly inputs are made only then."""
@@ -174,10 +190,14 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write values that are the job's already, a probe's accuracy for instance: numbers or values by tag.
 
-        They are written at the last finished step by default.
+        They are written at the last finished step by default, and the alert rules see them. Every rank calls
+        this with the same values.
         """
         ready = {tag: as_value(value) for tag, value in values.items()}
-        self._write(self.last_step if step is None else step, ready)
+        at = self.last_step if step is None else step
+        if self.config.alerts.enabled:
+            ready |= self._alert(at, ready)
+        self._write(at, ready)
 
     @property
     def last_step(self) -> int:
@@ -295,7 +315,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def _publish(self, step: int, values: dict[str, Value]) -> None:
         """Write a sync's values, their short names and the alerts they raise; on the sync's thread."""
-        values |= {short: values[tag] for tag, short in SHORT_NAMES.items() if tag in values}
+        values |= {short: values[tag] for tag, short in self._short_names if tag in values}
         report = self.families.collection.last_sync
         if report is not None and report.collectives:
             values["sync/collectives"] = Scalar(float(report.collectives))
@@ -312,11 +332,15 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.alert_book.rules = {
             "collapse": collapse_rule(self.families.collapse_dims()),
             "nonfinite": nonfinite_rule,
+            **self._own_rules,
         }
-        for alert in self.alert_book.evaluate(step, numbers):
+        with self._lock:  # a sync's thread and `log` may judge at the same time
+            begun = self.alert_book.evaluate(step, numbers)
+            states = self.alert_book.scalars()
+        for alert in begun:
             if self.context.is_main:
                 logger.warning("alert: %s", alert)
-        return {tag: Scalar(value) for tag, value in self.alert_book.scalars().items()}
+        return {tag: Scalar(value) for tag, value in states.items()}
 
     def _write(self, step: int, values: Mapping[str, Value]) -> None:
         numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}

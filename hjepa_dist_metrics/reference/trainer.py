@@ -74,6 +74,7 @@ class Trainer:
             resume=self._saved is not None,
             hparams=self.hparams,
         ) as monitor:
+            self.workload.attach(monitor)
             if self._saved is not None:
                 monitor.load_state_dict(self._saved["monitor"])
             else:

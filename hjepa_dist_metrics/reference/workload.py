@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from hjepa_dist_metrics import TrainingMonitor
+
 
 @dataclass(frozen=True)
 class MicroStep:
@@ -40,6 +42,9 @@ class Workload(Protocol):
     def steps_per_epoch(self) -> int:
         """Return the optimizer steps of an epoch."""
 
+    def attach(self, monitor: TrainingMonitor) -> None:
+        """Add metrics, alert rules and second names of its own to the monitor, before the first step."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups."""
 
@@ -52,5 +57,5 @@ class Workload(Protocol):
     def after_step(self, step: int) -> dict[str, float]:
         """Do what follows the optimizer's step; return numbers that every rank has alike, by tag."""
 
-    def evaluate(self) -> dict[str, float]:
-        """Return validation numbers by tag, the same on every rank. A collective call."""
+    def evaluate(self) -> Mapping[str, Any]:
+        """Return validation numbers and values by tag, the same on every rank. A collective call."""

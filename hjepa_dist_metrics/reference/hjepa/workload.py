@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from hjepa_dist_metrics import HierarchicalLoss, MetricCollection, ProcessContext
+from hjepa_dist_metrics import HierarchicalLoss, MetricCollection, ProcessContext, TrainingMonitor
 from hjepa_dist_metrics.distributed import all_gather_objects, all_reduce_sum
 from hjepa_dist_metrics.reference.data import (
     GlobalBatchSampler,
@@ -72,6 +72,9 @@ class HJEPAWorkload:
             lambda tensor: all_reduce_sum(tensor, context),
             context.world_size,
         )
+
+    def attach(self, monitor: TrainingMonitor) -> None:
+        """Add nothing: the monitor's own metrics are those of this model."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return weights with decay, and biases, norms and tokens without."""
