@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from torch import nn
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.distributed.reduction import max_over_shards, sum_over_shards
+from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.elements import (
     BINS,
@@ -28,6 +29,7 @@ from hjepa_dist_metrics.states.spread import SpreadCounts, SpreadMax, SpreadMin,
 from hjepa_dist_metrics.values import Histogram, Text
 
 Floats = npt.NDArray[np.float64]
+Report = Literal["all", "numbers", "histograms"]
 
 
 class GradientFlow(DistributedMetric):
@@ -37,7 +39,7 @@ class GradientFlow(DistributedMetric):
     (of g), `_avg`, `_total_norm` (L2), `_abs_sum`, `_zero_fraction`; `ratio_{i}`, the L2 norm of layer i over
     that of layer i - 1 where that is not 0; `nonfinite` elements and, where there are any, the name of the
     `first_nonfinite` parameter; histograms `{module}` over powers of two. `per_parameter` adds the same for
-    each parameter by its name.
+    each parameter by its name; `report` picks the numbers or the histograms alone.
 
     The numbers are those of the whole model, whatever holds it: plain, DDP, FSDP1, FSDP2, HSDP, tensor and
     sequence parallel, mixed. `update` is local except where gradients are addends (sequence parallelism), or
@@ -53,17 +55,19 @@ class GradientFlow(DistributedMetric):
         patterns: Mapping[str, str] | None = None,
         *,
         per_parameter: bool = False,
-        histograms: bool = True,
+        report: Report = "all",
         context: ProcessContext | None = None,
     ) -> None:
+        if report not in get_args(Report):
+            raise ConfigError(f"expected report to be one of {get_args(Report)}, got {report!r}")
         self.segments = Segments(model, depth, patterns, per_parameter, context)
-        self.histograms = histograms
+        self.report = report
         size = len(self.segments.segments)
         self.add_state("sums", SpreadSum(shape=(len(SUMS), size)))
         self.add_state("largest", SpreadMax(shape=(size,)))
         self.add_state("smallest", SpreadMin(shape=(size,)))
         self.add_state("bad", SpreadMax(shape=(len(self.segments.slots),)))
-        if histograms:
+        if report != "numbers":
             self.add_state("counts", SpreadCounts(size, BINS))
 
     def update(self) -> None:
@@ -78,7 +82,7 @@ class GradientFlow(DistributedMetric):
         self.largest.update(max_over_shards(stats.largest, segments.beyond), roles)
         self.smallest.update(-max_over_shards(-stats.smallest, segments.beyond), roles)
         self._find_bad(each, slots)
-        if self.histograms:
+        if self.report != "numbers":
             counts = exponent_counts(pieces, columns, size).to(segments.device)
             self.counts.update(sum_over_shards(counts.T, segments.beyond).T, roles)
 
@@ -94,26 +98,32 @@ class GradientFlow(DistributedMetric):
         """Return the tags; {} before the first update."""
         if not states["sums"].known:
             return {}
-        segments = self.segments
+        numbers = self._numbers(states) if self.report != "histograms" else {}
+        return numbers | (self._histograms(states) if self.report != "numbers" else {})
+
+    def _numbers(self, states: Mapping[str, Any]) -> dict[str, Any]:
         sums, largest, smallest = (states[name].value for name in ("sums", "largest", "smallest"))
+        squares = sums[SUMS.index("square_sum")]
         tags: dict[str, Any] = {
-            "gradients/global_norm": math.sqrt(sums[SUMS.index("square_sum")].sum()),
+            "gradients/global_norm": math.sqrt(squares.sum()),
             "gradients/nonfinite": sums[SUMS.index("nonfinite")].sum(),
         }
         for name, columns in self._parts():
             part = summarise(sums[:, columns], largest[columns], smallest[columns])
             tags |= {f"gradients/{name}_{key}": value for key, value in part.items()}
-        tags |= self._ratios(sums[SUMS.index("square_sum")])
         bad = np.flatnonzero(states["bad"].value > 0)
         if len(bad):
-            tags["gradients/first_nonfinite"] = Text(segments.slots[bad[0]].name)
-        if self.histograms:
-            counts = states["counts"].counts
-            for name, columns in self._parts():
-                tags[f"gradients/{name}"] = power_histogram(
-                    counts[columns].sum(axis=0), sums[:, columns].sum(axis=1), largest[columns].max()
-                )
-        return tags
+            tags["gradients/first_nonfinite"] = Text(self.segments.slots[bad[0]].name)
+        return tags | self._ratios(squares)
+
+    def _histograms(self, states: Mapping[str, Any]) -> dict[str, Histogram]:
+        counts, sums, largest = states["counts"].counts, states["sums"].value, states["largest"].value
+        return {
+            f"gradients/{name}": power_histogram(
+                counts[columns].sum(axis=0), sums[:, columns].sum(axis=1), largest[columns].max()
+            )
+            for name, columns in self._parts()
+        }
 
     def _parts(self) -> list[tuple[str, list[int]]]:
         """Return each module, and each parameter where asked, with its segments."""

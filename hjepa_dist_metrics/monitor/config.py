@@ -137,6 +137,21 @@ class AlertsConfig:
 
 
 @dataclass(frozen=True)
+class GradientsConfig:
+    """What is measured of gradients and updates, with the scalars and the histograms."""
+
+    enabled: bool = True
+    """Measure gradient flow; switch off where each rank trains parameters of its own, as experts."""
+    depth: int = 1
+    """Parts of a parameter's name that make its module: 1 tells `context_encoder` from `predictor`."""
+    per_parameter: bool = False
+    """Write every parameter's numbers too: thousands of tags."""
+
+    def __post_init__(self) -> None:
+        _require(self.depth >= 1, "gradients.depth", self.depth, "1 or more")
+
+
+@dataclass(frozen=True)
 class LoggingConfig:
     """What a run writes, where, and how often."""
 
@@ -158,6 +173,8 @@ class LoggingConfig:
     """Weights & Biases."""
     cadence: CadenceConfig = field(default_factory=CadenceConfig)
     """How often each family of metrics is written."""
+    gradients: GradientsConfig = field(default_factory=GradientsConfig)
+    """Gradient flow and updates."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     """Rules that watch the run."""
     dashboards: list[str] | Literal["default"] = "default"

@@ -13,6 +13,7 @@ from hjepa_dist_metrics.metrics import (
     Collapse,
     DistributedMetric,
     GradientClipping,
+    GradientFlow,
     HierarchicalLoss,
     LearningRate,
     MetricCollection,
@@ -20,12 +21,15 @@ from hjepa_dist_metrics.metrics import (
     Throughput,
     WeightedMean,
 )
+from hjepa_dist_metrics.metrics.gradients import Report
 from hjepa_dist_metrics.metrics.watched import optimizer_groups
+from hjepa_dist_metrics.monitor.config import GradientsConfig
 
 M = TypeVar("M", bound=DistributedMetric)
 
 # The cadence family of each metric; names that start alike share one.
 _REPRESENTATIONS = "collapse"
+_GRADIENT_HISTOGRAMS = "gradient_histograms"
 # Metrics of this family are logged by `end_epoch`.
 EPOCH = "epoch"
 
@@ -53,6 +57,8 @@ class MetricFamilies:
             return self._custom[name]
         if name.startswith(EPOCH):
             return EPOCH
+        if name == _GRADIENT_HISTOGRAMS:
+            return "histograms"
         return "representations" if name.startswith(_REPRESENTATIONS) else "scalars"
 
     def add(self, name: str, metric: DistributedMetric, family: str) -> None:
@@ -78,6 +84,27 @@ class MetricFamilies:
     def clipping(self, model: nn.Module, optimizer: Optimizer) -> GradientClipping:
         """Return the model's clipping metric, by the optimizer's groups where it has several."""
         return self._ensure("clipping", GradientClipping, lambda: self._make_clipping(model, optimizer))
+
+    def gradient_flow(self, model: nn.Module, config: GradientsConfig) -> GradientFlow:
+        """Return the numbers of the gradients."""
+        return self._flow("gradient_flow", "numbers", model, config)
+
+    def gradient_histograms(self, model: nn.Module, config: GradientsConfig) -> GradientFlow:
+        """Return the histograms of the gradients."""
+        return self._flow(_GRADIENT_HISTOGRAMS, "histograms", model, config)
+
+    def _flow(self, name: str, report: Report, model: nn.Module, config: GradientsConfig) -> GradientFlow:
+        return self._ensure(
+            name,
+            GradientFlow,
+            lambda: GradientFlow(
+                model,
+                config.depth,
+                per_parameter=config.per_parameter,
+                report=report,
+                context=self.collection.context,
+            ),
+        )
 
     def loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         """Return the loss metric for the keys of the first step's losses."""

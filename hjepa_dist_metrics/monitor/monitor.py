@@ -82,6 +82,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._lock = threading.Lock()
         self._last_step_end: float | None = None
         self._own_seconds = 0.0
+        self._clips = False
 
     # -- observing -------------------------------------------------------------------------------------
 
@@ -103,9 +104,26 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._start_clock()
         return self._phases.phase("forward")
 
-    def backward(self) -> AbstractContextManager[None]:
-        """Time the body as backward."""
-        return self._phases.phase("backward")
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Time the body as backward; on steps that log gradients, read them afterwards.
+
+        Where `clip_grad_norm_` is called they are read there, which is right under a GradScaler too.
+        """
+        with self._phases.phase("backward"):
+            yield
+        if not self._clips:
+            self.observe_gradients()
+
+    def observe_gradients(self) -> None:
+        """Read the gradients if the coming `step` logs them: after `unscale_`, in a loop without clipping."""
+        begun = time.perf_counter()
+        settings = self.config.gradients
+        if settings.enabled and self._is_due("scalars", self.step_number):
+            self._observe(self.families.gradient_flow(self.model, settings).update)
+        if settings.enabled and self._is_due("histograms", self.step_number):
+            self._observe(self.families.gradient_histograms(self.model, settings).update)
+        self._own_seconds += time.perf_counter() - begun
 
     def optimizer_step(self) -> AbstractContextManager[None]:
         """Time the body as the optimizer's step."""
@@ -121,6 +139,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""
+        self._clips = True
+        self.observe_gradients()
         return self.families.clipping(self.model, self.optimizer).clip_(max_norm)
 
     def add_metric(self, name: str, metric: DistributedMetric, family: str = "scalars") -> None:
