@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from tests.monitor.test_monitor import batches, config, problem, series, train
 
 from hjepa_dist_metrics import ConfigError, GradientFlow, TrainingMonitor
+from tests.monitor.test_monitor import batches, config, problem, series, train
 
 
 def test_gradients_are_read_before_clipping(tmp_path):
