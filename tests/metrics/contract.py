@@ -63,6 +63,11 @@ def _feed_mean(metric: Any, piece: slice) -> None:
     metric.update(batch.mean() if len(batch) else float("nan"), len(batch))
 
 
+def _feed_named(metric: Any, piece: slice) -> None:
+    for row in LOSSES[piece]:
+        metric.update({"a": row[0], "b": row[1]}, float(row[2]))
+
+
 def _feed_features(metric: Any, piece: slice) -> None:
     metric.update(FEATURES[piece], VALID[piece], torch.arange(MOST)[piece])
 
@@ -144,6 +149,7 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         lambda: metrics.HierarchicalLoss(2, [1.0, 0.5]), _feed_losses, tolerance=1e-9
     ),
     metrics.WeightedMean: Example(lambda: metrics.WeightedMean("m"), _feed_mean, tolerance=1e-9),
+    metrics.NamedMeans: Example(metrics.NamedMeans, _feed_named, tolerance=1e-9),
     metrics.Collapse: Example(lambda: metrics.Collapse(DIM, sample=16), _feed_features),
     metrics.LearningRate: Example(
         lambda: metrics.LearningRate(_optimizer()), _feed_rates, replicated=True, tolerance=0.0
