@@ -22,6 +22,7 @@ from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.merging import Merged
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, Rule, collapse_rule, nonfinite_rule
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
+from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, MetricFamilies
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
 from hjepa_dist_metrics.monitor.phases import PhaseClock
@@ -31,6 +32,7 @@ from hjepa_dist_metrics.values import Scalar, Value
 logger = logging.getLogger("hjepa_dist_metrics.monitor")
 
 B = TypeVar("B")
+ENDING = "ending"
 Streams = Tensor | Mapping[str, Tensor]
 
 # What TensorBoard's table of runs shows beside their settings.
@@ -80,6 +82,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._cadences = self.config.cadences(steps_per_epoch).every()
         self._phases = PhaseClock(self.context.device)
         self._lock = threading.Lock()
+        self._ending = Ending()
+        self.families.add(ENDING, self._ending, ENDING)
+        self._finished = False
         self._last_step_end: float | None = None
         self._own_seconds = 0.0
         self._clips = False
@@ -239,9 +244,28 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.families.collection.close()
         self._sink.flush()
 
+    def finish(self) -> None:
+        """Log the steps since the last log, together with the ranks that are still training.
+
+        A collective call, made by `close`. A rank that ran out of batches goes on to sync at the steps at
+        which the others log, with nothing to add, until all have finished.
+        """
+        everies = [every for every in self._cadences.values() if every.steps is not None]
+        if self._finished or not everies or not self.families.collection:
+            return
+        self._finished = True
+        self._ending.update(self.last_step)
+        step, over = self.step_number, False
+        while not over:
+            due = [family for family, every in self._cadences.items() if every.due(step)]
+            over = bool(due) and self._log(self.families.names(due), step, wait=True)
+            step += 1
+        self.flush()
+
     def close(self) -> None:
-        """Finish the syncs under way and close the files. Called at the end of the `with` block."""
+        """Finish, and close the files. Called at the end of the `with` block."""
         try:
+            self.finish()
             self.families.collection.close()
         finally:
             self._sink.close()
@@ -291,9 +315,12 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         try:
             update()
         except Exception:
-            failed = any(metric.failure for metric in self.families.collection.values())
-            if self.context.world_size == 1 or not failed:
-                raise
+            failed = [metric for metric in self.families.collection.values() if metric.failure]
+            if failed and self.context.world_size > 1:
+                return
+            for metric in failed:
+                metric.failure = None  # raised here and now: there is nobody else to tell
+            raise
 
     def _observe_step(self, samples: int, losses: Any, count: Any, tokens: int, now: float) -> None:
         throughput = self.families.throughput()
@@ -317,21 +344,28 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
                 raise ConfigError("valid masks by name go with features by name")
             self.families.collapse(name, tensor).update(tensor, mask, ids)
 
-    def _log(self, names: list[str], step: int) -> None:
-        collection = self.families.collection
+    def _log(self, names: list[str], step: int, wait: bool = False) -> bool:
+        """Sync the metrics and publish them; return whether, as far as is known by now, the run is over."""
+        collection, selected = self.families.collection, [*names, ENDING]
 
-        def finish(metrics: Mapping[str, DistributedMetric], merged: Merged) -> dict[str, Value]:
-            values = apply_formulas(metrics, merged)
-            self._publish(step, values)
-            return values
+        def finish(metrics: Mapping[str, DistributedMetric], merged: Merged) -> bool:
+            ending: Mapping[str, Any] = merged[ENDING]
+            over = bool(ending["finished"].value == self.context.world_size)
+            if over and not _has_steps(merged):
+                return over
+            at = int(ending["last_step"].value) if over else step
+            self._publish(at, apply_formulas(metrics, merged))
+            return over
 
         if self.config.sync == "inline":
-            collection.compute(finish, names)
+            over = bool(collection.compute(finish, selected))
         else:
-            collection.compute_async(finish, names)
+            handle = collection.compute_async(finish, selected)
+            over = bool(handle.result()) if wait else False
         for name in names:
             if not collection[name].persistent:
                 collection[name].reset()
+        return over
 
     def _publish(self, step: int, values: dict[str, Value]) -> None:
         """Write a sync's values, their short names and the alerts they raise; on the sync's thread."""
@@ -368,6 +402,12 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self.latest |= numbers
             self.first = numbers | self.first
         self._sink.write(step, values)
+
+
+def _has_steps(merged: Merged) -> bool:
+    """Return whether any rank has taken a step since the last log."""
+    throughput: Mapping[str, Any] = merged.get("throughput", {})
+    return bool(throughput) and bool(throughput["step_s"].count > 0)
 
 
 def _total_count(count: Any) -> Any:

@@ -84,7 +84,7 @@ class Trainer:
                 if monitor.step_number >= self.last_step:
                     break
                 self._epoch(monitor, epoch, progress)
-            monitor.flush()
+            monitor.finish()
             return self._outcome(monitor)
 
     def _epoch(self, monitor: TrainingMonitor, epoch: int, progress: Progress) -> None:
