@@ -14,6 +14,8 @@ from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.states import Concat, Sample
 
 _NAME = "rows"
+# Ranks may hold different numbers of rows, but their states must be alike.
+_UNBOUNDED = 2**31
 
 
 class _Rows(DistributedMetric):
@@ -41,7 +43,7 @@ def sample_rows(rows: Floats, capacity: int, context: ProcessContext | None = No
 
 def gather_rows(rows: Floats, context: ProcessContext | None = None) -> Floats:
     """Return every rank's rows [n, D], in rank order. A collective call."""
-    return _merged(rows, Concat(max(1, len(rows)), rows.shape[1], torch.float64), context)
+    return _merged(rows, Concat(_UNBOUNDED, rows.shape[1], torch.float64), context)
 
 
 def _merged(rows: Floats, state: Sample | Concat, context: ProcessContext | None) -> Floats:

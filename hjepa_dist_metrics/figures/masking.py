@@ -218,7 +218,7 @@ def visualize_multi_block_masking(
     generator: MaskGenerator | None = None,
     image: ArrayLike | None = None,
     *,
-    grid: Grid = _DEFAULT_GRID,
+    grid: Grid | None = None,
     columns: int = 3,
     axes: Panels | None = None,
     figsize: FigureSize | None = None,
@@ -227,11 +227,12 @@ def visualize_multi_block_masking(
 ) -> Figure:
     """Draw `num_samples` random masks.
 
-    `generator(n)` returns masks [n, N]; by default it is the reference's multi-block generator on `grid`.
+    `generator(n)` returns masks [n, N]; by default it is the reference's multi-block generator, on a grid
+    of 14x14 patches unless `grid` says otherwise.
     """
     if num_samples < 1:
         raise ConfigError(f"num_samples is {num_samples!r}; allowed: 1 or more")
-    masks = many_masks((generator or _reference_generator(grid))(num_samples), grid)
+    masks = many_masks((generator or _reference_generator(grid or _DEFAULT_GRID))(num_samples), grid)
     figure, drawn = panels(len(masks), columns, figsize, axes, aspect=masks.shape[1] / masks.shape[2])
     shown = None if image is None else picture(image)
     for ax, mask in zip(drawn, masks, strict=True):

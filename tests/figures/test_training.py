@@ -1,0 +1,134 @@
+"""Training pictures draw the logs' own numbers, on axes that say what they are."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.figures import (
+    plot_collapse_metrics,
+    plot_ema_momentum,
+    plot_hierarchical_losses,
+    plot_training_curves,
+    smooth,
+    visualize_gradient_flow,
+)
+
+STEPS = np.arange(6.0) * 10
+
+
+def curves(ax) -> dict[str, np.ndarray]:
+    return {line.get_label(): np.asarray(line.get_ydata()) for line in ax.lines}
+
+
+def test_the_quick_example_works():
+    figure = plot_training_curves({"train_loss": [3.0, 2.0, 1.0], "val_loss": [3.5, 2.5, 1.5]}, smoothing=0.0)
+    (ax,) = figure.axes
+    drawn = curves(ax)
+    np.testing.assert_array_equal(drawn["train_loss"], [3, 2, 1])
+    np.testing.assert_array_equal(drawn["val_loss"], [3.5, 2.5, 1.5])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
+
+
+def test_runs_are_overlaid_and_smoothed():
+    logs = {
+        run: {"loss/total": (STEPS, np.array([6, 5, 4, 3, 2, 1.0]) * f)} for run, f in (("a", 1), ("b", 2))
+    }
+    figure = plot_training_curves(logs, smoothing=0.6)
+    raw_a, smooth_a, raw_b, smooth_b = figure.axes[0].lines
+    np.testing.assert_array_equal(raw_a.get_ydata(), [6, 5, 4, 3, 2, 1])
+    np.testing.assert_array_equal(smooth_a.get_ydata(), smooth([6, 5, 4, 3, 2, 1], 0.6))
+    assert raw_a.get_color() == smooth_a.get_color() != smooth_b.get_color() == raw_b.get_color()
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert "smoothing 0.6" in figure.get_suptitle()
+
+
+def test_wide_ranges_get_a_logarithmic_axis():
+    figure = plot_training_curves({"a": [1.0, 1e-3], "b": [1.0, 0.5], "c": [1.0, -1e-9]}, ["a", "b", "c"])
+    assert [ax.get_yscale() for ax in figure.axes] == ["log", "linear", "linear"]
+
+
+def test_levels_and_their_shares():
+    logs = {
+        "loss/h0": (STEPS, np.full(6, 3.0)),
+        "loss/h1": (STEPS[::2], np.full(3, 1.0)),
+        "loss/total": [1.0],
+    }
+    figure = plot_hierarchical_losses(logs, smoothing=0.0)
+    lines, shares = figure.axes
+    assert set(curves(lines)) == {"level 0", "level 1"}
+    bottom = shares.collections[0].get_paths()[0].vertices
+    assert bottom[:, 1].max() == pytest.approx(75)
+    assert set(bottom[:, 0]) == {0, 20, 40}
+    assert shares.get_ylim() == (0, 100)
+
+
+def test_collapse_metrics_find_their_tags():
+    logs = {
+        "collapse/effective_rank": [5.0, 6.0],
+        "collapse/mean_similarity": [0.9, 0.2],
+        "loss/total": [1.0],
+    }
+    figure = plot_collapse_metrics(logs)
+    assert [ax.get_title() for ax in figure.axes] == ["collapse/effective_rank", "collapse/mean_similarity"]
+    assert figure.axes[0].get_ylim()[0] == 0
+    assert figure.axes[1].get_ylim() == (-0.05, 1.05)
+    level = plot_collapse_metrics({"collapse/level0_effective_rank": [2.0]}, name="level0")
+    assert level.axes[0].lines[0].get_marker() == "o"  # one point is no line
+
+
+def test_momentum_and_its_memory():
+    figure = plot_ema_momentum([0.99, 0.995, 1.0])
+    (ax,) = figure.axes
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0.99, 0.995, 1.0])
+    figure.canvas.draw()
+    memory = ax.child_axes[0]
+    ticks = dict(zip(memory.get_yticks(), [t.get_text() for t in memory.get_yticklabels()], strict=True))
+    assert ticks[1.0] == "∞"
+    assert all(text == f"{1 / (1 - at):,.0f}" for at, text in ticks.items() if at < 1)
+    assert ax.get_ylim()[1] < 1.001
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def test_gradients_are_the_models():
+    model = network()
+    model(torch.ones(5, 4)).square().mean().backward()
+    figure = visualize_gradient_flow(model)
+    flow, spread = figure.axes
+    top, mean = flow.containers[:2]
+    gradients = [p.grad.abs().double() for p in model.parameters()]
+    np.testing.assert_allclose([bar.get_height() for bar in top], [g.max() for g in gradients])
+    np.testing.assert_allclose([bar.get_height() for bar in mean], [g.mean() for g in gradients])
+    assert [t.get_text() for t in flow.get_xticklabels()] == [name for name, _ in model.named_parameters()]
+    assert flow.get_yscale() == "log"
+    assert spread.get_title().startswith("all 23 elements (0.0 %")
+
+
+def test_dead_parameters_are_marked():
+    figure = visualize_gradient_flow({"alive": torch.ones(3), "dead": torch.zeros(3)})
+    (crosses,) = figure.axes[0].collections
+    assert np.asarray(crosses.get_offsets())[:, 0].tolist() == [1]
+    assert "50.0 % are zero" in figure.axes[1].get_title()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plot_training_curves({}), "at least one tag"),
+        (lambda: plot_training_curves({"a": [1.0]}, ["b"]), r"no such tag \(b\); they have a"),
+        (lambda: plot_hierarchical_losses({"a": [1.0]}), "no loss by level"),
+        (lambda: plot_collapse_metrics({"a": [1.0]}), "no collapse metric"),
+        (lambda: plot_ema_momentum({"a": [1.0]}), "no momentum"),
+        (lambda: plot_ema_momentum([0.5, 1.5]), r"leaves \[0, 1\]: 0.5 to 1.5"),
+        (lambda: visualize_gradient_flow(network()), "no parameter has a gradient"),
+        (lambda: visualize_gradient_flow({"w": torch.tensor([1.0, np.nan])}), "gradient of 'w' has values"),
+    ],
+)
+def test_bad_logs_and_models_are_told(call, message: str):
+    with pytest.raises(ConfigError, match=message):
+        call()
