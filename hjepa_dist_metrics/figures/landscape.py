@@ -112,13 +112,14 @@ def loss_landscape(
                 if name in first:
                     parameter.data.copy_(weights[name] + a * first[name] + b * second[name])
             torch.manual_seed(seed)
-            rows.append((number, float(loss_function(inner))))
+            loss = loss_function(inner)
+            rows.append((number, loss.item() if isinstance(loss, Tensor) else float(loss)))
             reset()
             report(done, len(mine))
     merged = gather_rows(np.asarray(rows, dtype=np.float64).reshape(-1, 2), place)
-    loss = np.full(points * points, np.nan)
-    loss[merged[:, 0].astype(int)] = merged[:, 1]
-    return Landscape(steps, steps, loss.reshape(points, points))
+    values = np.full(points * points, np.nan)
+    values[merged[:, 0].astype(int)] = merged[:, 1]
+    return Landscape(steps, steps, values.reshape(points, points))
 
 
 def _directions(model: nn.Module, seed: int) -> dict[str, Tensor]:
