@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ class RunConfig:
         return {"workload": self.workload, **dict(_flatten(sections))}
 
 
+# Arguments besides those of the sections.
+_OWN = ("workload", "output_dir", "resume")
 _UNKNOWN = (
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"),
     re.compile(r"Option '(?P<key>[\w.]+)' is not accepted"),
@@ -61,7 +63,17 @@ def parse(arguments: Sequence[str], program: str = "train.py") -> RunConfig:
         raise
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_one_line(str(error), parser)) from error
-    return RunConfig(workload=workload, **{name: made[name] for name in sections})
+    config = RunConfig(workload=workload, **{name: made[name] for name in sections})
+    return _placed(config, parsed["output_dir"], parsed["resume"])
+
+
+def _placed(config: RunConfig, output_dir: str | None, resume: bool) -> RunConfig:
+    """Apply `--output_dir` and `--resume`, which stand for settings of two sections."""
+    logging = config.logging if output_dir is None else replace(config.logging, log_dir=output_dir)
+    training = config.training
+    if training.checkpoint_dir is None and (resume or output_dir is not None):
+        training = replace(training, checkpoint_dir=f"{logging.log_dir}/checkpoints/{{run_name}}")
+    return replace(config, training=replace(training, resume=resume or training.resume), logging=logging)
 
 
 def _workload(arguments: Sequence[str]) -> str:
@@ -107,6 +119,18 @@ def _parser(program: str, sections: Mapping[str, type[Any]]) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file with the sections below")
     parser.add_argument("--workload", type=str, default=DEFAULT, help="what to train")
+    parser.add_argument(
+        "--output_dir",
+        type=str,
+        default=None,
+        help="directory of everything that the run writes: sets logging.log_dir, and training.checkpoint_dir "
+        "to checkpoints/{run_name} in it unless that is set",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run from its newest checkpoint, in the same files; start it where there is none",
+    )
     for name, kind in sections.items():
         parser.add_class_arguments(kind, name)
     return parser
@@ -119,6 +143,6 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         return line
     groups = match.groupdict()
     key = f"{groups['group']}.{groups['key']}" if groups.get("group") else groups["key"]
-    valid = [action.dest for action in parser._actions if "." in action.dest or action.dest == "workload"]
+    valid = [action.dest for action in parser._actions if "." in action.dest or action.dest in _OWN]
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
     return f"unknown key {key!r}: the nearest valid one is {near[0]!r}"

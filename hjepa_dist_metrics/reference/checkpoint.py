@@ -12,6 +12,24 @@ from hjepa_dist_metrics import ConfigError
 _NAME = "step_{:08d}.pt"
 
 
+def folder(template: str, run_name: str) -> Path:
+    """Return the directory of a run's checkpoints: `template` with `{run_name}` filled in."""
+    return Path(template.replace("{run_name}", run_name))
+
+
+def require_unused(directory: str | Path) -> None:
+    """Raise ConfigError where a run that starts anew would mix its checkpoints with another's.
+
+    A directory with `{run_name}` in it is not there under that name, and a new run's name is its own.
+    """
+    found = newest(directory)
+    if found is not None:
+        raise ConfigError(
+            f"{directory} holds another run's checkpoints, up to {found.name}: continue it with --resume, or "
+            "name another training.checkpoint_dir ({run_name} in it keeps runs apart)"
+        )
+
+
 def save(directory: str | Path, step: int, state: dict[str, Any]) -> Path:
     """Write `state` as the checkpoint of `step`; a kill while writing leaves the older ones intact."""
     folder = Path(directory)

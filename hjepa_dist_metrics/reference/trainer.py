@@ -6,7 +6,8 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,8 +58,10 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(workload.parameter_groups(), lr=training.learning_rate)
         self.start_step = 0
         self._saved: dict[str, Any] | None = None
-        if training.resume:
-            self._restore()
+        if training.resume and training.checkpoint_dir:
+            self._restore(checkpoint.folder(training.checkpoint_dir, logging.experiment_name))
+        elif training.checkpoint_dir:
+            checkpoint.require_unused(training.checkpoint_dir)
         self.model = self._wrap(workload.model)
 
     def run(self, progress: Progress = lambda step, total, latest: None) -> Outcome:
@@ -92,14 +95,19 @@ class Trainer:
         batches = iter(monitor.batches(self.workload.batches(epoch, monitor.step_number - epoch * per_epoch)))
         while monitor.step_number < min((epoch + 1) * per_epoch, self.last_step):
             self._step(monitor, batches, epoch)
+            if self._saves_within(epoch, monitor.step_number):
+                self._save(monitor)
             progress(monitor.step_number, self.last_step, monitor.latest)
         monitor.end_epoch()
         over = monitor.step_number >= self.last_step
         if over or self._every(epoch, self.training.probe_every_epochs):
             self._evaluate(monitor, monitor.last_step)
-        saves = over or self._every(epoch, self.training.checkpoint_every_epochs)
-        if self.training.checkpoint_dir and saves:
-            self._save(monitor, self.training.checkpoint_dir)
+        if (
+            over
+            or self._every(epoch, self.training.checkpoint_every_epochs)
+            or self._saves_at(monitor.step_number)
+        ):
+            self._save(monitor)
 
     def _step(self, monitor: TrainingMonitor, batches: Iterable[Any], epoch: int) -> None:
         """Take one optimizer step: forward and backward for every micro-batch, clip, step, record."""
@@ -180,23 +188,38 @@ class Trainer:
     def _every(epoch: int, epochs: int) -> bool:
         return epochs > 0 and (epoch + 1) % epochs == 0
 
-    def _save(self, monitor: TrainingMonitor, directory: str) -> None:
+    def _saves_at(self, step: int) -> bool:
+        steps = self.training.checkpoint_every_steps
+        return steps is not None and step % steps == 0
+
+    def _saves_within(self, epoch: int, step: int) -> bool:
+        """Return whether to save before the epoch ends; its end saves after the epoch's own values."""
+        ends = min((epoch + 1) * self.workload.steps_per_epoch, self.last_step)
+        return step < ends and self._saves_at(step)
+
+    def _save(self, monitor: TrainingMonitor) -> None:
+        if not self.training.checkpoint_dir:
+            return
+        directory = checkpoint.folder(self.training.checkpoint_dir, monitor.run_name)
         with monitor.pause():
-            state = {"monitor": monitor.state_dict()}  # on every rank: it merges over them
+            # on every rank: it merges over them
+            state: dict[str, Any] = {"monitor": monitor.state_dict(), "run_name": monitor.run_name}
             monitor.flush()
             if self.context.is_main:
                 state["model"] = self.workload.model.state_dict()
                 state["optimizer"] = self.optimizer.state_dict()
                 checkpoint.save(directory, monitor.step_number, state)
 
-    def _restore(self) -> None:
-        path = checkpoint.newest(self.training.checkpoint_dir or "")
+    def _restore(self, directory: Path) -> None:
+        """Take the newest checkpoint, and go on under its run's name; start anew where there is none."""
+        path = checkpoint.newest(directory)
         if path is None:
             return
         self._saved = checkpoint.load(path, self.context.device)
         self.workload.model.load_state_dict(self._saved["model"])
         self.optimizer.load_state_dict(self._saved["optimizer"])
         self.start_step = int(self._saved["monitor"]["step_number"])
+        self.logging = replace(self.logging, experiment_name=self._saved["run_name"])
 
 
 def _mean_losses(micro: list[MicroStep]) -> dict[str, Tensor]:

@@ -39,9 +39,11 @@ class TrainingConfig:
     probe_every_epochs: int = 5
     """Probe the target encoder every so many epochs, besides before and after the run; 0: only those."""
     checkpoint_dir: str | None = None
-    """Where checkpoints are written; null writes none."""
+    """Where checkpoints are written; `{run_name}` in it keeps runs apart; null writes none."""
     checkpoint_every_epochs: int = 10
     """Epochs between checkpoints."""
+    checkpoint_every_steps: int | None = None
+    """Steps between checkpoints, besides those of the epochs; null: only those."""
     resume: bool = False
     """Continue from the newest checkpoint in `checkpoint_dir`."""
 
@@ -61,5 +63,7 @@ class TrainingConfig:
         require_at_least("training.seed", self.seed, 0)
         require_at_least("training.probe_every_epochs", self.probe_every_epochs, 0)
         require_at_least("training.checkpoint_every_epochs", self.checkpoint_every_epochs, 1)
+        if self.checkpoint_every_steps is not None:
+            require_at_least("training.checkpoint_every_steps", self.checkpoint_every_steps, 1)
         ok = not self.resume or self.checkpoint_dir is not None
         require(ok, "training.resume", self.resume, "true only with training.checkpoint_dir")
