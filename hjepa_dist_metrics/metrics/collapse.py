@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,22 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.metrics.spectrum import eigenvalues, entropy_rank, mean_similarity, pairwise
-from hjepa_dist_metrics.states import Covariance, Sample
+from hjepa_dist_metrics.metrics.gaussianity import DIRECTIONS, KNOTS, characteristic_sums, sigreg
+from hjepa_dist_metrics.metrics.hierarchy import pool
+from hjepa_dist_metrics.metrics.spectrum import (
+    eigenvalues,
+    entropy_rank,
+    lidar,
+    mean_similarity,
+    pairwise,
+    participation_ratio,
+    rms_similarity,
+    spectral_decay,
+    stable_rank,
+    uniformity,
+    vicreg_terms,
+)
+from hjepa_dist_metrics.states import Covariance, Moments, Sample, Sum
 from hjepa_dist_metrics.values import Histogram
 
 SIMILARITY_EDGES = np.linspace(-1.0, 1.0, 65)
@@ -22,19 +37,40 @@ DEFAULT_SAMPLE = 512
 class Collapse(DistributedMetric):
     """Tell whether features [N, D] or [B, N, D] still use their space.
 
-    Everything is measured on unit rows x / |x|. Exact over all rows: `collapse/mean_std_per_dim`,
-    `min_std_per_dim`, `effective_rank`, `mean_similarity`, `num_samples` and `nonfinite` (rows),
-    `is_constant`. From a uniform sample of `sample` rows over all ranks: `max_similarity`,
-    `similarity_histogram`. With a name the tags read `collapse/{name}_effective_rank` and so on.
+    Exact over all rows of all ranks, from unit rows x / |x|: `collapse/mean_std_per_dim`, `min_std_per_dim`,
+    `effective_rank`, `mean_similarity`, `std_similarity`; from the rows themselves: `rankme`,
+    `participation_ratio`, `stable_rank`, `alpha_req` with `alpha_req_r2`, `vicreg_variance`,
+    `vicreg_covariance`, `sigreg`; `num_samples`, `nonfinite` (rows), `is_constant`. From a uniform sample of
+    `sample` rows: `max_similarity`, `uniformity`, `similarity_histogram`.
+
+    One tensor [B, N, D] can collapse over its tokens and over its images. The above is over tokens; over
+    images, each the mean of its tokens, there are `pooled_mean_std_per_dim`, `pooled_effective_rank` and so
+    on, `lidar` and `between_within_ratio`.
+
+    With a name the tags read `collapse/{name}_effective_rank` and so on. `short` is "context" or "target" for
+    the short list `train/{short}_std`, `_norm`, `_rank`, of images. `full=False` keeps to what follows from
+    the unit rows, at half the cost.
     """
 
     def __init__(
-        self, dim: int, name: str | None = None, sample: int = DEFAULT_SAMPLE, seed: int = 0
+        self,
+        dim: int,
+        name: str | None = None,
+        sample: int = DEFAULT_SAMPLE,
+        seed: int = 0,
+        *,
+        short: str | None = None,
+        full: bool = True,
     ) -> None:
-        self.dim = dim
+        self.dim, self.short, self.full = dim, short, full
         self.prefix = "collapse/" if name is None else f"collapse/{name}_"
         self.add_state("unit", Covariance(dim))
         self.add_state("sample", Sample(sample, dim, seed))
+        if full:
+            for state in ("raw", "pooled", "pooled_unit", "within"):
+                self.add_state(state, Covariance(dim))
+            self.add_state("norm", Moments())
+            self.add_state("waves", Sum(shape=(2, KNOTS - 1, DIRECTIONS)))
 
     def update(self, features: Tensor, valid: Tensor | None = None, ids: Tensor | None = None) -> None:
         """Add rows; `valid` [N] or [B, N] leaves padding out, `ids` are the rows' or samples' global numbers.
@@ -44,9 +80,23 @@ class Collapse(DistributedMetric):
         if features.ndim not in (2, 3) or features.shape[-1] != self.dim:
             shape = list(features.shape)
             raise ConfigError(f"expected features [N, {self.dim}] or [B, N, {self.dim}], got shape {shape}")
-        unit = unit_rows(features)
+        x = features.detach()
+        unit = unit_rows(x)
         self.unit.update(unit, valid)
         self.sample.update(unit, valid, ids=None if ids is None else token_ids(ids, features))
+        if self.full:
+            kept = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if valid is None else valid
+            self._add_rows(x, kept.to(x.device, torch.bool, non_blocking=True))
+
+    def _add_rows(self, x: Tensor, kept: Tensor) -> None:
+        self.raw.update(x, kept)
+        self.waves.update(characteristic_sums(x.reshape(-1, self.dim), kept.reshape(-1)))
+        samples, has = (x, kept) if x.ndim == 2 else pool(x, kept)
+        self.norm.update(torch.linalg.vector_norm(samples, dim=-1), has)
+        if x.ndim == 3:
+            self.pooled.update(samples, has)
+            self.pooled_unit.update(unit_rows(samples), has)
+            self.within.update(x.to(samples.dtype) - samples[:, None], kept)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Apply the formulas to the merged moments; {} where there is no row."""
@@ -54,8 +104,27 @@ class Collapse(DistributedMetric):
         if unit.count == 0:
             return {}
         values = {"num_samples": unit.count, "nonfinite": unit.nonfinite}
-        values |= _moments(unit) | _similarities(states["sample"].rows_kept)
-        return {self.prefix + name: value for name, value in values.items()}
+        values |= _unit_moments(unit) | _similarities(states["sample"].rows_kept)
+        tags: dict[str, Any] = {}
+        if self.full:
+            values |= _raw_moments(states["raw"])
+            values["sigreg"] = sigreg(states["waves"].value, unit.count)
+            if states["pooled"].count:
+                pooled = states["pooled_unit"]
+                of_images = {"num_samples": pooled.count, **_unit_moments(pooled)}
+                values |= {f"pooled_{name}": value for name, value in of_images.items()}
+                values |= _classes(states["pooled"], states["within"])
+            tags = self._short_list(states, values)
+        return {self.prefix + name: value for name, value in values.items()} | tags
+
+    def _short_list(self, states: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        if self.short is None:
+            return {}
+        samples = states["pooled"] if states["pooled"].count else states["raw"]
+        rank = values.get("pooled_effective_rank", values["effective_rank"])
+        std = samples.matrix.diagonal().clamp(min=0).sqrt().mean()
+        numbers = {"std": float(std), "norm": states["norm"].mean, "rank": rank}
+        return {f"train/{self.short}_{name}": value for name, value in numbers.items()}
 
 
 def unit_rows(features: Tensor) -> Tensor:
@@ -76,21 +145,49 @@ def token_ids(ids: Tensor, features: Tensor) -> Tensor:
     return ids[:, None] * features.shape[1] + tokens
 
 
-def _moments(unit: Any) -> dict[str, Any]:
+def _unit_moments(unit: Any) -> dict[str, Any]:
     """Return what follows from the merged moments of the unit rows."""
-    matrix = unit.matrix
+    matrix, count = unit.matrix, unit.count
     std = matrix.diagonal().clamp(min=0).sqrt()
     finite = bool(torch.isfinite(matrix).all())
     squared_mean = float(unit.mean @ unit.mean)
-    rank = entropy_rank(eigenvalues(matrix, squared_mean)) if finite else float("nan")
-    trace = float(unit.m2.trace()) + unit.count * squared_mean
+    rank = entropy_rank(eigenvalues(matrix, squared_mean)) if finite else math.nan
+    second = unit.second_moment
     return {
         "is_constant": float(finite and not matrix.any()),
         "mean_std_per_dim": float(std.mean()),
         "min_std_per_dim": float(std.min()),
         "effective_rank": rank,
-        "mean_similarity": mean_similarity(unit.count, unit.mean, trace),
+        "mean_similarity": mean_similarity(count, unit.mean, float(second.trace())),
+        "std_similarity": rms_similarity(count, second),
     }
+
+
+def _raw_moments(raw: Any) -> dict[str, Any]:
+    """Return what follows from the merged moments of the rows as they are; one decomposition a matrix."""
+    matrix, second = raw.matrix, raw.second_moment
+    names = ("rankme", "participation_ratio", "stable_rank", "vicreg_variance", "vicreg_covariance")
+    if not bool(torch.isfinite(second).all()):
+        return dict.fromkeys(names, math.nan)
+    spectrum = eigenvalues(matrix, float(raw.mean @ raw.mean))
+    rankme = entropy_rank(eigenvalues(second).sqrt())
+    numbers = (rankme, participation_ratio(matrix), stable_rank(spectrum), *vicreg_terms(matrix))
+    decay = spectral_decay(spectrum)
+    fit = {} if decay is None else {"alpha_req": decay[0], "alpha_req_r2": decay[1]}
+    return dict(zip(names, numbers, strict=True)) | fit
+
+
+def _classes(pooled: Any, within: Any) -> dict[str, Any]:
+    """Return how images stand apart beyond their tokens' scatter; {} where no image has two tokens."""
+    free = within.count - pooled.count
+    if pooled.count < 2 or free < 1:
+        return {}
+    between, scatter = pooled.matrix, within.second_moment / free
+    if not bool(torch.isfinite(between).all() and torch.isfinite(scatter).all()):
+        return {"lidar": math.nan, "between_within_ratio": math.nan}
+    inside = float(scatter.trace())
+    ratio = float(between.trace()) / inside if inside > 0 else math.inf
+    return {"lidar": lidar(between, scatter), "between_within_ratio": ratio}
 
 
 def _similarities(rows: Tensor) -> dict[str, Any]:
@@ -101,4 +198,5 @@ def _similarities(rows: Tensor) -> dict[str, Any]:
     finite = cosines[np.isfinite(cosines)].clip(-1.0, 1.0)
     largest = float(cosines.max()) if len(finite) == len(cosines) else float("nan")
     histogram = Histogram.of(finite, SIMILARITY_EDGES, nonfinite=len(cosines) - len(finite))
-    return {"max_similarity": largest, "similarity_histogram": histogram}
+    spread = uniformity(rows) if len(finite) == len(cosines) else math.nan
+    return {"max_similarity": largest, "uniformity": spread, "similarity_histogram": histogram}

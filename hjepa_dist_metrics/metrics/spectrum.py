@@ -46,9 +46,91 @@ def mean_similarity(count: int, mean: Tensor, second_moment_trace: float) -> flo
     return float((total @ total - second_moment_trace) / (count * (count - 1)))
 
 
+def rms_similarity(count: int, second_moment: Tensor) -> float:
+    """Return the root mean square of the cosine over ALL pairs: sqrt((|G|_F^2 - n) / (n (n - 1))).
+
+    G is the sum of u u^T over the unit rows u. 0 where there is no pair.
+    """
+    if count < 2:
+        return 0.0
+    squares = float(second_moment.square().sum() - second_moment.trace())
+    return math.sqrt(max(squares, 0.0) / (count * (count - 1))) if math.isfinite(squares) else math.nan
+
+
 def pairwise(rows: Tensor) -> Tensor:
     """Return the cosine of every pair i < j of unit rows [k, D], float64 [k (k - 1) / 2]."""
     rows = rows.to(torch.float64)
     gram = rows @ rows.T
     upper = torch.triu_indices(len(rows), len(rows), offset=1)
     return gram[upper[0], upper[1]]
+
+
+def participation_ratio(covariance: Tensor) -> float:
+    """Return trace(C)^2 / |C|_F^2, how many directions carry the variance; 1 without any."""
+    squared = float(covariance.square().sum())
+    return float(covariance.trace()) ** 2 / squared if squared > 0 else 1.0
+
+
+def stable_rank(values: Tensor) -> float:
+    """Return the sum of rising eigenvalues over the largest; 1 where all are zero."""
+    largest = float(values[-1])
+    return float(values.sum()) / largest if largest > 0 else 1.0
+
+
+def decay_window(dim: int) -> tuple[int, int]:
+    """Return the first and the last rank between which the spectrum's decay is fitted: D/16 to D/2."""
+    return max(1, dim // 16), dim // 2
+
+
+def spectral_decay(values: Tensor) -> tuple[float, float] | None:
+    """Return alpha and R^2 of lambda_j = c j^-alpha (alpha-ReQ, 2202.05808) over `decay_window`.
+
+    `values` are rising eigenvalues. None where the window holds fewer than three of them or any that is zero:
+    the slope of a rank-deficient spectrum is the slope of its noise.
+    """
+    first, last = decay_window(len(values))
+    window = values.flip(0)[first - 1 : last]
+    if len(window) < 3 or bool((window <= 0).any()):
+        return None
+    x = torch.arange(first, last + 1, dtype=torch.float64).log()
+    x, y = x - x.mean(), window.log() - window.log().mean()
+    slope = float((x @ y) / (x @ x))
+    spread = float(y @ y)
+    residual = float((y - slope * x).square().sum())
+    return -slope, 1.0 - residual / spread if spread > 0 else 1.0
+
+
+def uniformity(rows: Tensor) -> float:
+    """Return log of the mean of exp(-2 |x - y|^2) over all pairs of unit rows [k, D] (2005.10242).
+
+    0 for a point, -4 + 4 / D and a little more for the whole sphere.
+    """
+    wide = rows.to(torch.float64)
+    squared_distance: Tensor = torch.nn.functional.pdist(wide).square()
+    return float(torch.logsumexp(-2.0 * squared_distance, dim=0)) - math.log(len(squared_distance))
+
+
+def vicreg_terms(covariance: Tensor) -> tuple[float, float]:
+    """Return VICReg's variance and covariance terms (2105.04906).
+
+    mean relu(1 - sqrt(var + 1e-4)) over features, and the sum of squared off-diagonal covariances over D.
+    """
+    variance = covariance.diagonal()
+    spread = (1.0 - (variance + 1e-4).sqrt()).clamp(min=0).mean()
+    off_diagonal = covariance.square().sum() - variance.square().sum()
+    return float(spread), float(off_diagonal / len(variance))
+
+
+def lidar(between: Tensor, within: Tensor, delta: float = 1e-4, eps: float = 1e-8) -> float:
+    """Return LiDAR (2312.04000): exp entropy of the spectrum of Sw^-1/2 Sb Sw^-1/2, Sw = within + delta I.
+
+    `between` is the covariance of the images' mean tokens, `within` that of tokens about their image's mean.
+    """
+    values, vectors = torch.linalg.eigh(within + delta * torch.eye(len(within), dtype=within.dtype))
+    whitening = (vectors * values.clamp(min=delta).rsqrt()) @ vectors.T
+    spectrum = torch.linalg.eigvalsh(whitening @ between @ whitening).clamp(min=0)
+    total = float(spectrum.sum())
+    if total <= 0:
+        return 1.0
+    p = spectrum / total + eps
+    return math.exp(float(-(p * p.log()).sum()))
