@@ -63,7 +63,7 @@ _WHOLE = (
     _collapse(
         "collapse/alpha_req",
         "decay of the spectrum",
-        "-slope of log eigenvalue on log rank, over the window of collapse/alpha_req_r2.",
+        "-slope of log eigenvalue on log rank over ranks D/16 to D/2; absent where one of those is zero.",
         source="arXiv 2202.05808",
         healthy="about 1; far above 1 few directions count, far below 1 noise does",
     ),
@@ -91,7 +91,7 @@ _WHOLE = (
     _collapse(
         "collapse/max_similarity",
         "largest cosine of two samples",
-        "Largest cosine in a uniform sample of rows over all ranks.",
+        "Largest cosine in a uniform sample of 512 rows over all ranks.",
         healthy="below 1; 1 means duplicated samples",
     ),
     _collapse(
@@ -154,7 +154,7 @@ _WHOLE = (
     _collapse(
         "collapse/nonfinite",
         "nonfinite rows",
-        "Rows with NaN or infinity, left out of the rest.",
+        "Rows with NaN or infinity; the other numbers are NaN then.",
         healthy="0",
     ),
     _collapse(

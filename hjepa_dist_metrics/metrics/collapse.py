@@ -85,12 +85,13 @@ class Collapse(DistributedMetric):
         self.unit.update(unit, valid)
         self.sample.update(unit, valid, ids=None if ids is None else token_ids(ids, features))
         if self.full:
-            kept = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if valid is None else valid
-            self._add_rows(x, kept.to(x.device, torch.bool, non_blocking=True))
+            kept = None if valid is None else valid.to(x.device, torch.bool, non_blocking=True)
+            self._add_rows(x, kept)
 
-    def _add_rows(self, x: Tensor, kept: Tensor) -> None:
+    def _add_rows(self, x: Tensor, kept: Tensor | None) -> None:
         self.raw.update(x, kept)
-        self.waves.update(characteristic_sums(x.reshape(-1, self.dim), kept.reshape(-1)))
+        flat = None if kept is None else kept.reshape(-1)
+        self.waves.update(characteristic_sums(x.reshape(-1, self.dim), flat))
         samples, has = (x, kept) if x.ndim == 2 else pool(x, kept)
         self.norm.update(torch.linalg.vector_norm(samples, dim=-1), has)
         if x.ndim == 3:

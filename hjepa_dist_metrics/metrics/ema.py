@@ -169,32 +169,24 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
 def _squares(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None) -> Tensor:
     """Return float64 [4]: squared norms of difference, target, context, and move (NaN without a `before`)."""
     device = slow[0].device if slow else torch.device("cpu")
+    total = torch.zeros(4, dtype=torch.float64, device=device)
     if len(live) != len(slow) or not slow:
-        return torch.zeros(4, dtype=torch.float64, device=device)
-    live = [_beside(c, t) for c, t in zip(live, slow, strict=True)]
-    move = torch.full((), float("nan"), dtype=torch.float64, device=device)
-    if before is not None and len(before) == len(slow):
-        move = _squared_distance(slow, before)
-    return torch.stack(
-        [_squared_distance(live, slow), square_sum(slow, device), square_sum(live, device), move]
-    )
-
-
-def _beside(tensor: Tensor, other: Tensor) -> Tensor:
-    return tensor if tensor.device == other.device else tensor.to(other.device, non_blocking=True)
-
-
-def _squared_distance(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """Return the squared L2 norm of the difference; temporaries are as large as a chunk."""
-    total = torch.zeros((), dtype=torch.float64, device=first[0].device)
-    for start, stop in _chunks([tensor.numel() for tensor in first]):
-        difference = torch._foreach_sub(_wide(first[start:stop]), _wide(second[start:stop]))
-        total = total + square_sum(difference, total.device)
+        return total
+    known = before is not None and len(before) == len(slow)
+    for start, stop in _chunks([tensor.numel() for tensor in slow]):
+        context, target = _flat(live[start:stop], device), _flat(slow[start:stop], device)
+        move = (
+            target - _flat(before[start:stop], device) if known and before is not None else target * math.nan
+        )
+        parts = (context - target, target, context, move)
+        total = total + torch.stack([square_sum([part], device) for part in parts])
     return total
 
 
-def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t if t.dtype == torch.float64 else t.to(torch.float32) for t in tensors]
+def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return everything in one vector, float32 or better: one kernel for many small tensors."""
+    flat = torch.cat([tensor.to(device, non_blocking=True).reshape(-1) for tensor in tensors])
+    return flat if flat.dtype == torch.float64 else flat.to(torch.float32)
 
 
 def _chunks(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -16,27 +16,31 @@ _STEP = _LAST_KNOT / (KNOTS - 1)
 
 
 @functools.lru_cache(maxsize=32)
-def directions(dim: int, device: torch.device) -> Tensor:
-    """Return unit directions [D, DIRECTIONS], float64: the same on every rank and device."""
+def directions(dim: int, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return unit directions [D, DIRECTIONS]: the same on every rank and device."""
     generator = torch.Generator().manual_seed(0x51672E6)
     drawn = torch.randn(dim, DIRECTIONS, generator=generator, dtype=torch.float64)
-    return (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(device)
+    return (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(device, dtype)
 
 
-def characteristic_sums(rows: Tensor, valid: Tensor) -> Tensor:
+def characteristic_sums(rows: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return sums over rows [n, D] of cos(t x.a) and sin(t x.a), float64 [2, KNOTS - 1, DIRECTIONS].
 
     t runs over the knots above 0, a over the directions; `valid` [n] leaves rows out. The knots are
     multiples of one step, so that the powers of one complex number give them all.
     """
-    projected = rows.to(torch.float64) @ directions(rows.shape[-1], rows.device)
-    kept = valid[:, None].expand_as(projected)
-    unit = torch.polar(torch.ones_like(projected), _STEP * projected.masked_fill(~kept, 0.0))
-    power, sums = kept.to(unit.dtype), []
-    for _ in range(KNOTS - 1):
+    x = rows if rows.dtype == torch.float64 else rows.to(torch.float32)
+    angle = _STEP * (x @ directions(x.shape[-1], x.device, x.dtype))
+    length = torch.ones_like(angle)
+    if valid is not None:
+        angle = angle.masked_fill(~valid[:, None], 0.0)
+        length = length.masked_fill(~valid[:, None], 0.0)
+    unit = torch.polar(length, angle)
+    power, sums = unit, [unit.sum(dim=0)]
+    for _ in range(KNOTS - 2):
         power = power * unit
         sums.append(power.sum(dim=0))
-    total = torch.stack(sums)
+    total = torch.stack(sums).to(torch.complex128)
     return torch.stack([total.real, total.imag])
 
 

@@ -52,44 +52,53 @@ class HierarchyFeatures(DistributedMetric):
             if i:
                 self.add_state(f"pair{i}", Covariance(self.dims[i - 1] + dim))
 
-    def update(self, features: Sequence[Tensor], valid: Sequence[Tensor | None] | None = None) -> None:
-        """Add a batch: for each level [B, N_l, D_l], and bool [B, N_l] where some tokens are padding."""
+    def update(
+        self,
+        features: Sequence[Tensor],
+        valid: Sequence[Tensor | None] | None = None,
+        *,
+        histograms: bool = True,
+    ) -> None:
+        """Add a batch: for each level [B, N_l, D_l], and bool [B, N_l] where some tokens are padding.
+
+        Without `histograms` the features are not counted into bins, which costs more than all the rest.
+        """
         masks = [None] * len(self.dims) if valid is None else list(valid)
         if len(features) != len(self.dims) or len(masks) != len(self.dims):
             got = f"{len(features)} features and {len(masks)} masks"
             raise ConfigError(f"expected one entry for each of {len(self.dims)} levels, got {got}")
         checked = [self._check(i, f, m) for i, (f, m) in enumerate(zip(features, masks, strict=True))]
         for i, (tokens, mask) in enumerate(checked):
-            self._add_level(i, tokens, mask)
+            self._add_level(i, tokens, mask, histograms)
         pooled = [pool(tokens, mask) for tokens, mask in checked]
-        self.images.update(torch.stack([has.sum() for _, has in pooled]))
+        self.images.update(torch.stack([_images(mean, has) for mean, has in pooled]))
         for i in range(1, len(pooled)):
             (below, has_below), (here, has_here) = pooled[i - 1], pooled[i]
             if len(below) != len(here):
                 raise ConfigError(f"levels {i - 1} and {i} have {len(below)} and {len(here)} images")
-            self.states[f"pair{i}"].update(torch.cat([below, here], dim=1), has_below & has_here)
+            self.states[f"pair{i}"].update(torch.cat([below, here], dim=1), _both(has_below, has_here))
 
-    def _check(self, level: int, features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _check(self, level: int, features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         dim = self.dims[level]
         if features.ndim != 3 or features.shape[-1] != dim:
             shape = list(features.shape)
             raise ConfigError(f"level {level}: expected features [B, N, {dim}], got shape {shape}")
         lead = features.shape[:2]
         if valid is None:
-            return features.detach(), torch.ones(lead, dtype=torch.bool, device=features.device)
+            return features.detach(), None
         if valid.shape != lead:
             raise ConfigError(f"level {level}: expected valid as {list(lead)}, got {list(valid.shape)}")
         return features.detach(), valid.to(features.device, torch.bool, non_blocking=True)
 
-    def _add_level(self, i: int, tokens: Tensor, valid: Tensor) -> None:
+    def _add_level(self, i: int, tokens: Tensor, valid: Tensor | None, histograms: bool) -> None:
         self.states[f"tokens{i}"].update(tokens, valid)
         x = tokens if tokens.dtype == torch.float64 else tokens.to(torch.float32)
         self.states[f"norms{i}"].update(torch.linalg.vector_norm(x, dim=-1), valid)
         if x.numel():
-            kept = valid[..., None]
-            self.states[f"low{i}"].update(x.masked_fill(~kept, math.inf).amin())
-            self.states[f"high{i}"].update(x.masked_fill(~kept, -math.inf).amax())
-        self.states[f"histogram{i}"].update(x, valid[..., None].expand_as(x))
+            self.states[f"low{i}"].update(_without(x, valid, math.inf).amin())
+            self.states[f"high{i}"].update(_without(x, valid, -math.inf).amax())
+        if histograms:
+            self.states[f"histogram{i}"].update(x, None if valid is None else valid[..., None].expand_as(x))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Apply the formulas to the merged moments; {} where there is no token."""
@@ -111,7 +120,7 @@ class HierarchyFeatures(DistributedMetric):
         squares = float(tokens.m2.trace() + tokens.count * ((tokens.mean - mean) ** 2).sum())
         second = tokens.second_moment
         finite = bool(torch.isfinite(second).all())
-        return {
+        numbers: dict[str, Any] = {
             "feat_mean": mean,
             "feat_std": math.sqrt(squares / max(elements - 1, 1)),
             "feat_norm": states[f"norms{i}"].mean,
@@ -119,8 +128,12 @@ class HierarchyFeatures(DistributedMetric):
             "feat_max": states[f"high{i}"].value,
             "effective_rank": entropy_rank(eigenvalues(second).sqrt()) if finite else math.nan,
             "nonfinite": tokens.nonfinite,
-            "features_histogram": histogram_value(histogram, mean * elements, squares + elements * mean**2),
         }
+        if histogram.counts.any() or histogram.nonfinite:
+            numbers["features_histogram"] = histogram_value(
+                histogram, mean * elements, squares + elements * mean**2
+            )
+        return numbers
 
     def _shares(self, i: int, counts: Mapping[int, float]) -> dict[str, float]:
         costs = {j: self.costs[j] if self.costs else counts[j] * self.dims[j] ** 2 for j in counts}
@@ -131,9 +144,23 @@ class HierarchyFeatures(DistributedMetric):
         }
 
 
-def pool(tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of each image's valid tokens, [B, D], and which images have any."""
+def _without(x: Tensor, valid: Tensor | None, filling: float) -> Tensor:
+    return x if valid is None else x.masked_fill(~valid[..., None], filling)
+
+
+def _images(pooled: Tensor, has: Tensor | None) -> Tensor:
+    return torch.full((), len(pooled), device=pooled.device) if has is None else has.sum()
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return second if first is None else first if second is None else first & second
+
+
+def pool(tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the mean of each image's valid tokens, [B, D], and which images have any (None: all)."""
     x = tokens if tokens.dtype == torch.float64 else tokens.to(torch.float32)
+    if valid is None:
+        return x.mean(dim=1), None
     count = valid.sum(dim=1)
     total = torch.where(valid[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device)).sum(dim=1)
     return total / count.clamp(min=1)[:, None], count > 0

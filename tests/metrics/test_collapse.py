@@ -64,7 +64,9 @@ def test_same_at_every_world_size(world_size):
     expected = alone.compute()
     for result in run_ranks(world_size, body):
         for tag, value in numbers(result).items():
-            assert value == pytest.approx(expected[tag].value, rel=1e-9), tag
+            # float32 rows are turned to waves in float32
+            tolerance = 1e-6 if tag.endswith("sigreg") else 1e-9
+            assert value == pytest.approx(expected[tag].value, rel=tolerance), tag
         histogram = result["collapse/similarity_histogram"]
         np.testing.assert_array_equal(histogram.counts, expected["collapse/similarity_histogram"].counts)
         assert histogram.count == 64 * 63 // 2
@@ -135,7 +137,7 @@ def test_valid_mask_leaves_padding_out():
     packed.update(features[valid])
     expected = numbers(packed)  # rows have no images to pool over
     got = {tag: value for tag, value in numbers(masked).items() if tag in expected}
-    assert got == pytest.approx(expected, rel=1e-9)
+    assert got == pytest.approx(expected, rel=1e-6)
     assert numbers(masked)["collapse/nonfinite"] == 0
 
 
