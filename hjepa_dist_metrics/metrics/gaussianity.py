@@ -20,7 +20,8 @@ def directions(dim: int, device: torch.device, dtype: torch.dtype = torch.float6
     """Return unit directions [D, DIRECTIONS]: the same on every rank and device."""
     generator = torch.Generator().manual_seed(0x51672E6)
     drawn = torch.randn(dim, DIRECTIONS, generator=generator, dtype=torch.float64)
-    return (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(device, dtype)
+    length: Tensor = torch.linalg.vector_norm(drawn, dim=0)
+    return (drawn / length).to(device, dtype)
 
 
 def characteristic_sums(rows: Tensor, valid: Tensor | None = None) -> Tensor:
