@@ -1,6 +1,10 @@
 """Metrics: states in, tagged values out."""
 
 from hjepa_dist_metrics.metrics.accumulate import NamedMeans as NamedMeans
+from hjepa_dist_metrics.metrics.alignment import (
+    ModalityAlignment as ModalityAlignment,
+    ModalityEmbeddings as ModalityEmbeddings,
+)
 from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetric
 from hjepa_dist_metrics.metrics.clipping import GradientClipping as GradientClipping
 from hjepa_dist_metrics.metrics.collapse import Collapse as Collapse

@@ -14,3 +14,4 @@ from hjepa_dist_metrics.states.moments import Covariance as Covariance, Moments 
 from hjepa_dist_metrics.states.named import NamedSums as NamedSums
 from hjepa_dist_metrics.states.per_rank import PerRank as PerRank
 from hjepa_dist_metrics.states.samples import Concat as Concat, Sample as Sample
+from hjepa_dist_metrics.states.unsized import Unsized as Unsized, of_width as of_width, resolved as resolved

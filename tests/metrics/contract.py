@@ -15,7 +15,7 @@ import torch
 from hjepa_dist_metrics import metrics
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
-from hjepa_dist_metrics.values import Histogram, Scalar, Text, Value
+from hjepa_dist_metrics.values import Histogram, Image, Scalar, Text, Value
 from tests.states.splits import Split, parts
 
 DIM = 4
@@ -134,6 +134,19 @@ def _feed_gradients(metric: Any, piece: slice) -> None:
         metric.update()
 
 
+def _modalities(piece: slice) -> dict[str, torch.Tensor]:
+    text = FEATURES[piece]
+    return {"text": text, "image": text.roll(1, dims=1) + 0.2, "audio": -text + VALID[piece, None]}
+
+
+def _feed_embeddings(metric: Any, piece: slice) -> None:
+    metric.update(_modalities(piece), VALID[piece])
+
+
+def _feed_alignment(metric: Any, piece: slice) -> None:
+    metric.update(_modalities(piece), VALID[piece], torch.arange(MOST)[piece])
+
+
 def _model() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
 
@@ -173,6 +186,12 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
     metrics.GradientFlow: Example(
         lambda: metrics.GradientFlow(_model()), _feed_gradients, replicated=True, tolerance=0.0
+    ),
+    metrics.ModalityEmbeddings: Example(
+        lambda: metrics.ModalityEmbeddings(["text", "image", "audio"]), _feed_embeddings
+    ),
+    metrics.ModalityAlignment: Example(
+        lambda: metrics.ModalityAlignment(["text", "image", "audio"], sample=16), _feed_alignment
     ),
     metrics.ReplicatedScalars: Example(
         lambda: metrics.ReplicatedScalars(["a", "b"]), _feed_scalars, replicated=True, tolerance=0.0
@@ -232,12 +251,14 @@ def _plain(value: Value) -> Any:
         return repr(value.value)
     if isinstance(value, Text):
         return value.markdown
+    if isinstance(value, Image):
+        return value.pixels.tolist()
     assert isinstance(value, Histogram)
     return value.counts.tolist(), value.edges.tolist(), repr(value.minimum), repr(value.maximum)
 
 
 def assert_same(got: dict[str, Value], expected: dict[str, Value], example: Example) -> None:
-    """Compare values by tag: histograms bit by bit, numbers within the example's tolerance."""
+    """Compare by tag: histograms bit by bit, pictures to a step of 256, numbers within the tolerance."""
     tags = set(expected) if example.tags is None else set(expected) & set(example.tags)
     assert set(got) & tags == tags
     assert example.tags is not None or set(got) == set(expected)
@@ -247,6 +268,9 @@ def assert_same(got: dict[str, Value], expected: dict[str, Value], example: Exam
             assert _plain(one)[:2] == _plain(other)[:2], tag
         elif isinstance(other, Text):
             assert one == other, tag
+        elif isinstance(other, Image):
+            apart = one.pixels.astype(int) - other.pixels
+            assert np.abs(apart).max(initial=0) <= 1, tag  # a colour between two, rounded
         else:
             error = f"{tag}: {one} against {other}"
             tolerance = example.tolerance
