@@ -158,6 +158,22 @@ SCALARS = [
         "sync/seconds",
         "sync/slowest_rank",
     ],
+    *(f"loss/{part}/{name}" for part in ("train", "val") for name in ["total", "text_image", "global_modal"]),
+    *["loss/train/epoch_mean", "loss/train/epoch_std", "optimization/lr", "optimization/grad_norm"],
+    *(f"embeddings/{name}/{key}" for name in ("text", "global") for key in ("mean", "std", "norm")),
+    *(
+        f"alignment/{pair}/{name}"
+        for pair in ("text_vs_image", "image_vs_audio")
+        for name in [
+            "diagonal_similarity",
+            "mean_similarity",
+            "modality_gap",
+            "diagonal_contrast",
+            "recall_at_1_text_to_image",
+            "recall_at_5_image_to_text",
+        ]
+    ),
+    *["alignment/num_pairs", "alignment/recall_at_5_chance", "alignment/nonfinite", "embeddings/nonfinite"],
 ]
 OTHERS = {
     "prediction/level1_similarity_histogram": "histogram",
@@ -173,6 +189,7 @@ OTHERS = {
     "notes/how_to_read": "text",
     "alerts/log": "text",
     "embeddings/level0": "embedding",
+    "alignment/text_vs_audio/similarity_matrix": "image",
 }
 
 
@@ -235,7 +252,7 @@ def test_every_entry_says_enough():
     for entry in catalog.entries():
         assert entry.title, entry
         assert entry.meaning.endswith((".", ":")), entry
-        assert not entry.dashboard or entry.dashboard in catalog.DASHBOARDS, entry
+        assert not entry.dashboard or entry.dashboard in catalog.ALL_DASHBOARDS, entry
         assert "\n" not in entry.meaning + entry.healthy + entry.deviation, entry
 
 

@@ -2,7 +2,7 @@
 
 `find(tag)` says what a tag is; TensorBoard's layouts, the alerts' bounds, the README's table and the page
 in every run come from here. Sources: S0 is the H-JEPA TensorBoard enhancement document, by section, S1 its
-quick reference; papers by their arXiv number.
+quick reference, S3 the guide to text, image and audio; papers by their arXiv number.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hjepa_dist_metrics.catalog import (
     hierarchy,
     losses,
     masking,
+    modalities,
     performance,
     prediction,
 )
@@ -52,6 +53,15 @@ DASHBOARDS = (
     "performance",
 )
 
+# Shown where a run's configuration names them: they are about one workload.
+MULTIMODAL_DASHBOARDS = (
+    "multimodal_training",
+    "multimodal_embeddings",
+    "multimodal_optimization",
+    "multimodal_alignment",
+)
+ALL_DASHBOARDS = (*DASHBOARDS, *MULTIMODAL_DASHBOARDS)
+
 _ENTRIES: tuple[Entry, ...] = (
     *losses.LOSS,
     *losses.SHORT_LIST,
@@ -64,6 +74,8 @@ _ENTRIES: tuple[Entry, ...] = (
     *gradients.GRADIENTS,
     *gradients.LEARNING_RATE,
     *losses.STABILITY,
+    *modalities.MODALITIES,
+    *modalities.ALIGNMENT,
     *performance.PERFORMANCE,
     *performance.SYSTEM,
     *performance.SYNC,

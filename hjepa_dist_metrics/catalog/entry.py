@@ -20,6 +20,7 @@ PLACEHOLDERS = {
     "module": r"[^/]+",
     "group": r"[^/]+",
     "rule": r"[^/]+",
+    **dict.fromkeys(("a", "b", "from", "to"), r"[^/]+"),
 }
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -48,7 +49,7 @@ class Entry:
     """Describe one tag, or the tags of one pattern such as `loss/h{i}`."""
 
     pattern: str
-    """The tag; {i} and {rank} stand for a number, {name}, {module}, {group}, {rule} for one without slash."""
+    """The tag; {i} and {rank} stand for a number, the others for a name without slash."""
     title: str
     """The quantity in a few words."""
     meaning: str

@@ -111,7 +111,7 @@ ALIGNMENT = (
         "recall at {i}, {from} to {to}",
         "How often a sample's own embedding is among the i most similar ones of the other modality, in a "
         "uniform sample over all ranks; of equal ones each is as likely to come first.",
-        healthy="rises above alignment/recall_at_{i}_chance; samples that mean the same share the first place",
+        healthy="rises above alignment/recall_at_{i}_chance; samples that mean the same share its place",
         deviation="added",
     ),
     _alignment(

@@ -11,5 +11,7 @@ ALERT_RULES: dict[str, str] = {
     "exploding_gradients": "the global gradient norm is far above its recent range",
     "nonfinite": "a loss, gradient or feature is NaN or infinite",
     "level_imbalance": "one hierarchy level carries nearly all of the loss",
+    "misaligned_modalities": "right pairs of two modalities are no more alike than any pairs",
+    "no_diagonal": "a similarity matrix has no diagonal that chance would not give",
     "overfitting": "the validation loss rises away from the training loss",
 }
