@@ -48,8 +48,9 @@ def test_quick_start_runs_as_it_stands(tmp_path, monkeypatch):
     }
     loop, metric = snippets()[:2]
     exec(loop, names)
-    (first,) = read_jsonl(tmp_path / "results/logs/metrics/mine.jsonl")
+    first, last = read_jsonl(tmp_path / "results/logs/metrics/mine.jsonl")
     assert {"loss/total", "gradient/clipping_percentage", "collapse/effective_rank"} <= set(first)
+    assert (first["step"], last["step"]) == (0, 2)
     assert len(loop.strip().splitlines()) <= 13
     exec(metric.split("length = TokenLength()")[0], names)
     lengths = names["TokenLength"]()
