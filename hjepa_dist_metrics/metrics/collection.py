@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric, as_value, pack_states
-from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merged, Merger, drain
+from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merged, Merger
 from hjepa_dist_metrics.sync import SyncHandle, SyncReport
 from hjepa_dist_metrics.values import Value
 
@@ -101,6 +102,8 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         """Raise the error of a background sync that failed and whose handle was not asked."""
         while self._handles and self._handles[0].done():
             handle = self._handles.pop(0)
+            if handle.failed:
+                self._merger.acknowledge()
             if not handle.seen:
                 handle.result()
 
@@ -140,8 +143,9 @@ class MetricCollection(Mapping[str, DistributedMetric]):
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for the background syncs, `sync_timeout` seconds at most; raise what went wrong in them."""
-        drain(self.sync_timeout if timeout is None else timeout)
-        self.raise_errors()
+        deadline = time.monotonic() + (self.sync_timeout if timeout is None else timeout)
+        while self._handles and self._handles[0].wait(deadline - time.monotonic()):
+            self.raise_errors()
 
     def _select(
         self, formulas: Formulas, names: Sequence[str] | None

@@ -31,6 +31,7 @@ class Merger:
     def __init__(self) -> None:
         self.number = 0
         self.report: SyncReport | None = None
+        self._failed: BaseException | None = None
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def merge(
@@ -42,8 +43,27 @@ class Merger:
     def merge_async(
         self, metrics: Mapping[str, DistributedMetric], context: ProcessContext, timeout: float, then: Then[R]
     ) -> Future[R]:
-        """Take a snapshot here and now, and merge it on the sync thread."""
-        return _thread.submit(self._job(metrics, context, timeout, then, copy=True))
+        """Take a snapshot here and now, and merge it on the sync thread.
+
+        After a failure that the owner has not seen yet, it fails alike and exchanges nothing: the other
+        ranks may have seen theirs, and would never come.
+        """
+        job = self._job(metrics, context, timeout, then, copy=True)
+
+        def unless_failed() -> R:
+            if self._failed is not None:
+                raise self._failed
+            try:
+                return job()
+            except BaseException as error:
+                self._failed = error
+                raise
+
+        return _thread.submit(unless_failed)
+
+    def acknowledge(self) -> None:
+        """Let syncs run again: the owner has seen the failure."""
+        self._failed = None
 
     def _job(
         self,
@@ -57,22 +77,16 @@ class Merger:
         names = tuple(states)
         plan = self._plans[names] = Plan.of(states, self._plans.get(names))
         taken = snapshot(states, plan, copy)
-        self.number += 1
-        number = self.number
         failures = {name: m.failure for name, m in metrics.items() if m.failure is not None}
 
         def job() -> R:
             waited = self.report.waited if self.report is not None else 0.0
             channel = open_channel(context, timeout)
-            merged, self.report = exchange(taken, channel, Ticket(number, failures, waited))
+            self.number += 1
+            merged, self.report = exchange(taken, channel, Ticket(self.number, failures, waited))
             return then(unflatten(merged))
 
         return job
-
-
-def drain(timeout: float) -> bool:
-    """Wait for the syncs under way; return False where that took longer than `timeout` seconds."""
-    return _thread.drain(timeout)
 
 
 def flatten(metrics: Mapping[str, DistributedMetric]) -> dict[str, State]:

@@ -361,6 +361,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             over = bool(collection.compute(finish, selected))
         else:
             handle = collection.compute_async(finish, selected)
+            if wait:
+                collection.close()  # an earlier sync's error comes first
             over = bool(handle.result()) if wait else False
         for name in names:
             if not collection[name].persistent:

@@ -31,6 +31,15 @@ class SyncHandle(Generic[R]):
         """Return whether the result or the error is there."""
         return self._future.done()
 
+    @property
+    def failed(self) -> bool:
+        """Return whether the sync is over and failed."""
+        return self.done() and self._future.exception() is not None
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the sync is over; return False where that took longer than `timeout` seconds."""
+        return bool(concurrent.futures.wait([self._future], max(timeout, 0.0)).done)
+
     def result(self, timeout: float | None = None) -> R:
         """Wait and return the result; raise the sync's error, or TimeoutError after `timeout` seconds."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -218,3 +219,29 @@ def test_updates_after_the_snapshot_do_not_show_in_any_state():
         for key, state in states.items():
             for part, tensor in state.pack().items():
                 assert torch.equal(tensor, merged[name][key].pack()[part])
+
+
+def queue_behind_a_failure() -> list[str]:
+    """Rank 1 has two syncs under way when the first fails; rank 0 has one and asks for no more."""
+    rank = ProcessContext.current().rank
+    collection = MetricCollection({"broken": WeightedMean("length")}, sync_timeout=20)
+    if rank == 0:
+        time.sleep(0.3)
+    else:
+        with contextlib.suppress(TypeError):
+            collection["broken"].update("long")
+    handles = [collection.compute_async() for _ in range(1 + rank)]
+    errors = [str(handle._future.exception(10)) for handle in handles]
+    with pytest.raises(DesyncError) as caught:
+        collection.close()
+    collection.reset()
+    collection.close()
+    assert collection.compute() == {}
+    return [*errors, str(caught.value)]
+
+
+def test_a_sync_behind_a_failed_one_fails_alike_and_waits_for_nobody(gloo):
+    few, many = gloo(2).run(queue_behind_a_failure)
+    assert len(many) == 3
+    assert len({*few, *many}) == 1
+    assert "rank 1" in few[0]
