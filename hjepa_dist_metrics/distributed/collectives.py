@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -39,6 +40,18 @@ def all_reduce_sum(tensor: Tensor, context: ProcessContext) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total, op=dist.ReduceOp.SUM, group=context.group)
     return total
+
+
+def all_gather_tensors(tensor: Tensor, context: ProcessContext) -> Tensor:
+    """Return every rank's tensor, of one shape, as [W, ...], in rank order and without autograd."""
+    own = tensor.detach().contiguous()
+    if context.world_size == 1:
+        return own.clone().unsqueeze(0)
+    if context.channel is not None:
+        return context.channel.all_gather(own.reshape(-1)).reshape(-1, *own.shape)
+    parts = [torch.empty_like(own) for _ in range(context.world_size)]
+    dist.all_gather(parts, own, group=context.group)
+    return torch.stack(parts)
 
 
 def all_gather_objects(value: T, context: ProcessContext) -> list[T]:
