@@ -161,6 +161,10 @@ class LoggingConfig:
     """Directory of all runs' files."""
     log_frequency: int = 100
     """Steps between two logs of scalars; the other cadences follow it."""
+    log_interval: int | None = None
+    """Steps between two logs of scalars, another name of `log_frequency`; null takes that."""
+    histogram_interval: int | None = None
+    """EPOCHS between two histograms of weights and gradients; null takes `cadence.histograms`, in steps."""
     sync: SyncMode = "background"
     """Merge over ranks on a thread (`background`) or in the training loop (`inline`)."""
     sync_timeout: float = 60.0
@@ -185,12 +189,27 @@ class LoggingConfig:
         _require(bool(self.experiment_name.strip()), "experiment_name", self.experiment_name, "a name")
         _require(bool(self.log_dir), "log_dir", self.log_dir, "a directory")
         _require(self.log_frequency >= 1, "log_frequency", self.log_frequency, "1 or more")
+        for key in ("log_interval", "histogram_interval"):
+            interval = getattr(self, key)
+            _require(interval is None or interval >= 1, key, interval, "null or 1 or more")
         _require(self.sync_timeout > 0, "sync_timeout", self.sync_timeout, "more than 0 (seconds)")
         _require(self.sync in ("background", "inline"), "sync", self.sync, "'background' or 'inline'")
 
     def cadences(self, steps_per_epoch: int | None = None) -> Cadences:
-        """Return the steps between two values of each family."""
-        return self.cadence.resolve(self.log_frequency, steps_per_epoch)
+        """Return the steps between two values of each family.
+
+        ConfigError where an interval is in epochs and their steps are not known.
+        """
+        cadences = self.cadence.resolve(self.log_interval or self.log_frequency, steps_per_epoch)
+        if self.histogram_interval is None:
+            return cadences
+        _require(
+            steps_per_epoch is not None,
+            "histogram_interval",
+            self.histogram_interval,
+            "null, unless the monitor is told steps_per_epoch",
+        )
+        return dataclasses.replace(cadences, histograms=self.histogram_interval * (steps_per_epoch or 1))
 
 
 def from_mapping(source: object = None) -> LoggingConfig:

@@ -170,3 +170,15 @@ def test_jsonargparse_builds_a_command_line_from_it(tmp_path: Path):
     assert (config.cadence, config.dashboards) == (CadenceConfig(scalars=10), ["loss"])
     assert (config.alerts, config.tensorboard) == (AlertsConfig(patience=5), TensorBoardConfig())
     assert config.wandb.tags == ["baseline", "vit-base"]
+
+
+def test_intervals_are_steps_and_epochs():
+    config = from_mapping({"log_interval": 10, "histogram_interval": 5})
+    cadences = config.cadences(steps_per_epoch=11)
+    assert (cadences.scalars, cadences.histograms, cadences.representations) == (10, 55, 100)
+    assert from_mapping({"log_frequency": 7}).cadences(11).histograms == 70
+    with pytest.raises(ConfigError, match=r"logging\.histogram_interval is 5.*steps_per_epoch"):
+        config.cadences()
+    for key in ("log_interval", "histogram_interval"):
+        with pytest.raises(ConfigError, match=rf"logging\.{key} is 0"):
+            from_mapping({key: 0})
