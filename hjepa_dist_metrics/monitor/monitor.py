@@ -24,6 +24,7 @@ from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, Rule, collapse_r
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, MetricFamilies
+from hjepa_dist_metrics.monitor.matching_rules import misaligned_rule, no_diagonal_rule
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
 from hjepa_dist_metrics.monitor.phases import PhaseClock
 from hjepa_dist_metrics.sinks import HParam
@@ -388,6 +389,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.alert_book.rules = {
             "collapse": collapse_rule(self.families.collapse_dims()),
             "nonfinite": nonfinite_rule,
+            "misaligned_modalities": misaligned_rule,
+            "no_diagonal": no_diagonal_rule,
             **self._own_rules,
         }
         with self._lock:  # a sync's thread and `log` may judge at the same time

@@ -1,8 +1,9 @@
 """What a training script adds to its monitor: rules, second names, numbers of the epoch."""
 
 import pytest
+import torch
 
-from hjepa_dist_metrics import ConfigError, TrainingMonitor, WeightedMean
+from hjepa_dist_metrics import ConfigError, ModalityAlignment, TrainingMonitor, WeightedMean
 from hjepa_dist_metrics.monitor.alerts import Finding
 from tests.monitor.test_monitor import config, problem, series
 
@@ -53,3 +54,15 @@ def test_a_metric_of_the_epoch_is_written_at_its_end(tmp_path):
         with pytest.raises(ConfigError, match="cadence family"):
             monitor.add_metric("other", WeightedMean("x"), "nothing")
     assert series(tmp_path, "mine/length") == {1: 3.0}
+
+
+def test_modalities_that_do_not_match_raise_alerts(tmp_path):
+    settings = config(tmp_path, alerts={"patience": 1})
+    with TrainingMonitor(*problem(), settings) as monitor:
+        metric = ModalityAlignment(["text", "image"])
+        generator = torch.Generator().manual_seed(0)
+        metric.update({name: torch.randn(60, 8, generator=generator) for name in ("text", "image")})
+        monitor.log(metric.compute(), step=0)
+        (alert,) = [alert for alert in monitor.alerts if alert.rule == "no_diagonal"]
+        assert alert.tag == "alignment/text_vs_image/diagonal_contrast"
+        assert monitor.latest["alerts/no_diagonal"] == 1.0
