@@ -10,12 +10,26 @@ from hjepa_dist_metrics.metrics.clipping import GradientClipping as GradientClip
 from hjepa_dist_metrics.metrics.collapse import Collapse as Collapse
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.ema import EMADynamics as EMADynamics
+from hjepa_dist_metrics.metrics.frames import (
+    FrameQuality as FrameQuality,
+    generalization_gaps as generalization_gaps,
+)
 from hjepa_dist_metrics.metrics.gradients import GradientFlow as GradientFlow
+from hjepa_dist_metrics.metrics.heads import (
+    HeadGradients as HeadGradients,
+    HeadLosses as HeadLosses,
+    HeadParameters as HeadParameters,
+)
 from hjepa_dist_metrics.metrics.hierarchy import HierarchyFeatures as HierarchyFeatures
 from hjepa_dist_metrics.metrics.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.loss import HierarchicalLoss as HierarchicalLoss
 from hjepa_dist_metrics.metrics.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.prediction import PredictionQuality as PredictionQuality
+from hjepa_dist_metrics.metrics.reconstruction import (
+    Reconstruction as Reconstruction,
+    SemanticSimilarity as SemanticSimilarity,
+    psnr as psnr,
+)
 from hjepa_dist_metrics.metrics.scalars import (
     ReplicatedScalars as ReplicatedScalars,
     WeightedMean as WeightedMean,

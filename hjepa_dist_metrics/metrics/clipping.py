@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.distributed import ProcessContext
-from hjepa_dist_metrics.distributed.reduction import any_rank, resolve_partial, sum_over_shards
-from hjepa_dist_metrics.distributed.slots import Slot
+from hjepa_dist_metrics.distributed.reduction import any_rank
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.metrics.norms import scale_, square_sum
+from hjepa_dist_metrics.metrics.group_norms import columns_of, group_square_sums
+from hjepa_dist_metrics.metrics.norms import scale_
 from hjepa_dist_metrics.metrics.watched import Groups, Parameters, Watched
 from hjepa_dist_metrics.states import Replicated
 
@@ -53,7 +53,7 @@ class GradientClipping(DistributedMetric):
             raise ConfigError(f"the window must hold at least one step, got window={window}")
         self.watched = Watched(parameters, groups)
         self.window, self.skip_nonfinite, self._context = window, skip_nonfinite, context
-        self._columns = _columns(self.watched)
+        self._columns = columns_of(self.watched)
         self.add_state("latest", Replicated(shape=(3,)))  # norm before, after, whether clipped
         self.add_state("totals", Replicated(shape=(3,)))  # finite steps, clipped steps, nonfinite steps
         self.add_state("recent", Replicated(shape=(window,)))  # 1 clipped, 0 not, NaN unknown
@@ -72,7 +72,7 @@ class GradientClipping(DistributedMetric):
         if not max_norm > 0:
             raise ConfigError(f"max_norm must be positive (infinity to only measure), got {max_norm!r}")
         self.watched.require_unchanged()
-        squares = self._square_sums()
+        squares = group_square_sums(self.watched, self._columns)
         stored = [g for slot in self.watched.slots if (g := slot.stored_gradient()) is not None]
         if not stored:
             raise ConfigError("no parameter has a gradient: call clip_ after backward and before zero_grad")
@@ -131,33 +131,9 @@ class GradientClipping(DistributedMetric):
             tags[f"gradient/{name}/global_norm_after_clip"] = group_after
         return tags
 
-    def _square_sums(self) -> Tensor:
-        """Return the sum of squares of each group and of the parameters in none, float64 [groups + 1]."""
-        device = self.watched.slots[0].parameter.device
-        held = [[slot.gradient() for slot in slots] for _, _, slots in self._columns]
-        present = [[pair for pair in column if pair is not None] for column in held]
-        whole = iter(resolve_partial([pair for column in present for pair in column]))
-        local = [square_sum([next(whole) for _ in column], device) for column in present]
-        merged = sum_over_shards(torch.stack(local), [shards for _, shards, _ in self._columns])
-        totals = [torch.zeros((), dtype=torch.float64, device=device)] * (len(self.watched.groups) + 1)
-        for (group, _, _), value in zip(self._columns, merged.unbind(), strict=True):
-            totals[group] = totals[group] + value
-        return torch.stack(totals)
-
     def _drop_gradients(self) -> None:
         for slot in self.watched.slots:
             slot.parameter.grad = None
-
-
-def _columns(watched: Watched) -> list[tuple[int, tuple[Any, ...], list[Slot]]]:
-    """Group slots whose squares add up together: by parameter group and by the ranks that share them.
-
-    All parameters take part, with a gradient or without, so that every rank has the same columns.
-    """
-    found: dict[tuple[int, tuple[Any, ...]], list[Slot]] = {}
-    for slot, group in zip(watched.slots, watched.group_of, strict=True):
-        found.setdefault((group, slot.layout.shards), []).append(slot)
-    return [(group, shards, slots) for (group, shards), slots in found.items()]
 
 
 def _wide(gradients: list[Tensor]) -> torch.dtype:

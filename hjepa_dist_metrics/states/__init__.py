@@ -8,6 +8,7 @@ from hjepa_dist_metrics.states.extremes import (
     Replicated as Replicated,
     Sum as Sum,
 )
+from hjepa_dist_metrics.states.grouped import GroupSums as GroupSums
 from hjepa_dist_metrics.states.histogram import Histogram as Histogram
 from hjepa_dist_metrics.states.lowest import Lowest as Lowest
 from hjepa_dist_metrics.states.moments import Covariance as Covariance, Moments as Moments

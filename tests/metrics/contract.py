@@ -151,6 +151,62 @@ def _model() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
 
 
+FRAMES = 7
+PATCHES = torch.rand(MOST, 3, 4, 4, generator=_generator(4))
+NOISE = torch.randn(MOST, 3, 4, 4, generator=_generator(5)) * torch.rand(
+    MOST, 1, 1, 1, generator=_generator(6)
+)
+
+
+def _feed_patches(metric: Any, piece: slice) -> None:
+    """Deal patches out to frames in turn, so that a frame's patches lie on several ranks."""
+    target = PATCHES[piece]
+    metric.update(target + NOISE[piece], target, torch.arange(MOST)[piece] % FRAMES, VALID[piece])
+
+
+def _feed_rows(metric: Any, piece: slice) -> None:
+    """Give no ids: every row is a frame of its own."""
+    metric.update(FEATURES[piece], FEATURES[piece].roll(1, dims=-1), None, VALID[piece])
+
+
+def _feed_qualities(metric: Any, piece: slice) -> None:
+    metric.update(LOSSES[piece, 1], -torch.arange(MOST)[piece] % FRAMES - 3)
+
+
+def _feed_heads(metric: Any, piece: slice) -> None:
+    batch = LOSSES[piece]
+    means = batch.mean(dim=0) if len(batch) else torch.full((3,), float("nan"))
+    metric.update({"pixel": means[0], "clip": means[1]}, {"pixel": 1.0, "clip": 0.5}, len(batch))
+
+
+def _two_parts() -> torch.nn.ModuleDict:
+    return torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "rgb_head": torch.nn.Linear(2, 1)})
+
+
+def _head_gradients() -> DistributedMetric:
+    model = _two_parts()
+    return metrics.HeadGradients(model, dict(model.items()), [("rgb_head", "body")])
+
+
+def _feed_head_gradients(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        for slot in metric.watched.slots:
+            slot.parameter.grad = torch.full_like(slot.parameter, float(NORMS[step]))
+        metric.update()
+
+
+def _feed_parameters(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        for number, slot in enumerate(metric.watched.slots):
+            torch.nn.init.constant_(slot.parameter, float(NORMS[step]) + number)
+        metric.update()
+
+
+def _head_parameters() -> DistributedMetric:
+    model = _two_parts()
+    return metrics.HeadParameters(model, {"rgb_head": model["rgb_head"]})
+
+
 def _optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 0.25)], lr=1.0
@@ -195,6 +251,19 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     ),
     metrics.ReplicatedScalars: Example(
         lambda: metrics.ReplicatedScalars(["a", "b"]), _feed_scalars, replicated=True, tolerance=0.0
+    ),
+    metrics.Reconstruction: Example(lambda: metrics.Reconstruction("val"), _feed_patches, tolerance=1e-9),
+    metrics.SemanticSimilarity: Example(metrics.SemanticSimilarity, _feed_rows, tolerance=1e-9),
+    metrics.FrameQuality: Example(
+        lambda: metrics.FrameQuality("sharpness", edges=[0.0, 0.4, 0.5, 1.0]), _feed_qualities, tolerance=1e-9
+    ),
+    metrics.HeadLosses: Example(lambda: metrics.HeadLosses(["pixel", "clip"]), _feed_heads, tolerance=1e-9),
+    metrics.HeadGradients: Example(_head_gradients, _feed_head_gradients, replicated=True, tolerance=1e-9),
+    metrics.HeadParameters: Example(
+        _head_parameters,
+        _feed_parameters,
+        replicated=True,
+        tolerance=0.0,
     ),
     metrics.Throughput: Example(
         metrics.Throughput,
