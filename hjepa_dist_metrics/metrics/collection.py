@@ -38,6 +38,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         self._metrics: dict[str, DistributedMetric] = {}
         self._merger = Merger()
         self._handles: list[SyncHandle[Any]] = []
+        self._raised: BaseException | None = None
         for name, metric in (metrics or {}).items():
             self.add(name, metric)
 
@@ -102,9 +103,11 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         """Raise the error of a background sync that failed and whose handle was not asked."""
         while self._handles and self._handles[0].done():
             handle = self._handles.pop(0)
-            if handle.failed:
-                self._merger.acknowledge()
-            if not handle.seen:
+            if handle.error is None:
+                continue
+            self._merger.acknowledge()
+            if not handle.seen and handle.error is not self._raised:
+                self._raised = handle.error
                 handle.result()
 
     def reset(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext, open_channel
@@ -25,13 +26,20 @@ Then = Callable[[Merged], R]
 _thread = SyncThread()
 
 
+@dataclass
+class _Wave:
+    """Hold the failure that ends the background syncs asked for before the owner saw it."""
+
+    error: BaseException | None = None
+
+
 class Merger:
     """Merge the states of metrics over the ranks of a context, each sync numbered."""
 
     def __init__(self) -> None:
         self.number = 0
         self.report: SyncReport | None = None
-        self._failed: BaseException | None = None
+        self._wave = _Wave()
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def merge(
@@ -48,22 +56,22 @@ class Merger:
         After a failure that the owner has not seen yet, it fails alike and exchanges nothing: the other
         ranks may have seen theirs, and would never come.
         """
-        job = self._job(metrics, context, timeout, then, copy=True)
+        job, wave = self._job(metrics, context, timeout, then, copy=True), self._wave
 
         def unless_failed() -> R:
-            if self._failed is not None:
-                raise self._failed
+            if wave.error is not None:
+                raise wave.error
             try:
                 return job()
             except BaseException as error:
-                self._failed = error
+                wave.error = error
                 raise
 
         return _thread.submit(unless_failed)
 
     def acknowledge(self) -> None:
-        """Let syncs run again: the owner has seen the failure."""
-        self._failed = None
+        """Let syncs that are asked for from now on run: the owner has seen the failure."""
+        self._wave = _Wave()
 
     def _job(
         self,

@@ -32,9 +32,9 @@ class SyncHandle(Generic[R]):
         return self._future.done()
 
     @property
-    def failed(self) -> bool:
-        """Return whether the sync is over and failed."""
-        return self.done() and self._future.exception() is not None
+    def error(self) -> BaseException | None:
+        """Return the error of a sync that is over and failed."""
+        return self._future.exception() if self.done() else None
 
     def wait(self, timeout: float) -> bool:
         """Wait until the sync is over; return False where that took longer than `timeout` seconds."""
