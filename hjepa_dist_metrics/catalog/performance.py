@@ -84,6 +84,13 @@ PERFORMANCE = (
     _speed(
         "performance/total_samples", "samples seen", "Samples of all ranks since the start.", unit="samples"
     ),
+    _speed("performance/total_tokens", "tokens seen", "Tokens of all ranks since the start.", unit="tokens"),
+    _speed(
+        "performance/samples_per_second_total",
+        "throughput since the start",
+        "Samples of all ranks since the start over the longest rank's time, pauses left out.",
+        unit="samples/s",
+    ),
     _speed("performance/forward_backward_ratio", "forward over backward", "Forward time over backward time."),
     _speed(
         "performance/mfu",
@@ -102,11 +109,37 @@ PERFORMANCE = (
     _speed(
         "performance/straggler_score",
         "slowest rank's speed",
-        "Fastest rank's median compute time over the slowest rank's, waits left out.",
+        "Least median time of a rank's own compute and data over the largest, waits for others left out.",
         healthy="near 1; below 0.75 one rank holds all the others up",
         limits=straggler_limits,
     ),
     _speed("performance/slowest_rank", "slowest rank", "Number of the rank behind the score.", unit="rank"),
+    _speed(
+        "performance/collective_wait_time_ms",
+        "wait for other ranks",
+        "Time that a rank waits inside the backward's collectives: beyond the step's shortest backward.",
+        unit="ms",
+        healthy="small against the step",
+        deviation="added",
+    ),
+    _speed(
+        "performance/straggler",
+        "straggler",
+        "Names the slow rank and whether its compute or its data is slow; written below a score of 0.75.",
+        kind="text",
+        dashboard="",
+        deviation="added",
+    ),
+    _speed(
+        "performance/straggler_map",
+        "ranks' own times",
+        "A row for each rank, a column for each of the last steps: white as the fastest, red twice as slow.",
+        kind="image",
+        family="figures",
+        dashboard="",
+        healthy="white; a red row is a slow rank, a red column a slow step",
+        deviation="added",
+    ),
     *_memory("allocated", "allocated by tensors"),
     *_memory("reserved", "reserved by the allocator"),
     *_memory("peak", "allocated at the peak"),

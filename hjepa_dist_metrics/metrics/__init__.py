@@ -24,6 +24,7 @@ from hjepa_dist_metrics.metrics.hierarchy import HierarchyFeatures as HierarchyF
 from hjepa_dist_metrics.metrics.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.loss import HierarchicalLoss as HierarchicalLoss
 from hjepa_dist_metrics.metrics.masking import Masking as Masking
+from hjepa_dist_metrics.metrics.memory import Memory as Memory
 from hjepa_dist_metrics.metrics.prediction import PredictionQuality as PredictionQuality
 from hjepa_dist_metrics.metrics.reconstruction import (
     Reconstruction as Reconstruction,
@@ -35,4 +36,5 @@ from hjepa_dist_metrics.metrics.scalars import (
     WeightedMean as WeightedMean,
 )
 from hjepa_dist_metrics.metrics.stability import TrainingStability as TrainingStability
-from hjepa_dist_metrics.metrics.throughput import Throughput as Throughput
+from hjepa_dist_metrics.metrics.stragglers import Stragglers as Stragglers
+from hjepa_dist_metrics.metrics.throughput import Throughput as Throughput, TotalSamples as TotalSamples

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from typing_extensions import Self
+
+from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.states import PerRank, Sum
+from hjepa_dist_metrics.metrics.flops import peak_flops as devices_peak
+from hjepa_dist_metrics.states import PerRank, State, Sum
+from hjepa_dist_metrics.states.by_rank import ByRank
 
 PHASES = ("forward", "backward", "data", "optimizer", "step")
 
@@ -17,12 +24,27 @@ class Throughput(DistributedMetric):
     `samples_per_second` and `tokens_per_second` are the ranks' sums over the longest elapsed time of any
     rank. `{phase}_time_ms` is the mean over steps and ranks, `{phase}_time_ms_max` the slowest rank's mean
     and `{phase}_time_ms_max_rank` that rank; phases without a time are left out. `forward_backward_ratio` is
-    forward over backward, `monitor_overhead_percent` the monitor's own share of the steps' time.
+    forward over backward, `monitor_overhead_percent` the monitor's own share of the steps' time. With
+    `flops_per_sample` (see `count_flops`) `mfu`, the share of the devices' peak: of this rank's `peak_flops`,
+    by default looked up for `device`; left out where a rank's peak is not known.
     """
 
-    def __init__(self) -> None:
-        self.add_state("samples", Sum())
-        self.add_state("tokens", Sum())
+    def __init__(
+        self,
+        flops_per_sample: float | None = None,
+        peak_flops: float | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        for name, value in (("flops_per_sample", flops_per_sample), ("peak_flops", peak_flops)):
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be a positive number, got {value!r}")
+        self.flops_per_sample = flops_per_sample
+        self.peak_flops = peak_flops if peak_flops or device is None else devices_peak(device)
+        self._seconds: dict[str, list[float]] = {}
+        self._counts = [0.0, 0.0]
+        for name in ("samples", "tokens", "flops"):
+            self.add_state(name, Sum())
+        self.add_state("peak", ByRank(1))
         for phase in (*PHASES, "monitor"):
             self.add_state(f"{phase}_s", PerRank())
 
@@ -42,15 +64,48 @@ class Throughput(DistributedMetric):
         """
         given = {"forward": forward_s, "backward": backward_s, "data": data_s, "optimizer": optimizer_s}
         known = {phase: seconds for phase, seconds in given.items() if seconds is not None}
-        self.samples.update(samples)
-        self.tokens.update(tokens)
+        self._counts[0] += samples
+        self._counts[1] += tokens
         for phase, seconds in known.items():
             self.add_time(phase, seconds)
         self.add_time("step", sum(known.values()) if step_s is None else step_s)
 
     def add_time(self, phase: str, seconds: float) -> None:
         """Add a phase's seconds on their own, when they become known: CUDA events are read steps later."""
-        self.states[f"{phase}_s"].update(seconds)
+        if phase not in (*PHASES, "monitor"):
+            raise ConfigError(f"expected a phase of {(*PHASES, 'monitor')}, got {phase!r}")
+        self._seconds.setdefault(phase, []).append(seconds)
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """Return the local states by name."""
+        self._settle()
+        return self._states
+
+    def _settle(self) -> None:
+        """Move what was collected into the states: once a sync, which costs less than once a step."""
+        for phase, seconds in self._seconds.items():
+            self._states[f"{phase}_s"].update(seconds)
+        if self._seconds:
+            samples, tokens = self._counts
+            self._states["samples"].update(samples)
+            self._states["tokens"].update(tokens)
+            if self.flops_per_sample is not None:
+                self._states["flops"].update(samples * self.flops_per_sample)
+                self._states["peak"].update([self.peak_flops or math.nan])
+        self._seconds, self._counts = {}, [0.0, 0.0]
+
+    def merge(self, other: DistributedMetric) -> Self:
+        """Take in what `other` has seen."""
+        self._settle()
+        if isinstance(other, Throughput):
+            other._settle()
+        return super().merge(other)
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        self._seconds, self._counts = {}, [0.0, 0.0]
+        super().reset()
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return rates and times; {} before the first step."""
@@ -63,6 +118,9 @@ class Throughput(DistributedMetric):
             tags["performance/monitor_overhead_percent"] = 100.0 * states["monitor_s"].total / step.total
             if states["tokens"].value:
                 tags["performance/tokens_per_second"] = states["tokens"].value / step.longest
+            peak = float(states["peak"].table.sum())
+            if states["flops"].value and peak > 0:
+                tags["performance/mfu"] = states["flops"].value / step.longest / peak
         for phase in PHASES:
             tags |= _times(phase, states[f"{phase}_s"])
         forward, backward = states["forward_s"], states["backward_s"]
@@ -79,3 +137,35 @@ def _times(phase: str, seconds: Any) -> dict[str, Any]:
         f"performance/{phase}_time_ms_max": 1e3 * seconds.highest,
         f"performance/{phase}_time_ms_max_rank": seconds.highest_rank,
     }
+
+
+class TotalSamples(DistributedMetric):
+    """Count over the whole run: `performance/total_samples`, `total_tokens`, `samples_per_second_total`.
+
+    The rate is the ranks' samples since the start over the longest time of any rank.
+    """
+
+    persistent = True
+
+    def __init__(self) -> None:
+        self.add_state("samples", Sum())
+        self.add_state("tokens", Sum())
+        self.add_state("seconds", PerRank())
+
+    def update(self, samples: float, seconds: float = 0.0, tokens: float = 0) -> None:
+        """Add samples and tokens of this rank, of one step or several, and the time that they took."""
+        self.samples.update(samples)
+        self.tokens.update(tokens)
+        self.seconds.update(seconds)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tags; {} before the first update."""
+        seconds = states["seconds"]
+        if not seconds.count:
+            return {}
+        tags = {"performance/total_samples": states["samples"].value}
+        if states["tokens"].value:
+            tags["performance/total_tokens"] = states["tokens"].value
+        if seconds.longest > 0:
+            tags["performance/samples_per_second_total"] = states["samples"].value / seconds.longest
+        return tags

@@ -16,9 +16,12 @@ from hjepa_dist_metrics.metrics import (
     GradientFlow,
     HierarchicalLoss,
     LearningRate,
+    Memory,
     MetricCollection,
     ReplicatedScalars,
+    Stragglers,
     Throughput,
+    TotalSamples,
     WeightedMean,
 )
 from hjepa_dist_metrics.metrics.gradients import Report
@@ -30,6 +33,9 @@ M = TypeVar("M", bound=DistributedMetric)
 # The cadence family of each metric; names that start alike share one.
 _REPRESENTATIONS = "collapse"
 _GRADIENT_HISTOGRAMS = "gradient_histograms"
+_STRAGGLER_MAP = "straggler_map"
+_MEMORY = "memory"
+_FAMILIES = {_GRADIENT_HISTOGRAMS: "histograms", _STRAGGLER_MAP: "figures", _MEMORY: "system"}
 # Metrics of this family are logged by `end_epoch`.
 EPOCH = "epoch"
 
@@ -57,8 +63,8 @@ class MetricFamilies:
             return self._custom[name]
         if name.startswith(EPOCH):
             return EPOCH
-        if name == _GRADIENT_HISTOGRAMS:
-            return "histograms"
+        if name in _FAMILIES:
+            return _FAMILIES[name]
         return "representations" if name.startswith(_REPRESENTATIONS) else "scalars"
 
     def add(self, name: str, metric: DistributedMetric, family: str) -> None:
@@ -75,7 +81,24 @@ class MetricFamilies:
 
     def throughput(self) -> Throughput:
         """Return the throughput metric."""
-        return self._ensure("throughput", Throughput, Throughput)
+        device = self.collection.context.device
+        return self._ensure("throughput", Throughput, lambda: Throughput(device=device))
+
+    def total_samples(self) -> TotalSamples:
+        """Return the count of samples since the start."""
+        return self._ensure("total_samples", TotalSamples, TotalSamples)
+
+    def stragglers(self) -> Stragglers:
+        """Return the comparison of the ranks' times."""
+        return self._ensure("stragglers", Stragglers, lambda: Stragglers(report="numbers"))
+
+    def straggler_map(self) -> Stragglers:
+        """Return the picture of the ranks' times."""
+        return self._ensure(_STRAGGLER_MAP, Stragglers, lambda: Stragglers(report="map"))
+
+    def memory(self) -> Memory:
+        """Return the memory and load of every rank."""
+        return self._ensure(_MEMORY, Memory, lambda: Memory(self.collection.context.device))
 
     def learning_rate(self, optimizer: Optimizer) -> LearningRate:
         """Return the learning-rate metric."""

@@ -26,7 +26,7 @@ from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, MetricFamilies
 from hjepa_dist_metrics.monitor.matching_rules import misaligned_rule, no_diagonal_rule
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
-from hjepa_dist_metrics.monitor.phases import PhaseClock
+from hjepa_dist_metrics.monitor.speed import SpeedWatch
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.values import Scalar, Value
 
@@ -81,7 +81,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._sink = open_output(self.config, self.context, self.run_name, start_step, num_levels)
         self._sink.write_hparams(hparams or {}, COMPARED)
         self._cadences = self.config.cadences(steps_per_epoch).every()
-        self._phases = PhaseClock(self.context.device)
+        self._speed = SpeedWatch(self.families)
         self._lock = threading.Lock()
         self._ending = Ending()
         self.families.add(ENDING, self._ending, ENDING)
@@ -102,13 +102,13 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
                 batch = next(iterator)
             except StopIteration:
                 return
-            self.families.throughput().add_time("data", time.perf_counter() - begun)
+            self._speed.waited(time.perf_counter() - begun)
             yield batch
 
     def forward(self) -> AbstractContextManager[None]:
         """Time the body as forward; may be entered once for each micro-step."""
         self._start_clock()
-        return self._phases.phase("forward")
+        return self._speed.phase("forward")
 
     @contextmanager
     def backward(self) -> Iterator[None]:
@@ -116,7 +116,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
         Where `clip_grad_norm_` is called they are read there, which is right under a GradScaler too.
         """
-        with self._phases.phase("backward"):
+        with self._speed.phase("backward"):
             yield
         if not self._clips:
             self.observe_gradients()
@@ -133,7 +133,15 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def optimizer_step(self) -> AbstractContextManager[None]:
         """Time the body as the optimizer's step."""
-        return self._phases.phase("optimizer")
+        return self._speed.phase("optimizer")
+
+    def count_flops(self, step: Callable[[], Any], samples: int, peak_flops: float | None = None) -> float:
+        """Run `step`, a forward and backward of `samples` samples, once and count its operations for each.
+
+        From then on `performance/mfu` is written, where the devices' peak is known or given. Every rank must
+        call it. The step's gradients are yours to discard.
+        """
+        return self._speed.count_flops(step, samples, peak_flops)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -202,6 +210,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self._observe(lambda: self._observe_features(features, valid, ids))
         due = [family for family, every in self._cadences.items() if every.due(self.step_number)]
         if due:
+            self._observe(lambda: self._speed.refresh(due))
             self._log(self.families.names(due), self.step_number)
         self.step_number += 1
         self._own_seconds += time.perf_counter() - begun
@@ -324,13 +333,11 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             raise
 
     def _observe_step(self, samples: int, losses: Any, count: Any, tokens: int, now: float) -> None:
-        throughput = self.families.throughput()
-        self._phases.collect(throughput.add_time)
         start = self._last_step_end
-        throughput.update(samples, step_s=0.0 if start is None else now - start, tokens=tokens)
-        throughput.add_time("monitor", self._own_seconds)
+        self._speed.step(samples, tokens, 0.0 if start is None else now - start, self._own_seconds)
         self._last_step_end, self._own_seconds = now, 0.0
-        self.families.learning_rate(self.optimizer).update()
+        if self._is_due("scalars", self.step_number):
+            self.families.learning_rate(self.optimizer).update()
         if losses is not None:
             named = losses if isinstance(losses, Mapping) else {"loss": losses}
             counts = samples if count is None else count

@@ -127,6 +127,19 @@ def _feed_encoders(metric: Any, piece: slice) -> None:
         metric.update(student, teacher, 0.9, 1.0)
 
 
+def _feed_memory(metric: Any, piece: slice) -> None:
+    if len(range(piece.start, piece.stop)):
+        metric.usage.update([1.0, 2.0, 3.0, 40.0, 50.0, 60.0, 0.7])
+
+
+def _feed_stragglers(metric: Any, piece: slice) -> None:
+    metric.update_steps([(0.1 + step, 0.2, 0.05, 0.01) for step in range(piece.start, piece.stop)])
+
+
+def _feed_total(metric: Any, piece: slice) -> None:
+    metric.update(piece.stop - piece.start, 0.5, 10)
+
+
 def _feed_gradients(metric: Any, piece: slice) -> None:
     for step in range(piece.start, piece.stop):
         for slot in metric.segments.slots:
@@ -240,6 +253,16 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
     ),
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
+    metrics.Memory: Example(
+        metrics.Memory,
+        _feed_memory,
+        tags=("performance/gpu_memory_peak_gb", "system/cpu_percent", "system/ram_gb"),
+        tolerance=0.0,
+    ),
+    metrics.Stragglers: Example(lambda: metrics.Stragglers(4, report="numbers"), _feed_stragglers, tags=()),
+    metrics.TotalSamples: Example(
+        metrics.TotalSamples, _feed_total, tags=("performance/total_samples",), tolerance=0.0
+    ),
     metrics.GradientFlow: Example(
         lambda: metrics.GradientFlow(_model()), _feed_gradients, replicated=True, tolerance=0.0
     ),

@@ -1,6 +1,8 @@
 import pytest
+import torch
 
-from hjepa_dist_metrics import MetricCollection, Throughput
+from hjepa_dist_metrics import ConfigError, MetricCollection, Throughput, TotalSamples
+from hjepa_dist_metrics.metrics.flops import count_flops, peak_of
 from tests.ranks import run_ranks
 
 
@@ -61,3 +63,78 @@ def test_times_that_arrive_later_and_the_monitors_own_share():
 
 def test_nothing_before_the_first_step():
     assert Throughput().compute() == {}
+
+
+def test_utilization_is_the_jobs_arithmetic_over_all_peaks():
+    def body(context, peak):
+        throughput = Throughput(flops_per_sample=100.0, peak_flops=peak[context.rank])
+        throughput.update(samples=30 if context.rank else 10, step_s=2.0)
+        return numbers(MetricCollection({"t": throughput}, context).compute())
+
+    for values in run_ranks(2, lambda context: body(context, [1500.0, 2500.0])):
+        assert values["performance/mfu"] == pytest.approx(40 * 100 / 2.0 / 4000)
+    for values in run_ranks(2, lambda context: body(context, [1500.0, None])):
+        assert "performance/mfu" not in values
+
+
+def test_flops_of_a_linear_layer_by_hand():
+    layer = torch.nn.Linear(8, 5)
+    x = torch.randn(3, 8)
+    # 2 * 3 * 8 * 5 forward; the weight's gradient costs the same, and x needs none
+    assert count_flops(lambda: layer(x).sum().backward()) == 2 * 240
+    with pytest.raises(ConfigError, match="no floating-point operation"):
+        count_flops(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA L40S", 362e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("NVIDIA GeForce RTX 3090", None),
+        ("Some A1000 Card", None),
+    ],
+)
+def test_peaks_by_name(name, peak):
+    assert peak_of(name) == peak
+
+
+def test_bad_flops_and_phases():
+    with pytest.raises(ConfigError, match="peak_flops must be a positive number, got 0"):
+        Throughput(peak_flops=0)
+    with pytest.raises(ConfigError, match="'sideways'"):
+        Throughput().add_time("sideways", 1.0)
+
+
+def test_totals_survive_a_reset_of_the_window():
+    def body(context):
+        total, window = TotalSamples(), Throughput()
+        for _ in range(3):
+            total.update(8 if context.rank else 4, seconds=0.5, tokens=100)
+            window.update(8, step_s=0.5)
+            window.reset()
+        collection = MetricCollection({"total": total, "window": window}, context)
+        return numbers(collection.compute())
+
+    for values in run_ranks(2, body):
+        assert values == {
+            "performance/total_samples": 36.0,
+            "performance/total_tokens": 600.0,
+            "performance/samples_per_second_total": 24.0,
+        }
+
+
+def test_merging_and_looking_settle_what_was_gathered():
+    one, other = Throughput(), Throughput()
+    one.update(10, forward_s=1.0)
+    other.update(30, forward_s=3.0)
+    one.merge(other)
+    assert one.states["forward_s"].total == 4.0
+    values = numbers(one.compute())
+    assert values["performance/samples_per_second"] == pytest.approx(10.0)
+    assert numbers(other.compute())["performance/samples_per_second"] == pytest.approx(10.0)
