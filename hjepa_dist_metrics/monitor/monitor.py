@@ -265,6 +265,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             return
         self._finished = True
         self._ending.update(self.last_step)
+        self._speed.refresh(["scalars"])
         step, over = self.step_number, False
         while not over:
             due = [family for family, every in self._cadences.items() if every.due(step)]
