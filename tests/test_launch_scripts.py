@@ -10,7 +10,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(p for p in [*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"])
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/slurm.sbatch", ROOT / ".ci/run"])
 
 # Makes environments and "installs" by writing down what it was asked for; all else is the real interpreter.
 STUB = f"""#!/usr/bin/env bash
@@ -188,6 +188,28 @@ def test_demo_starts_two_ranks_and_passes_arguments_on(checkout: Checkout):
     assert "--nproc-per-node 2" in command
     assert f"{checkout.root}/launch/train.py --config {checkout.root}/configs/default.yaml" in command
     assert command.endswith(" --training.epochs 3")
+
+
+def test_tensorboard_passes_its_arguments_on(checkout: Checkout):
+    run = checkout.run("tensorboard.sh", "some logs", "--port", "7007")
+    assert run.returncode == 0, run.stderr
+    expected = f"run {checkout.elsewhere} -m hjepa_dist_metrics.cli tensorboard some logs --port 7007"
+    assert checkout.calls()[-1] == expected
+
+
+def test_slurm_starts_one_launcher_on_each_machine_and_always_resumes(checkout: Checkout):
+    for name, body in {"scontrol": 'echo "node-a"; echo "node-b"', "srun": 'echo "$@"'}.items():
+        (checkout.bin / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (checkout.bin / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2"}
+    slurm |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_SUBMIT_DIR": str(checkout.root)}
+    run = checkout.run("slurm.sbatch", "--training.epochs", "3", **slurm)
+    assert run.returncode == 0, run.stderr
+    command = run.stdout.strip()
+    assert "--nnodes 2 --nproc-per-node 8 --rdzv-id 17" in command
+    assert "--rdzv-endpoint node-a:29500" in command
+    assert f"{checkout.root}/launch/train.py --config {checkout.root}/configs/default.yaml" in command
+    assert command.endswith("--resume --training.epochs 3")
 
 
 def test_every_check_runs_from_the_root_and_pytest_comes_last(checkout: Checkout):

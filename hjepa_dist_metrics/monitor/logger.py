@@ -220,12 +220,12 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
     ) -> None:
         """Add the run to the table that compares runs: its settings, and the tags to compare by.
 
-        `hparams` may be nested. Where `metrics` is a mapping, its numbers are written as well.
+        Nested `hparams` get dotted names. Where `metrics` is a mapping, its numbers are written as well.
         """
         if isinstance(metrics, Mapping):
             self.log_metrics(metrics)
             metrics = list(flatten(metrics))
-        settings = {key: _setting(value) for key, value in flatten(hparams).items()}
+        settings = {key: _setting(value) for key, value in flatten(hparams, separator=".").items()}
         self._output.write_hparams(settings, metrics)
 
     def log_graph(self, model: nn.Module, inputs: Any) -> None:

@@ -14,18 +14,18 @@ from hjepa_dist_metrics.values import Value
 SEPARATOR = "/"
 
 
-def join(prefix: str, name: str) -> str:
+def join(prefix: str, name: str, separator: str = SEPARATOR) -> str:
     """Return `prefix/name`, without empty parts."""
-    return SEPARATOR.join(part for part in (prefix.strip(SEPARATOR), name.strip(SEPARATOR)) if part)
+    return separator.join(part for part in (prefix.strip(separator), name.strip(separator)) if part)
 
 
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(metrics: Mapping[str, Any], prefix: str = "", separator: str = SEPARATOR) -> dict[str, Any]:
     """Return tag -> value of nested mappings: `{"loss": {"h0": 1}}` under `train` is `{"train/loss/h0": 1}`.
 
     Raises ConfigError for a tag that two entries give, or an empty one.
     """
     flat: dict[str, Any] = {}
-    for tag, value in _walk(metrics, prefix):
+    for tag, value in _walk(metrics, prefix, separator):
         if tag in flat or not tag:
             raise ConfigError(f"two metrics have the tag {tag!r}" if tag else "a metric needs a name, got ''")
         flat[tag] = value
@@ -66,11 +66,11 @@ class StepCounter:
         return number
 
 
-def _walk(metrics: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _walk(metrics: Mapping[str, Any], prefix: str, separator: str) -> Iterator[tuple[str, Any]]:
     for key, value in metrics.items():
-        tag = join(prefix, str(key))
+        tag = join(prefix, str(key), separator)
         if isinstance(value, Mapping):
-            yield from _walk(value, tag)
+            yield from _walk(value, tag, separator)
         else:
             yield tag, value
 

@@ -6,11 +6,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hjepa_dist_metrics.sinks.base import ForkGuard
+from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
 from hjepa_dist_metrics.values import Histogram, Scalar, Text, Value
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -21,13 +21,15 @@ class JsonlSink:
 
     Strict JSON. A scalar is a number, or one of the strings "NaN", "Infinity", "-Infinity"; text is
     `{"text": ...}`; a histogram is `{"histogram": {"count", "min", "max", "mean", "std", "nonfinite"}}`.
-    Pictures and embeddings are left out. Each line goes out in one unbuffered write, so a reader and a
+    Pictures and embeddings are left out. The run's settings are a line of their own,
+    `{"hparams": {...}}`. Each line goes out in one unbuffered write, so a reader and a
     kill see whole lines. On opening, lines at `start_step` and later are removed: a resumed run writes
     those steps again.
     """
 
     def __init__(self, path: str | Path, start_step: int = 0) -> None:
         self.path = Path(path)
+        self._start_step = start_step
         self._guard = ForkGuard()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _truncate(self.path, start_step)
@@ -40,13 +42,24 @@ class JsonlSink:
         """Append one line; nothing where none of the values has a JSON form."""
         if self._guard.in_child:
             return
-        if not self.path.exists():  # writes into an unlinked file succeed and are lost
-            raise FileNotFoundError(f"{self.path} was removed while the run was writing to it")
         entries = {tag: _encode(value) for tag, value in values.items()}
         entries = {tag: entry for tag, entry in entries.items() if entry is not None}
-        if not entries:
-            return
-        line = {"step": int(step), "wall_time": time.time() if wall_time is None else wall_time, **entries}
+        if entries:
+            now = time.time() if wall_time is None else wall_time
+            self._append({"step": int(step), "wall_time": now, **entries})
+
+    def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
+        """Append the settings as one line at the run's first step."""
+        if hparams and not self._guard.in_child:
+            settings = {key: _number(v) if isinstance(v, float) else v for key, v in hparams.items()}
+            self._append({"step": self._start_step, "wall_time": time.time(), "hparams": settings})
+
+    def write_status(self, success: bool) -> None:
+        """Do nothing: the last line tells when the run ended."""
+
+    def _append(self, line: Mapping[str, object]) -> None:
+        if not self.path.exists():  # writes into an unlinked file succeed and are lost
+            raise FileNotFoundError(f"{self.path} was removed while the run was writing to it")
         data = memoryview(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         while data:  # a raw write may take a part only
             data = data[self._file.write(data) :]

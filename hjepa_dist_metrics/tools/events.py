@@ -41,6 +41,25 @@ def event_scalars(path: str | Path) -> ScalarTable:
     return {tag: sorted(values.items()) for tag, values in points.items() if values}
 
 
+def event_settings(path: str | Path) -> dict[str, object]:
+    """Return the settings that a run's event files hold for TensorBoard's HPARAMS table; {} without any."""
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    place = Path(path)
+    found: dict[str, object] = {}
+    for file in [place] if place.is_file() else sorted(place.glob("*tfevents*")):
+        for event in _events(file):
+            for value in event.summary.value:
+                if value.tag == metadata.SESSION_START_INFO_TAG:
+                    data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    for key, entry in data.session_start_info.hparams.items():
+                        setting = getattr(entry, entry.WhichOneof("kind") or "string_value")
+                        whole = isinstance(setting, float) and setting.is_integer()
+                        found[key] = int(setting) if whole else setting  # the table knows floats only
+    return found
+
+
 def _events(file: Path) -> Iterator[Any]:
     try:
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]

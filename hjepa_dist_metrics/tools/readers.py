@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.sinks.jsonl import read_jsonl
-from hjepa_dist_metrics.tools.events import ScalarTable, event_scalars
+from hjepa_dist_metrics.tools.events import ScalarTable, event_scalars, event_settings
 
 _RESERVED = frozenset({"step", "wall_time"})
 # The folders that a log directory keeps each kind of file in; they are no part of a run's name.
@@ -35,20 +36,43 @@ def read_scalars(path: str | Path) -> dict[str, ScalarTable]:
     return runs
 
 
+def read_settings(path: str | Path) -> dict[str, dict[str, object]]:
+    """Return each run's settings, by name; {} for a run that recorded none."""
+    root = Path(path)
+    settings = {name: event_settings(place) for name, place in _event_runs(root)}
+    for name, file in _jsonl_runs(root):
+        if not settings.get(name):
+            settings[name] = jsonl_settings(file)
+    return settings
+
+
+def jsonl_settings(path: str | Path) -> dict[str, object]:
+    """Return the settings that a JSON-lines file holds; {} without any."""
+    found: dict[str, object] = {}
+    for record in _records(path):
+        entry = record.get("hparams")
+        if isinstance(entry, dict):
+            found.update(entry)
+    return found
+
+
 def jsonl_scalars(path: str | Path) -> ScalarTable:
     """Return the numbers of a JSON-lines file; ConfigError for a broken line or one without a step."""
     table: ScalarTable = {}
-    try:
-        records = read_jsonl(path)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    for number, record in enumerate(records, start=1):
+    for number, record in enumerate(_records(path), start=1):
         step = record.get("step")
         if not isinstance(step, int):
             raise ConfigError(f"{path}, record {number} has no whole number 'step'")
         for tag, value in _numbers(record).items():
             table.setdefault(tag, []).append((step, value))
     return table
+
+
+def _records(path: str | Path) -> list[dict[str, Any]]:
+    try:
+        return read_jsonl(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
 
 
 def _numbers(record: Mapping[str, object]) -> dict[str, float]:

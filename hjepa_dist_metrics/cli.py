@@ -1,0 +1,234 @@
+"""The command `hjepa-metrics`: arguments only; what the sub-commands do is in `commands`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hjepa_dist_metrics.errors import MetricsError
+from hjepa_dist_metrics.version import __version__
+
+EXIT_OK, EXIT_FINDINGS, EXIT_BAD_INPUT = 0, 1, 2
+
+_LOGDIR = "log directory of one or several runs, an event file or a .jsonl file"
+_DIM = "width of the features, for limits that depend on it; by default what the run's settings say"
+_EXIT_CODES = (
+    "exit codes: 0 all well; 1 something was found (an alert, a bad value, a failed check); 2 bad input"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command and return its exit code."""
+    options = parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except MetricsError as error:
+        return _fail(" ".join(str(error).split()))
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except OSError as error:
+        return _fail(str(error))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all sub-commands."""
+    top = argparse.ArgumentParser(
+        prog="hjepa-metrics",
+        description="Look at the logs of training runs, and at the machine that they run on.",
+        epilog=_EXIT_CODES,
+    )
+    top.add_argument("--version", action="version", version=f"hjepa-metrics {__version__}")
+    commands = top.add_subparsers(title="sub-commands", metavar="COMMAND", required=True)
+    for add in (_add_summary, _add_compare, _add_export, _add_report, _add_explain, _add_doctor, _add_board):
+        add(commands)
+    return top
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    what: str,
+) -> argparse.ArgumentParser:
+    added = commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=_EXIT_CODES
+    )
+    added.set_defaults(run=run)
+    return added
+
+
+def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(commands, "summary", _summary, "final values against healthy ranges, and the alerts")
+    added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
+    added.add_argument("--run", dest="name", metavar="RUN", help="only this run")
+    added.add_argument("--all", action="store_true", help="also show tags without a healthy range")
+    added.add_argument("--dim", type=int, help=_DIM)
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(commands, "compare", _compare, "runs side by side, and which metric parted first")
+    added.add_argument("runs", metavar="RUN", nargs="+", help=f"{_LOGDIR}; the first run is the reference")
+    added.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.05,
+        metavar="T",
+        help="relative difference from which two values count as parted (default 0.05)",
+    )
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(
+        commands, "export", _export, "every scalar as a table with the columns run, tag, step, value"
+    )
+    added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
+    added.add_argument("--format", choices=("csv", "jsonl", "parquet"), default="csv", help="default csv")
+    added.add_argument("--output", metavar="FILE", help="where to write; by default standard output")
+    added.add_argument(
+        "--tags", metavar="PATTERN", action="append", default=[], help="only such tags, 'loss/*' for instance"
+    )
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(commands, "report", _report, "one HTML file with findings, plots, values and configuration")
+    added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
+    added.add_argument("--output", metavar="FILE", default="report.html", help="default report.html")
+    added.add_argument("--run", dest="name", metavar="RUN", help="only this run")
+    added.add_argument("--dim", type=int, help=_DIM)
+
+
+def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(
+        commands, "explain", _explain, "what a tag means, its unit, its healthy range and its source"
+    )
+    added.add_argument(
+        "tag", metavar="TAG", help="a tag such as collapse/effective_rank, or a pattern loss/h{i}"
+    )
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(
+        commands, "doctor", _doctor, "check versions, backends, a real all-reduce, write permission and disk"
+    )
+    added.description = (
+        f"{added.description} Start it with the launcher of your job to check that: "
+        "torchrun --nproc-per-node 2 -m hjepa_dist_metrics.cli doctor."
+    )
+    added.add_argument(
+        "--log_dir", default="results/logs", help="where runs will write (default results/logs)"
+    )
+    added.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds to wait for the other ranks (default 30)"
+    )
+
+
+def _add_board(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(
+        commands, "tensorboard", _board, "start TensorBoard on a log directory, by default the newest"
+    )
+    added.add_argument(
+        "logdir", metavar="LOGDIR", nargs="?", help="log directory; by default the newest logs here"
+    )
+    added.add_argument("--port", type=int, help="default: the first free port from 6006 on")
+    added.add_argument("--host", default="localhost", help="address to serve on (default localhost)")
+    added.add_argument(
+        "--print", dest="only_print", action="store_true", help="print the command, start nothing"
+    )
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics.commands.runs import load_runs, one_run
+    from hjepa_dist_metrics.commands.summary import summarize
+
+    runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
+    told = [summarize(run, options.dim, options.all) for run in runs]
+    print("\n\n".join("\n".join(lines) for lines, _ in told))
+    return EXIT_OK if all(healthy for _, healthy in told) else EXIT_FINDINGS
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics.commands.compare import compare
+    from hjepa_dist_metrics.commands.runs import load_each
+
+    runs = load_each(options.runs)
+    if len(runs) < 2:
+        return _fail(f"comparing takes two runs or more; found {', '.join(run.name for run in runs)}")
+    print("\n".join(compare(runs, options.tolerance)))
+    return EXIT_OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics.commands.export import records, write_parquet, write_text
+    from hjepa_dist_metrics.commands.runs import load_runs
+
+    rows = records(load_runs(options.logdir), options.tags)
+    if options.format == "parquet":
+        if options.output is None:
+            return _fail("Parquet is not text: name a file with --output")
+        write_parquet(rows, options.output)
+    elif options.output is None:
+        write_text(rows, options.format, sys.stdout)
+    else:
+        with open(options.output, "w", encoding="utf-8", newline="") as file:
+            write_text(rows, options.format, file)
+    return EXIT_OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics.commands.report import render_report
+    from hjepa_dist_metrics.commands.runs import load_runs, one_run
+
+    runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
+    Path(options.output).write_text(render_report(runs, options.dim), encoding="utf-8")
+    print(f"wrote {options.output}")
+    return EXIT_OK
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics import catalog
+
+    print(catalog.explain(options.tag))
+    return EXIT_OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics.commands import doctor
+    from hjepa_dist_metrics.reference.launch import process
+
+    with process() as context:
+        checks = [
+            *doctor.environment(),
+            doctor.launcher(context),
+            doctor.reduction(context, options.timeout),
+            *doctor.place(Path(options.log_dir)),
+        ]
+        if context.is_main:
+            print("\n".join(map(str, checks)))
+    return EXIT_FINDINGS if any(check.state == "FAIL" for check in checks) else EXIT_OK
+
+
+def _board(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics.commands.board import find_logs, free_port, server_arguments
+
+    logs = find_logs(options.logdir)
+    port = free_port(options.host, options.port)
+    command = [sys.executable, "-m", "tensorboard.main", *server_arguments(logs, options.host, port)]
+    print(f"{logs} at http://{options.host}:{port}/", flush=True)
+    if options.only_print:
+        print(" ".join(command))
+        return EXIT_OK
+    os.execv(sys.executable, command)
+
+
+def _fail(message: str) -> int:
+    print(f"hjepa-metrics: error: {message}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

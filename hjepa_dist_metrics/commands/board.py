@@ -1,0 +1,62 @@
+"""`hjepa-metrics tensorboard`: find the newest logs and start the server on them."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from hjepa_dist_metrics.errors import ConfigError
+
+DEFAULT_PORT = 6006
+# Where `find_logs` looks when no directory is named.
+_PLACES = ("results", "logs", "runs", ".")
+_PORTS_TRIED = 50
+
+
+def find_logs(place: str | Path | None = None) -> Path:
+    """Return the directory to show: of `place`, or of the newest logs below the usual places.
+
+    A log directory's event files are in `tensorboard/`. Raises ConfigError where there are none.
+    """
+    if place is not None:
+        root = Path(place)
+        if not root.is_dir():
+            raise ConfigError(f"there is no directory {root}")
+        inner = root / "tensorboard"
+        shown = inner if inner.is_dir() else root
+        if not any(shown.rglob("*tfevents*")):
+            raise ConfigError(f"{root} holds no event files; a run writes them as it starts")
+        return shown
+    newest = max(
+        (file for name in _PLACES for file in Path(name).rglob("*tfevents*")),
+        key=lambda file: file.stat().st_mtime,
+        default=None,
+    )
+    if newest is None:
+        raise ConfigError(f"no event files below {', '.join(_PLACES)}; name the log directory")
+    parents = [parent for parent in newest.parents if parent.name == "tensorboard"]
+    return parents[-1] if parents else newest.parent.parent
+
+
+def free_port(host: str, port: int | None) -> int:
+    """Return `port` if it is free, by default the first free one from 6006 on."""
+    wanted = range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED) if port is None else [port]
+    for number in wanted:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, number))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConfigError(
+        f"no free port on {host}: tried {wanted[0]} to {wanted[-1]}; choose another with --port"
+    )
+
+
+def server_arguments(logs: Path, host: str, port: int) -> list[str]:
+    """Return TensorBoard's arguments: every point of every scalar, and more images than its 10."""
+    return [
+        *("--logdir", str(logs), "--host", host, "--port", str(port)),
+        *("--samples_per_plugin", "scalars=0,images=100"),
+    ]

@@ -1,0 +1,116 @@
+"""`hjepa-metrics report`: one HTML file with findings, plots, final values and configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from hjepa_dist_metrics.commands.charts import Points, line_chart
+from hjepa_dist_metrics.commands.judge import findings, judge
+from hjepa_dist_metrics.commands.runs import Run
+from hjepa_dist_metrics.commands.table import number
+from hjepa_dist_metrics.dashboards import load_dashboards
+from hjepa_dist_metrics.version import __version__
+
+_MOST_LINES = 12
+_LEVELS = 8
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 1000px }
+h1, h2 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 1em }
+figure { margin: 0 } figcaption { font-weight: 600 } svg { width: 100%; background: #fafafa }
+svg text { font-size: 11px; fill: #444 } .grid { stroke: #ddd }
+.legend { margin: 0; font-size: 12px } .legend span { margin-right: 1em; display: inline-block }
+.legend i { display: inline-block; width: 10px; height: 10px; margin-right: 4px }
+table { border-collapse: collapse }
+td, th { padding: 2px 10px; text-align: left; border-bottom: 1px solid #eee }
+td.n { text-align: right; font-variant-numeric: tabular-nums } .bad { color: #a40000; font-weight: 600 }
+.warn { color: #8a5a00; font-weight: 600 }
+"""
+
+
+def render_report(runs: Sequence[Run], dim: int | None = None) -> str:
+    """Return the page: it refers to nothing outside itself and runs no script."""
+    title = ", ".join(run.name for run in runs)
+    body = "\n".join(
+        [
+            f"<h1>{escape(title)}</h1>",
+            f"<p>{'; '.join(f'{escape(run.name)}: {run.last_step + 1} steps' for run in runs)}</p>",
+            *_findings(runs, dim),
+            *_charts(runs),
+            *_values(runs, dim),
+            *_settings(runs),
+            f"<p><small>hjepa-metrics {__version__}</small></p>",
+        ]
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def _findings(runs: Sequence[Run], dim: int | None) -> Iterator[str]:
+    yield "<h2>Findings</h2>"
+    for run in runs:
+        said = findings(run, dim)
+        yield f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
+        if not said:
+            yield "<p>No final value is out of its healthy range, and no alert fired.</p>"
+            continue
+        entries = (f'<li class="{text.split(":")[0]}">{escape(text)}</li>' for text in said)
+        yield f"<ul>{''.join(entries)}</ul>"
+
+
+def _charts(runs: Sequence[Run]) -> Iterator[str]:
+    for section, charts in load_dashboards("default", _LEVELS).items():
+        drawn = []
+        for title, (kind, tags) in charts.items():
+            patterns = tags if kind == "Multiline" else [f"^{re.escape(tag)}$" for tag in tags]
+            lines = _lines(runs, patterns)
+            if lines:
+                drawn.append(line_chart(title, lines))
+        if drawn:
+            yield f'<h2>{escape(section)}</h2><div class="charts">{"".join(drawn)}</div>'
+
+
+def _lines(runs: Sequence[Run], patterns: Sequence[str]) -> dict[str, Points]:
+    """Return the lines of a chart by name, at most twelve."""
+    found: dict[str, Points] = {}
+    for run in runs:
+        for tag in sorted(run.scalars):
+            if any(re.match(pattern, tag) for pattern in patterns):
+                found[tag if len(runs) == 1 else f"{run.name}: {tag}"] = run.scalars[tag]
+    return dict(list(found.items())[:_MOST_LINES])
+
+
+def _values(runs: Sequence[Run], dim: int | None) -> Iterator[str]:
+    for run in runs:
+        yield f"<h2>Final values: {escape(run.name)}</h2>"
+        rows = (
+            f'<tr><td>{escape(row.tag)}</td><td class="n">{number(row.first)}</td>'
+            f'<td class="n">{number(row.last)}</td><td>{escape(row.unit)}</td>'
+            f'<td class="{row.verdict}">{row.verdict}</td><td>{escape(row.healthy)}</td></tr>'
+            for row in judge(run, dim)
+        )
+        yield _table(("tag", "first", "last", "unit", "verdict", "healthy"), rows)
+
+
+def _settings(runs: Sequence[Run]) -> Iterator[str]:
+    keys = sorted({key for run in runs for key in run.settings})
+    yield "<h2>Configuration</h2>"
+    if not keys:
+        yield "<p>The runs recorded no settings.</p>"
+        return
+    rows = (
+        f"<tr><td>{escape(key)}</td>"
+        + "".join(f"<td>{escape(str(run.settings.get(key, '-')))}</td>" for run in runs)
+        + "</tr>"
+        for key in keys
+    )
+    yield _table(("setting", *(run.name for run in runs)), rows)
+
+
+def _table(header: Sequence[str], rows: Iterator[str]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
