@@ -6,6 +6,7 @@ can be handed to another thread as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -105,4 +106,15 @@ class Graph:
     run_metadata: bytes = b""
 
 
-Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding | Video | Graph
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawing:
+    """Hold a picture that is yet to be drawn: `draw()` returns it.
+
+    What it reads must not change any more: it is drawn later, on the thread that writes, by the process that
+    writes.
+    """
+
+    draw: Callable[[], Image]
+
+
+Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding | Video | Graph | Drawing
