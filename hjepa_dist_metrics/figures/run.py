@@ -10,7 +10,7 @@ import numpy as np
 from hjepa_dist_metrics.figures.canvas import colour_bar, finish, new_figure, panels
 from hjepa_dist_metrics.figures.inputs import Bools, Floats, Grid, picture, upsample
 from hjepa_dist_metrics.figures.masking import draw_block_sizes
-from hjepa_dist_metrics.figures.overlay import show_patches, show_picture, tint
+from hjepa_dist_metrics.figures.overlay import outline, show_patches, show_picture, tint
 from hjepa_dist_metrics.figures.projection import Method, project
 from hjepa_dist_metrics.figures.style import (
     MASKED,
@@ -29,7 +29,7 @@ _MOST_SCENES = 3
 
 
 def similarity_heatmap(images: Floats, cosines: Floats, masks: Bools, grid: Grid) -> Figure:
-    """Draw images [k, C, H, W] and, below each, the cosine of prediction and target [k, N] where masked [k, N]."""
+    """Draw images [k, C, H, W] and, below each, the cosine with the target [k, N] where masked [k, N]."""
     figure, drawn = panels(2 * len(images), len(images), aspect=images.shape[2] / images.shape[3])
     mappable: Any = None
     for i, (image, cosine, mask) in enumerate(zip(images, cosines, masks, strict=True)):
@@ -57,7 +57,7 @@ def mask_geometry(
     rows = [["area"] * 3 + ["shape"] * 3] if with_blocks else []
     cells = [f"scene{i}" for i in range(scenes)] + ["coverage"]
     span = 12 // len(cells)
-    mosaic = [[name for name in row for _ in range(2)] for row in rows]
+    mosaic: list[Any] = [[name for name in row for _ in range(2)] for row in rows]
     mosaic += [[name for name in cells for _ in range(span)]]
     figure = new_figure(None, (_WIDTH, 3.1 * len(mosaic)))
     axes: Any = figure.subplot_mosaic(mosaic)
@@ -79,7 +79,9 @@ def coverage_map(coverage: Floats, count: float, grid: Grid) -> Figure:
     """Draw how often each patch is masked, on a scale of its own range; arguments as in `mask_geometry`."""
     share = 100 * coverage.reshape(grid) / max(count, 1)
     figure, (ax,) = panels(1, 1, (5.0, 4.2))
-    mappable = show_patches(ax, share, None, cmap=SEQUENTIAL, vmin=float(share.min()), vmax=float(share.max()) or 1.0)
+    mappable = show_patches(
+        ax, share, None, cmap=SEQUENTIAL, vmin=float(share.min()), vmax=float(share.max()) or 1.0
+    )
     colour_bar(figure, mappable, ax, "masked (%)")
     describe(ax, f"{share.min():.0f} to {share.max():.0f} % of {count:,.0f} images")
     return finish(figure, "Mask coverage")
@@ -101,9 +103,12 @@ def prediction_map(
         found = project(np.concatenate(both), method, seed)
         title, parts = found.title, np.split(found.points, np.cumsum([len(b) for b in both])[:-1])
         for i, points in zip(levels, parts, strict=True):
-            half, look = len(predictions[i]), {"color": colour(i), "alpha": 0.6}
-            ax.scatter(*points[:half].T, s=16, lw=0, label=f"level {i}: prediction", **look)  # type: ignore[misc]
-            ax.scatter(*points[half:].T, s=20, lw=1, marker="x", label=f"level {i}: target", **look)  # type: ignore[misc]
+            half = len(predictions[i])
+            look: dict[str, Any] = {"color": colour(i), "alpha": 0.6}
+            ax.scatter(points[:half, 0], points[:half, 1], s=16, lw=0, label=f"level {i}: prediction", **look)
+            ax.scatter(
+                points[half:, 0], points[half:, 1], s=20, lw=1, marker="x", label=f"level {i}: target", **look
+            )
         plot_area(ax)
         ax.legend(fontsize=TICK_SIZE, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         describe(ax, "", found.x, found.y)
@@ -111,13 +116,17 @@ def prediction_map(
 
 
 def patch_grid(patches: Floats, cosines: Floats, owners: Any, title: str) -> Figure:
-    """Draw patches [k, C, h, w] with their cosines [k], and `owners` [k, 2]: image and patch number."""
+    """Draw patches in the middle of their surroundings [k, C, 3 h, 3 w], with their cosines [k].
+
+    `owners` [k, 2] are image and patch numbers.
+    """
     figure, drawn = panels(len(patches), 6, aspect=patches.shape[2] / patches.shape[3] * 1.15)
     low, high = float(patches.min()), float(patches.max())
     for ax, patch, cosine, (image, number) in zip(drawn, patches, cosines, owners, strict=True):
         # One stretch for all patches, or a dark one would look like a bright one.
         shown = patch if low >= 0 and high <= 1 else (patch - low) / max(high - low, 1e-12)
         show_picture(ax, picture(shown))
+        outline(ax, (1, 1), (patch.shape[1] / 3, patch.shape[2] / 3), MASKED)
         describe(ax, f"cosine {cosine:.2f}\nimage {image}, patch {number}")
         ax.title.set_fontsize(TICK_SIZE)
     return finish(figure, title)

@@ -109,10 +109,12 @@ def visualize_hierarchy_resolution(
     names = [f"level {i}" + (f"\n{g[0]}x{g[1]}" if grids else "") for i, g in enumerate(grids or tokens)]  # type: ignore[index]
     figure, (left, right) = panels(2, 2, figsize, axes, height=3.4)
     places = np.arange(len(tokens))
-    bars = left.bar(places, tokens, color=[colour(i) for i in places], width=0.6)
+    bars = left.bar(places, tokens, color=[colour(i) for i in range(len(tokens))], width=0.6)
     left.bar_label(bars, fmt="%g", fontsize=TICK_SIZE, padding=2)
     for offset, (label, shares, number) in enumerate((("arithmetic", compute, 0), ("memory", memory, 4))):
-        drawn = right.bar(places + 0.38 * (offset - 0.5), shares, width=0.36, color=colour(number), label=label)
+        drawn = right.bar(
+            places + 0.38 * (offset - 0.5), shares, width=0.36, color=colour(number), label=label
+        )
         right.bar_label(drawn, fmt="%.0f %%", fontsize=TICK_SIZE, padding=2)
     for ax in (left, right):
         plot_area(ax)

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hjepa_dist_metrics.catalog import ALERT_RULES
 from hjepa_dist_metrics.errors import ConfigError
@@ -19,6 +19,7 @@ from hjepa_dist_metrics.monitor.mapping import build, to_mapping
 
 SyncMode = Literal["background", "inline"]
 WandbMode = Literal["online", "offline"]
+Projection = Literal["pca", "tsne", "umap"]
 
 _OTHER_SECTIONS = frozenset({"model", "data", "training"})
 
@@ -152,6 +153,22 @@ class GradientsConfig:
 
 
 @dataclass(frozen=True)
+class FiguresConfig:
+    """Pictures of the run, at the cadence of figures (extra `figures`)."""
+
+    enabled: bool = True
+    """Draw figures where the training loop hands `figures` to `TrainingMonitor.step`."""
+    projection: Projection = "pca"
+    """Map of predictions and targets: `pca`, or `tsne` or `umap`, which take seconds in the background."""
+
+    def __post_init__(self) -> None:
+        allowed = get_args(Projection)
+        _require(
+            self.projection in allowed, "figures.projection", self.projection, "one of " + ", ".join(allowed)
+        )
+
+
+@dataclass(frozen=True)
 class LoggingConfig:
     """What a run writes, where, and how often."""
 
@@ -179,6 +196,8 @@ class LoggingConfig:
     """How often each family of metrics is written."""
     gradients: GradientsConfig = field(default_factory=GradientsConfig)
     """Gradient flow and updates."""
+    figures: FiguresConfig = field(default_factory=FiguresConfig)
+    """Pictures of the run."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     """Rules that watch the run."""
     dashboards: list[str] | Literal["default"] = "default"

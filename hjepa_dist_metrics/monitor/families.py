@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,7 +26,10 @@ from hjepa_dist_metrics.metrics import (
 )
 from hjepa_dist_metrics.metrics.gradients import Report
 from hjepa_dist_metrics.metrics.watched import optimizer_groups
-from hjepa_dist_metrics.monitor.config import GradientsConfig
+from hjepa_dist_metrics.monitor.config import FiguresConfig, GradientsConfig
+
+if TYPE_CHECKING:
+    from hjepa_dist_metrics.monitor.run_figures import Observed, RunFigures
 
 M = TypeVar("M", bound=DistributedMetric)
 
@@ -36,6 +39,8 @@ _GRADIENT_HISTOGRAMS = "gradient_histograms"
 _STRAGGLER_MAP = "straggler_map"
 _MEMORY = "memory"
 _FAMILIES = {_GRADIENT_HISTOGRAMS: "histograms", _STRAGGLER_MAP: "figures", _MEMORY: "system"}
+# The figures' metric, which makes up the cadence family of this name.
+FIGURES = "figures"
 # Metrics of this family are logged by `end_epoch`.
 EPOCH = "epoch"
 
@@ -145,6 +150,14 @@ class MetricFamilies:
         """Return the collapse metric of a stream of features."""
         key = _REPRESENTATIONS if name is None else f"{_REPRESENTATIONS}_{name}"
         return self._ensure(key, Collapse, lambda: Collapse(features.shape[-1], name))
+
+    def figures(self, first: Observed, config: FiguresConfig) -> RunFigures:
+        """Return what the figures are drawn from, made for the shapes of the first batch."""
+        if FIGURES not in self.collection:
+            from hjepa_dist_metrics.monitor.run_figures import RunFigures
+
+            self.add(FIGURES, RunFigures(first, config.projection), FIGURES)
+        return cast("RunFigures", self.collection[FIGURES])
 
     def collapse_dims(self) -> dict[str, int]:
         """Return the width of each collapse stream by its tag prefix."""

@@ -23,12 +23,12 @@ from hjepa_dist_metrics.metrics.merging import Merged
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, Rule, collapse_rule, nonfinite_rule
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.ending import Ending
-from hjepa_dist_metrics.monitor.families import EPOCH, MetricFamilies
+from hjepa_dist_metrics.monitor.families import EPOCH, FIGURES, MetricFamilies
 from hjepa_dist_metrics.monitor.matching_rules import misaligned_rule, no_diagonal_rule
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
 from hjepa_dist_metrics.monitor.speed import SpeedWatch
 from hjepa_dist_metrics.sinks import HParam
-from hjepa_dist_metrics.values import Scalar, Value
+from hjepa_dist_metrics.values import Drawing, Scalar, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.monitor")
 
@@ -192,14 +192,16 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         valid: Streams | None = None,
         ids: Tensor | None = None,
         scalars: Mapping[str, Any] | None = None,
+        figures: Mapping[str, Any] | None = None,
     ) -> None:
         """Record one optimizer step of this rank, and sync and write what is due.
 
         `samples` is this rank's number of samples; `losses` are means over `count` samples or tokens of this
         rank (`samples` by default): a mapping with "loss", "loss_h0", ..., or the loss alone. `features` are
         one stream [N, D] or [B, N, D] or several by name, used on steps that log representations; `valid`
-        and `ids` as in `Collapse.update`. `scalars` are numbers that every rank has alike, by tag. Raises
-        the errors of syncs: `DesyncError` where ranks disagree.
+        and `ids` as in `Collapse.update`. `scalars` are numbers that every rank has alike, by tag. `figures`
+        is what the run's figures show, used on steps that log them: the fields of `run_figures.Observed`.
+        Raises the errors of syncs: `DesyncError` where ranks disagree.
         """
         begun = time.perf_counter()
         self.families.collection.raise_errors()
@@ -208,6 +210,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self._observe(lambda: self.families.scalars(scalars).update(scalars))
         if features is not None and self._is_due("representations", self.step_number):
             self._observe(lambda: self._observe_features(features, valid, ids))
+        if figures is not None and self.config.figures.enabled and self._is_due(FIGURES, self.step_number):
+            self._observe(lambda: self._observe_figures(figures))
         due = [family for family, every in self._cadences.items() if every.due(self.step_number)]
         if due:
             self._observe(lambda: self._speed.refresh(due))
@@ -353,6 +357,12 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
                 raise ConfigError("valid masks by name go with features by name")
             self.families.collapse(name, tensor).update(tensor, mask, ids)
 
+    def _observe_figures(self, figures: Mapping[str, Any]) -> None:
+        from hjepa_dist_metrics.monitor.run_figures import observed
+
+        seen = observed(figures)
+        self.families.figures(seen, self.config.figures).update(seen)
+
     def _log(self, names: list[str], step: int, wait: bool = False) -> bool:
         """Sync the metrics and publish them; return whether, as far as is known by now, the run is over."""
         collection, selected = self.families.collection, [*names, ENDING]
@@ -414,7 +424,13 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         with self._lock:
             self.latest |= numbers
             self.first = numbers | self.first
-        self._sink.write(step, values)
+        self._sink.write(step, {tag: v for tag, v in values.items() if not isinstance(v, Drawing)})
+        drawings = {tag: value for tag, value in values.items() if isinstance(value, Drawing)}
+        if drawings:
+            from hjepa_dist_metrics.monitor.run_figures import draw
+
+            numbers = dict(self.latest)
+            self._sink.write_later(step, lambda: draw(drawings, numbers))
 
 
 def _has_steps(merged: Merged) -> bool:

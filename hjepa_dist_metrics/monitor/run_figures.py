@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
 from hjepa_dist_metrics.figures import run
 from hjepa_dist_metrics.figures.canvas import to_image
 from hjepa_dist_metrics.figures.inputs import Grid, grid_of, host
@@ -92,12 +93,14 @@ class RunFigures(DistributedMetric):
             size = f"{self.image[1]}x{self.image[2]}"
             raise ConfigError(f"images of {size} pixels do not divide into {rows}x{columns} patches")
         self.patch = (self.image[0], self.image[1] // rows, self.image[2] // columns)
+        # A patch alone tells little: it is kept with its eight neighbours.
+        self.crop = (self.image[0], 3 * self.patch[1], 3 * self.patch[2])
         self.add_state("count", Sum())
         self.add_state("coverage", Sum(shape=(rows * columns,)))
         self.add_state("sizes", Sum(shape=((rows + 1) * (columns + 1),)))
         self.add_state("scenes", Sample(_SCENES, int(np.prod(self.image)) + 3 * rows * columns))
-        self.add_state("hardest", Lowest(_PATCHES, 2 + int(np.prod(self.patch))))
-        self.add_state("easiest", Lowest(_PATCHES, 2 + int(np.prod(self.patch))))
+        self.add_state("hardest", Lowest(_PATCHES, 2 + int(np.prod(self.crop))))
+        self.add_state("easiest", Lowest(_PATCHES, 2 + int(np.prod(self.crop))))
         for i, target in enumerate(first.targets):
             self.add_state(f"points{i}", Sample(_POINTS, 2 * target.shape[-1]))
             self.add_state(f"joint{i}", Covariance(2 * target.shape[-1]))
@@ -148,14 +151,13 @@ class RunFigures(DistributedMetric):
         counts = torch.zeros((rows + 1) * (columns + 1), dtype=torch.float64, device=place.device)
         return counts.scatter_add_(0, place, kept)
 
-    def _extreme(
-        self, images: Tensor, scores: Tensor, counted: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return this batch's lowest scores and, with each, image number, patch number and pixels."""
+    def _extreme(self, images: Tensor, scores: Tensor, counted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this batch's lowest scores and, with each, image and patch number and the pixels around."""
         flat = scores.masked_fill(~counted, float("inf")).flatten()
         lowest = torch.sort(flat, stable=True).indices[:_PATCHES]
         _, down, across = self.patch
-        tiles = images.unfold(2, down, down).unfold(3, across, across)  # [B, C, rows, columns, h, w]
+        padded = F.pad(images, (across, across, down, down))
+        tiles = padded.unfold(2, 3 * down, down).unfold(3, 3 * across, across)  # [B, C, rows, columns, h, w]
         image = lowest // scores.shape[1]
         number = lowest % scores.shape[1]
         pixels = tiles[image, :, number // self.grid[1], number % self.grid[1]].flatten(1)
@@ -208,7 +210,7 @@ class RunFigures(DistributedMetric):
 
     def _patches(self, states: Mapping[str, Any], name: str, sign: float) -> Figure:
         labels = states[name].labels
-        patches = (labels[:, 2:] / _STEPS).reshape(-1, *self.patch)
+        patches = (labels[:, 2:] / _STEPS).reshape(-1, *self.crop)
         title = "Hardest patches" if name == "hardest" else "Easiest patches"
         return run.patch_grid(patches, sign * states[name].scores, labels[:, :2], title)
 
@@ -233,7 +235,35 @@ class RunFigures(DistributedMetric):
         return run.prediction_map([h[0] for h in halves], [h[1] for h in halves], self.method)
 
 
-def resolution_drawing(numbers: Mapping[str, float]) -> dict[str, Value]:
+def observed(fields: Mapping[str, Any]) -> Observed:
+    """Return the fields as an `Observed`; ConfigError names those that are missing or unknown."""
+    known = {field.name: field for field in dataclasses.fields(Observed)}
+    required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
+    wrong = [name for name in fields if name not in known]
+    missing = [name for name in required if name not in fields]
+    if wrong or missing:
+        raise ConfigError(f"figures: missing {missing}, unknown {wrong}; fields: {', '.join(known)}")
+    return Observed(**fields)
+
+
+def draw(drawings: Mapping[str, Drawing], numbers: Mapping[str, float]) -> dict[str, Value]:
+    """Return the pictures, and that of the hierarchy's `numbers` by tag where there are any.
+
+    One that cannot be drawn is reported and left out.
+    """
+    images: dict[str, Value] = {}
+    for tag, drawing in (dict(drawings) | resolution(numbers)).items():
+        try:
+            images[tag] = drawing.draw()
+        except MissingExtraError as error:
+            logger.error("no figures are drawn: %s", error)
+            return {}
+        except Exception as error:
+            logger.error("the figure %s could not be drawn: %s: %s", tag, type(error).__name__, error)
+    return images
+
+
+def resolution(numbers: Mapping[str, float]) -> dict[str, Drawing]:
     """Return `hierarchy/resolution`, drawn from the hierarchy's numbers by tag; {} where there are none."""
     kinds = ("num_tokens", "compute_share", "memory_share")
     levels = 0
@@ -241,20 +271,5 @@ def resolution_drawing(numbers: Mapping[str, float]) -> dict[str, Value]:
         levels += 1
     if levels == 0:
         return {}
-    tokens, compute, memory = ([numbers[f"hierarchy/level{i}_{kind}"] for i in range(levels)] for kind in kinds)
-    return {
-        "hierarchy/resolution": Drawing(
-            lambda: to_image(visualize_hierarchy_resolution(tokens, compute, memory))
-        )
-    }
-
-
-def draw(drawings: Mapping[str, Drawing]) -> dict[str, Value]:
-    """Return the pictures; one that cannot be drawn is reported and left out."""
-    images: dict[str, Value] = {}
-    for tag, drawing in drawings.items():
-        try:
-            images[tag] = drawing.draw()
-        except Exception as error:
-            logger.error("the figure %s could not be drawn: %s: %s", tag, type(error).__name__, error)
-    return images
+    bars = [[numbers[f"hierarchy/level{i}_{kind}"] for i in range(levels)] for kind in kinds]
+    return {"hierarchy/resolution": Drawing(lambda: to_image(visualize_hierarchy_resolution(*bars)))}
