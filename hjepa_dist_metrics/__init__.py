@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Throughput as Throughput,
         TotalSamples as TotalSamples,
         TrainingStability as TrainingStability,
+        Updates as Updates,
         WeightedMean as WeightedMean,
     )
     from hjepa_dist_metrics.monitor import (
@@ -94,6 +95,7 @@ _HOMES = {
         "Throughput",
         "TotalSamples",
         "TrainingStability",
+        "Updates",
         "WeightedMean",
     ),
     "monitor": ("Alert", "LoggingConfig", "MetricsLogger", "TrainingMonitor"),

@@ -161,7 +161,7 @@ LEARNING_RATE = (
     _rate(
         "learning_rate/avg_param_update",
         "gradient times learning rate",
-        "L2 norm of gradient times learning rate over the square root of the number of parameters.",
+        "Sum over parameters of |gradient| times learning rate, over the root of the number of elements.",
         deviation="as the document defines it; it is not the step that Adam takes: see update/{group}_ratio",
     ),
     _rate(
@@ -178,6 +178,33 @@ LEARNING_RATE = (
         deviation="added: the real update",
     ),
     _rate("update/{group}_norm", "update norm of a parameter group", "norm(p_after - p_before)."),
+    _rate(
+        "update/{group}_exp_avg_norm",
+        "norm of Adam's first moment",
+        "L2 norm of the running mean of the group's gradient.",
+        dashboard="",
+        deviation="added",
+    ),
+    _rate(
+        "update/{group}_exp_avg_sq_mean",
+        "mean of Adam's second moment",
+        "Mean over the group's elements of the running mean of squared gradients.",
+        healthy="no sudden jumps; next to 0 the step size explodes",
+        dashboard="",
+        deviation="added",
+    ),
+    _rate(
+        "weights/{group}_norm",
+        "weight norm of a parameter group",
+        "L2 norm of the group's parameters before the step.",
+        healthy="slowly rising, then flat",
+        dashboard="",
+        deviation="added",
+    ),
+    _rate("weights/{group}_mean", "mean weight of a parameter group", "Mean over elements.", dashboard=""),
+    _rate(
+        "weights/{group}_std", "spread of a parameter group", "Standard deviation of elements.", dashboard=""
+    ),
     Entry(
         "weights/{name}",
         "weight histogram",

@@ -37,6 +37,10 @@ class Slot:
         """Return this rank's piece of the parameter's values."""
         return self._cut(local_piece(self.parameter))
 
+    def companion(self, tensor: Tensor) -> Tensor:
+        """Return this rank's piece of a tensor that lies as the parameter does: an optimizer's moment."""
+        return self._cut(local_piece(tensor))
+
     def stored_gradient(self) -> Tensor | None:
         """Return this rank's piece of the gradient as it is stored, to be changed in place; None without one.
 

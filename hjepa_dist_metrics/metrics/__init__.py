@@ -38,3 +38,4 @@ from hjepa_dist_metrics.metrics.scalars import (
 from hjepa_dist_metrics.metrics.stability import TrainingStability as TrainingStability
 from hjepa_dist_metrics.metrics.stragglers import Stragglers as Stragglers
 from hjepa_dist_metrics.metrics.throughput import Throughput as Throughput, TotalSamples as TotalSamples
+from hjepa_dist_metrics.metrics.updates import Updates as Updates

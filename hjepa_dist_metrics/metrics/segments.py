@@ -15,7 +15,7 @@ from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.distributed.reduction import resolve_partial
 from hjepa_dist_metrics.distributed.slots import Slot
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.watched import Watched
+from hjepa_dist_metrics.metrics.watched import Groups, Watched
 from hjepa_dist_metrics.states.spread import PIECE, SILENT, WHOLE
 
 OTHER = "other"
@@ -41,7 +41,8 @@ class Segments:
 
     A parameter's module is the first `depth` parts of its name, or the first of `patterns` (module name to
     regular expression) that is found in its name, "other" where none is. Its layer is the name up to its
-    first number: `encoder.blocks.3`. `context` tells over which ranks the numbers will be merged.
+    first number: `encoder.blocks.3`. With `groups`, named lists of parameters, those are the modules, and
+    "other" the rest. `context` tells over which ranks the numbers will be merged.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Segments:
         patterns: Mapping[str, str] | None = None,
         per_parameter: bool = False,
         context: ProcessContext | None = None,
+        groups: Groups | None = None,
     ) -> None:
         if depth < 1:
             raise ConfigError(f"modules are named by at least one part of a name, got depth={depth}")
@@ -59,10 +61,10 @@ class Segments:
         self.watched = Watched(model)
         self.slots: Sequence[Slot] = self.watched.slots
         place = _SyncPlace.of(context)
-        naming = _naming(depth, patterns)
+        naming = _naming(depth, patterns) if groups is None else _by_group(groups)
         keys = [
             Segment(
-                naming(slot.name),
+                naming(slot),
                 layer_of(slot.name) if slot.parameter.requires_grad else None,
                 slot.name if per_parameter else None,
                 slot.layout.shards,
@@ -148,11 +150,16 @@ def _in_order(layers: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda n: (stacks.index(n.rpartition(".")[0]), int(n.rpartition(".")[2])))
 
 
-def _naming(depth: int, patterns: Mapping[str, str] | None) -> Callable[[str], str]:
+def _naming(depth: int, patterns: Mapping[str, str] | None) -> Callable[[Slot], str]:
     if patterns is None:
-        return lambda name: _prefix(name, depth)
+        return lambda slot: _prefix(slot.name, depth)
     compiled = {module: re.compile(pattern) for module, pattern in patterns.items()}
-    return lambda name: next((m for m, pattern in compiled.items() if pattern.search(name)), OTHER)
+    return lambda slot: next((m for m, pattern in compiled.items() if pattern.search(slot.name)), OTHER)
+
+
+def _by_group(groups: Groups) -> Callable[[Slot], str]:
+    names = {id(parameter): name for name, parameters in groups.items() for parameter in parameters}
+    return lambda slot: names.get(id(slot.parameter), OTHER)
 
 
 def _prefix(name: str, depth: int) -> str:

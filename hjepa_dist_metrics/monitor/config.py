@@ -147,6 +147,8 @@ class GradientsConfig:
     """Parts of a parameter's name that make its module: 1 tells `context_encoder` from `predictor`."""
     per_parameter: bool = False
     """Write every parameter's numbers too: thousands of tags."""
+    updates: bool = True
+    """Compare the parameters before and after the optimizer's step on steps that log."""
 
     def __post_init__(self) -> None:
         _require(self.depth >= 1, "gradients.depth", self.depth, "1 or more")

@@ -22,6 +22,7 @@ from hjepa_dist_metrics.metrics import (
     Stragglers,
     Throughput,
     TotalSamples,
+    Updates,
     WeightedMean,
 )
 from hjepa_dist_metrics.metrics.gradients import Report
@@ -133,6 +134,11 @@ class MetricFamilies:
                 context=self.collection.context,
             ),
         )
+
+    def updates(self, model: nn.Module, optimizer: Optimizer) -> Updates:
+        """Return the comparison of the parameters before and after the optimizer's step."""
+        context = self.collection.context
+        return self._ensure("updates", Updates, lambda: Updates(model, optimizer, context=context))
 
     def loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         """Return the loss metric for the keys of the first step's losses."""

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection, Updates
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.merging import Merged
@@ -89,6 +90,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._last_step_end: float | None = None
         self._own_seconds = 0.0
         self._clips = False
+        self._hooks = self._watch_steps()
 
     # -- observing -------------------------------------------------------------------------------------
 
@@ -283,7 +285,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self.finish()
             self.families.collection.close()
         finally:
-            self._sink.close()
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -295,7 +297,12 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         if error is None:
             self.close()
         else:
-            self._sink.close()
+            self._release()
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._sink.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters and merged metric states for a checkpoint. A collective call."""
@@ -314,6 +321,23 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.families.restore(state["metrics"]["metrics"], state["metrics"]["syncs"])
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _watch_steps(self) -> list[RemovableHandle]:
+        """Have the optimizer's steps that are logged compared; accelerate's optimizer wraps the real one."""
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        settings = self.config.gradients
+        if not (settings.enabled and settings.updates and isinstance(inner, Optimizer)):
+            return []
+        return [
+            inner.register_step_pre_hook(lambda *_: self._compare_step(lambda updates: updates.before())),
+            inner.register_step_post_hook(lambda *_: self._compare_step(lambda updates: updates.update())),
+        ]
+
+    def _compare_step(self, action: Callable[[Updates], None]) -> None:
+        if self._is_due("scalars", self.step_number):
+            begun = time.perf_counter()
+            self._observe(lambda: action(self.families.updates(self.model, self.optimizer)))
+            self._own_seconds += time.perf_counter() - begun
 
     def _start_clock(self) -> None:
         if self._last_step_end is None:

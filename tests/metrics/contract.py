@@ -160,6 +160,20 @@ def _feed_alignment(metric: Any, piece: slice) -> None:
     metric.update(_modalities(piece), VALID[piece], torch.arange(MOST)[piece])
 
 
+def _feed_updates(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        for slot in metric.segments.slots:
+            slot.parameter.data.fill_(1.0 + step)
+            slot.parameter.grad = torch.full_like(slot.parameter, 0.5 + step)
+        with metric.around():
+            metric.optimizers[0].step()
+
+
+def _updates() -> DistributedMetric:
+    model = _model()
+    return metrics.Updates(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
 def _model() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
 
@@ -253,6 +267,7 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
     ),
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
+    metrics.Updates: Example(_updates, _feed_updates, replicated=True, tolerance=0.0),
     metrics.Memory: Example(
         metrics.Memory,
         _feed_memory,

@@ -25,6 +25,28 @@ def test_every_group_and_the_first_as_base():
     )
 
 
+def test_the_stage_follows_the_course_of_the_rate():
+    metric = LearningRate(optimizer(0.0))
+    stages = []
+    for rate in [0.1, 0.2, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]:
+        metric.optimizer.param_groups[0]["lr"] = rate
+        metric.update()
+        stages.append(metric.compute().get("learning_rate/warmup_stage"))
+    assert stages[0] is None
+    assert [int(float(stage)) for stage in stages[1:]] == [0, 0, 0, 1, 1, 1, 1, 1, 2, 2]
+
+
+def test_a_plateau_after_the_warmup_and_a_constant_rate_are_the_main_stage():
+    for rates, expected in (([1, 2, 2, 2, 2], [0, 0, 0, 1]), ([1, 1, 1, 1, 1], [1, 1, 1, 1])):
+        metric = LearningRate(optimizer(0.0))
+        stages = []
+        for rate in rates:
+            metric.optimizer.param_groups[0]["lr"] = float(rate)
+            metric.update()
+            stages.append(metric.compute().get("learning_rate/warmup_stage"))
+        assert [int(float(stage)) for stage in stages[1:]] == expected
+
+
 def test_it_is_never_summed_over_ranks():
     def body(context):
         metric = LearningRate(optimizer(0.3))

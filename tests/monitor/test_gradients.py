@@ -64,6 +64,60 @@ def test_gradient_flow_can_be_switched_off_and_settings_are_checked(tmp_path):
     off = config(tmp_path, gradients={"enabled": False})
     with TrainingMonitor(model, optimizer, off) as monitor:
         train(monitor, model, optimizer, batches(2))
+        monitor.flush()
+        assert "gradient/global_norm_before_clip" in monitor.latest
         assert not any(tag.startswith("gradients/") for tag in monitor.latest)
     with pytest.raises(ConfigError, match=r"logging.gradients.depth is 0"):
         TrainingMonitor(model, optimizer, config(tmp_path, gradients={"depth": 0}))
+
+
+def test_updates_are_compared_on_the_steps_that_log(tmp_path):
+    model, optimizer = problem()
+    taken = []
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=2)) as monitor:
+        for x in batches(5):
+            optimizer.zero_grad()
+            with monitor.backward():
+                model(x).square().mean().backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.step()
+            moved = [(p.detach() - q).double() for p, q in zip(model.parameters(), before, strict=True)]
+            taken.append(math.sqrt(sum(float(m.square().sum()) for m in moved)))
+            monitor.step(samples=len(x))
+    assert series(tmp_path, "update/group0_norm") == pytest.approx({i: taken[i] for i in (0, 2, 4)}, rel=1e-5)
+    assert set(series(tmp_path, "learning_rate/avg_param_update")) == {0, 2, 4}
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_updates_can_be_switched_off(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, gradients={"updates": False})) as monitor:
+        train(monitor, model, optimizer, batches(2))
+        monitor.flush()
+        assert "gradients/global_norm" in monitor.latest
+        assert "update/group0_norm" not in monitor.latest
+
+
+def test_totals_and_memory_are_written(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(
+        model, optimizer, config(tmp_path, log_frequency=2, cadence={"system": 4})
+    ) as monitor:
+        train(monitor, model, optimizer, batches(6))
+    assert series(tmp_path, "performance/total_samples") == {0: 8, 2: 24, 4: 40, 5: 48}
+    assert set(series(tmp_path, "system/ram_gb")) >= {0, 4}
+
+
+def test_utilization_is_written_after_counting(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path)) as monitor:
+        x = batches(1)[0]
+        # 2 * 8 * 6 * 6 forward, the same for the weight's gradient
+        counted = monitor.count_flops(lambda: model(x).square().mean().backward(), len(x), peak_flops=1e9)
+        assert counted == 2 * 2 * 6 * 6
+        train(monitor, model, optimizer, batches(3))
+    rates = series(tmp_path, "performance/samples_per_second")
+    for step, used in series(tmp_path, "performance/mfu").items():
+        assert used == pytest.approx(rates[step] * counted / 1e9)
+    assert series(tmp_path, "performance/mfu")

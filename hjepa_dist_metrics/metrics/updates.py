@@ -1,0 +1,194 @@
+"""What the optimizer's step really did (S0 5.2): updates against weights, moments, weights themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.distributed.reduction import sum_over_shards
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.elements import to_device
+from hjepa_dist_metrics.metrics.norms import square_sum
+from hjepa_dist_metrics.metrics.segments import Segments
+from hjepa_dist_metrics.metrics.watched import optimizer_groups
+from hjepa_dist_metrics.states.spread import SpreadSum
+
+FIELDS = ("count", "sum", "square_sum", "update_squares", "moment1_squares", "moment2_sum", "moments")
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Hold a parameter piece's values from before the step, or every `stride`-th block of them."""
+
+    slot: int
+    values: list[Tensor]
+    stride: int
+    scale: float  # elements of the piece over elements copied
+
+
+class Updates(DistributedMetric):
+    """Compare the parameters before and after an optimizer's step, by parameter group.
+
+    Wrap the steps that are logged: `with updates.around(): optimizer.step()`. Tags: `update/{group}_norm`,
+    norm(p_after - p_before); `update/{group}_ratio`, that over norm(p_before); `update/{group}_exp_avg_norm`
+    and `_exp_avg_sq_mean`, the norm of Adam's first moment and the mean of its second, where there are any;
+    `weights/{group}_norm`, `_mean`, `_std` before the step; and `learning_rate/avg_param_update`, the sum
+    over parameters of norm(gradient) * learning rate, over the root of the number of their elements.
+
+    At most `max_elements` of this rank's elements are copied for the comparison. Of a larger model every
+    k-th block of 64 Ki elements of each parameter stands for the others.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer],
+        *,
+        max_elements: int = 1 << 26,
+        context: ProcessContext | None = None,
+    ) -> None:
+        if max_elements < 1:
+            raise ConfigError(f"at least one element must be compared, got max_elements={max_elements}")
+        self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        self.max_elements = max_elements
+        groups = optimizer_groups(self.optimizers)
+        self.segments = Segments(model, context=context, groups=groups)
+        self.groups = [name for name in groups if name in self.segments.modules]
+        self._before: list[_Copy] = []
+        self.add_state("sums", SpreadSum(shape=(len(FIELDS), len(self.segments.segments))))
+        self.add_state("steps", SpreadSum(shape=(2, len(self.segments.slots))))  # squares, elements
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Compare the parameters before and after the body, which makes the step."""
+        self.before()
+        yield
+        self.update()
+
+    @torch.no_grad()
+    def before(self) -> None:
+        """Copy the parameters and read the gradients that the step will use."""
+        values, slots = self.segments.values()
+        chosen = [
+            (slot, piece.reshape(-1))
+            for slot, piece in zip(slots, values, strict=True)
+            if self.segments.slots[slot].parameter.requires_grad and piece.numel()
+        ]
+        stride = max(1, math.ceil(sum(piece.numel() for _, piece in chosen) / self.max_elements))
+        self._before = [_copy(slot, piece, stride) for slot, piece in chosen]
+        self._read_gradients()
+
+    def _read_gradients(self) -> None:
+        segments = self.segments
+        rates = {id(p): g["lr"] for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        pieces, slots = segments.gradients()
+        columns = [torch.zeros(2, dtype=torch.float64, device=segments.device)] * len(segments.slots)
+        for piece, slot in zip(pieces, slots, strict=True):
+            rate = rates.get(id(segments.slots[slot].parameter), 0.0)
+            squares = square_sum([piece], segments.device) * rate * rate
+            columns[slot] = torch.stack([squares, torch.full_like(squares, piece.numel())])
+        block = sum_over_shards(torch.stack(columns, dim=1), segments.slot_beyond)
+        self.steps.update(block, to_device(segments.slot_roles, segments.device).expand(2, -1))
+
+    def update(self) -> None:
+        """Compare with the parameters as they are now, after the step."""
+        if not self._before:
+            raise ConfigError("there is nothing to compare with: call before() ahead of the optimizer's step")
+        segments = self.segments
+        columns = [torch.zeros(len(FIELDS), dtype=torch.float64, device=segments.device)] * len(
+            segments.segments
+        )
+        for copied in self._before:
+            column = segments.segment_of[copied.slot]
+            columns[column] = columns[column] + self._row(copied)
+        self._before = []
+        block = sum_over_shards(torch.stack(columns, dim=1), segments.beyond)
+        self.sums.update(block, to_device(segments.roles, segments.device).expand(len(FIELDS), -1))
+
+    def _row(self, copied: _Copy) -> Tensor:
+        """Return one parameter's FIELDS, [7]."""
+        slot, device = self.segments.slots[copied.slot], self.segments.device
+        moments = self._moments(copied.slot)
+        count = sum(block.numel() for block in copied.values) * copied.scale
+        total = (
+            torch.stack([b.sum(dtype=torch.float32).to(torch.float64) for b in copied.values])
+            .sum()
+            .to(device)
+        )
+        squares = square_sum(copied.values, device)
+        now = _blocks(slot.values().reshape(-1), copied.stride)
+        changes = [old.sub_(new) for old, new in zip(copied.values, now, strict=True)]
+        moved = square_sum(changes, device)
+        sampled = torch.stack([total, squares, moved]) * copied.scale
+        counts = torch.full((1,), count, dtype=torch.float64, device=device)
+        return torch.cat([counts, sampled, moments])
+
+    def _moments(self, slot: int) -> Tensor:
+        """Return the sum of squares of Adam's first moment, the sum of its second, their elements, [3]."""
+        place, device = self.segments.slots[slot], self.segments.device
+        state: Mapping[str, Any] = next(
+            (o.state[place.parameter] for o in self.optimizers if place.parameter in o.state), {}
+        )
+        if "exp_avg" not in state or "exp_avg_sq" not in state:
+            return torch.zeros(3, dtype=torch.float64, device=device)
+        first, second = place.companion(state["exp_avg"]), place.companion(state["exp_avg_sq"])
+        total = second.sum(dtype=torch.float32).to(torch.float64)
+        return torch.stack([square_sum([first], device), total, torch.full_like(total, first.numel())])
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tags; {} before the first compared step."""
+        if not states["sums"].known:
+            return {}
+        squares, elements = states["steps"].value
+        tags: dict[str, Any] = {}
+        if elements.sum():
+            tags["learning_rate/avg_param_update"] = (squares**0.5).sum() / math.sqrt(elements.sum())
+        for group in self.groups:
+            sums = states["sums"].value[:, self.segments.columns(group)].sum(axis=1)
+            tags |= _group_tags(group, dict(zip(FIELDS, sums.tolist(), strict=True)))
+        return tags
+
+
+def _group_tags(group: str, sums: Mapping[str, float]) -> dict[str, float]:
+    count = sums["count"]
+    if not count:
+        return {}
+    norm, moved = math.sqrt(sums["square_sum"]), math.sqrt(sums["update_squares"])
+    mean = sums["sum"] / count
+    variance = max(sums["square_sum"] - count * mean * mean, 0.0) / max(count - 1, 1)
+    tags = {
+        f"update/{group}_norm": moved,
+        f"update/{group}_ratio": moved / norm if norm else 0.0,
+        f"weights/{group}_norm": norm,
+        f"weights/{group}_mean": mean,
+        f"weights/{group}_std": math.sqrt(variance),
+    }
+    if sums["moments"]:
+        tags[f"update/{group}_exp_avg_norm"] = math.sqrt(sums["moment1_squares"])
+        tags[f"update/{group}_exp_avg_sq_mean"] = sums["moment2_sum"] / sums["moments"]
+    return tags
+
+
+def _copy(slot: int, piece: Tensor, stride: int) -> _Copy:
+    values = [block.to(_wide(block), copy=True) for block in _blocks(piece, stride)]
+    return _Copy(slot, values, stride, piece.numel() / sum(block.numel() for block in values))
+
+
+def _blocks(flat: Tensor, stride: int) -> list[Tensor]:
+    if stride == 1:
+        return [flat]
+    return list(torch.split(flat, _BLOCK)[::stride])
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
