@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hjepa_dist_metrics import MetricsError
+from hjepa_dist_metrics import MetricsError, ProcessContext
 from hjepa_dist_metrics.reference.arguments import RunConfig, parse
 from hjepa_dist_metrics.reference.launch import process
 from hjepa_dist_metrics.reference.progress import progress_bar
@@ -34,8 +34,17 @@ def train(config: RunConfig) -> Outcome:
         kind = workload_kind(config.workload)
         workload = kind.build(config.model, config.data, config.training, context)
         trainer = Trainer(workload, config.training, config.logging, context, config.settings())
+        if context.is_main:
+            print(opening(context, trainer.start_step), file=sys.stderr, flush=True)
         with progress_bar(show=context.is_main) as progress:
             outcome = trainer.run(progress)
         if context.is_main:
             show(outcome, config.logging, kind.rows(outcome, config.model))
         return outcome
+
+
+def opening(context: ProcessContext, start_step: int) -> str:
+    """Return what a run says first: a launcher that started fewer ranks than it was asked for shows here."""
+    ranks = f"{context.world_size} rank" + ("s" if context.world_size > 1 else "")
+    where = f", from step {start_step}" if start_step else ""
+    return f"train.py: training on {ranks}, {context.device.type}{where}"
