@@ -117,6 +117,14 @@ STABILITY = (
         deviation="added: max/min explodes near 0",
     ),
     _stability(
+        "stability/worst_spike_score",
+        "worst spike score",
+        "Largest spike score of the last 50 steps: a spike between two logs shows here.",
+        unit="robust standard deviations",
+        healthy="within 6",
+        deviation="added",
+    ),
+    _stability(
         "stability/spike_count",
         "spikes",
         "Steps of the last 50 whose spike score passed 6.",

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.states import Replicated, Sum
+from hjepa_dist_metrics.states import Recent, Replicated
 
 SPIKE_BOUND = 6.0
 _LEAST_REFERENCE = 8
@@ -29,7 +28,8 @@ class TrainingStability(DistributedMetric):
 
     Each step's loss is the mean over all ranks' samples. Tags under `stability/`: `loss_smoothness` (standard
     deviation), `loss_trend_slope` (of a quadratic fit, at the newest step), `loss_max_spike` (largest over
-    smallest), `spike_score` of the newest step, `spike_count` and `nonfinite_steps` in the window, and with a
+    smallest), `spike_score` of the newest step,
+    `worst_spike_score`, `spike_count` and `nonfinite_steps` in the window, and with a
     validation loss `val_train_loss_ratio`. Nonfinite losses are left out of all but their count.
     """
 
@@ -39,22 +39,28 @@ class TrainingStability(DistributedMetric):
         if window < 2:
             raise ConfigError(f"the window must hold at least two steps, got window={window}")
         self.window = window
-        self.add_state("sums", Sum(shape=(window,)))  # by step number modulo the window
-        self.add_state("counts", Sum(shape=(window,)))
-        self.add_state("steps", Replicated())
+        self.add_state("recent", Recent(window))
         self.add_state("validation_loss", Replicated())
+        self._next = 0
 
-    def update(self, loss: Tensor | float, count: Tensor | float = 1) -> None:
-        """Add one step: this rank's mean loss over `count` samples. Every rank takes every step."""
-        step = int(self.steps.value) if self.steps.value == self.steps.value else 0
-        value = torch.as_tensor(loss).detach().to(torch.float64).reshape(())
-        weight = torch.as_tensor(count).to(device=value.device, dtype=torch.float64, non_blocking=True)
-        total = torch.where(weight > 0, value * weight, torch.zeros_like(value))
-        for state, number in ((self.sums, total), (self.counts, weight)):
-            data = state.data.to(value.device, non_blocking=True).clone()
-            data[0, step % self.window] = number
-            state.data = data
-        self.steps.update(step + 1)
+    def update(self, loss: Tensor | float, count: Tensor | float = 1, step: int | None = None) -> None:
+        """Add one step: this rank's mean loss over `count` samples.
+
+        `step` is the step's number, the same on every rank; by default updates are numbered from 0.
+        """
+        number = self._next if step is None else step
+        self.recent.update(number, loss, count)
+        self._next = number + 1
+
+    def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
+        """Replace the states; every rank goes on numbering where the saved ones ended."""
+        super().load_states(packed, holder=holder)
+        self._next = int(packed["recent"]["data"][0].max().item()) + 1
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        super().reset()
+        self._next = 0
 
     def validate(self, loss: Tensor | float) -> None:
         """Take note of a validation loss, the same on every rank."""
@@ -62,19 +68,14 @@ class TrainingStability(DistributedMetric):
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Apply the formulas to the window's losses in their order; {} before the first step."""
-        steps = states["steps"].value
-        if not steps > 0:
-            return {}
-        sums, counts = states["sums"].value, states["counts"].value
-        order = [step % self.window for step in range(max(0, int(steps) - self.window), int(steps))]
-        order = [slot for slot in order if counts[slot] > 0]
-        losses: Losses = sums[order] / counts[order]
-        finite = losses[np.isfinite(losses)]
+        losses: Losses = states["recent"].means
         if not len(losses):
             return {}
+        finite = losses[np.isfinite(losses)]
         scores = spike_scores(losses)
         tags = {
             "stability/spike_score": scores[-1],
+            "stability/worst_spike_score": max((float(s) for s in scores if s == s), default=math.nan),
             "stability/spike_count": int((scores > SPIKE_BOUND).sum()),
             "stability/nonfinite_steps": len(losses) - len(finite),
         }

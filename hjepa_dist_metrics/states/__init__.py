@@ -14,5 +14,6 @@ from hjepa_dist_metrics.states.lowest import Lowest as Lowest
 from hjepa_dist_metrics.states.moments import Covariance as Covariance, Moments as Moments
 from hjepa_dist_metrics.states.named import NamedSums as NamedSums
 from hjepa_dist_metrics.states.per_rank import PerRank as PerRank
+from hjepa_dist_metrics.states.recent import Recent as Recent
 from hjepa_dist_metrics.states.samples import Concat as Concat, Sample as Sample
 from hjepa_dist_metrics.states.unsized import Unsized as Unsized, of_width as of_width, resolved as resolved

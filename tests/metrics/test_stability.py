@@ -49,6 +49,7 @@ def test_spikes_and_nan_do_not_hide_the_next_spike():
     assert scores[39] == pytest.approx(scores[15], rel=0.5)
     values = read(fed(losses))
     assert (values["spike_count"], values["nonfinite_steps"]) == (2, 2)
+    assert values["worst_spike_score"] == pytest.approx(np.nanmax(scores))
     calm = losses[np.isfinite(losses)]
     assert values["loss_smoothness"] == pytest.approx(calm.std(), rel=1e-12)
 
@@ -100,3 +101,22 @@ def test_tensors_and_a_window_of_one_step():
     assert read(metric)["spike_score"] == 0.0
     with pytest.raises(ConfigError, match="at least two steps, got window=1"):
         TrainingStability(window=1)
+
+
+def test_a_rank_that_ended_early_says_nothing_of_later_steps():
+    def body(context):
+        metric = TrainingStability(window=4)
+        for step in range([10, 6][context.rank]):
+            metric.update(float(step), step=step)
+        values = MetricCollection({"m": metric}, context).compute()
+        return {tag: float(value) for tag, value in values.items()}
+
+    expected = {tag: float(v) for tag, v in fed(np.arange(10.0), window=4).compute().items()}
+    assert run_ranks(2, body) == [expected] * 2
+
+
+def test_a_loaded_metric_goes_on_numbering():
+    metric, other = fed([5.0, 4.0, 3.0], window=2), TrainingStability(window=2)
+    other.load_state_dict(metric.state_dict())
+    other.update(1.0)
+    assert read(other)["loss_smoothness"] == pytest.approx(1.0)

@@ -1,0 +1,69 @@
+"""The last steps of a job, each added up over its ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.states.base import Numeric, RowState
+
+
+class Recent(RowState):
+    """Keep a weighted sum for each of the last `window` steps: `.steps`, `.means`, in the order of the steps.
+
+    Step s lies in column s modulo the window. Merged, the later step of a column stands, and what several
+    ranks say of the same step is added.
+    """
+
+    fields = 3
+
+    def __init__(self, window: int) -> None:
+        super().__init__((window,))
+
+    @classmethod
+    def _blank(cls, size: int) -> Tensor:
+        data = torch.zeros((3, size), dtype=torch.float64, device="cpu")
+        data[0] = -1.0
+        return data
+
+    @classmethod
+    def merge_rows(cls, rows: Tensor) -> Tensor:
+        """Take each column's latest step, with the sums of all who have seen it."""
+        latest = rows[:, 0].amax(dim=0)
+        sums = torch.where((rows[:, :1] == latest), rows[:, 1:], torch.zeros_like(rows[:, 1:])).sum(dim=0)
+        return torch.cat([latest[None], sums])
+
+    def update(self, step: int, value: Numeric, count: Numeric = 1) -> None:
+        """Record a mean over `count` samples at a step; a count of 0 records that there was nothing."""
+        mean = torch.as_tensor(value).detach().to(torch.float64).reshape(())
+        weight = torch.as_tensor(count).to(mean.device, torch.float64, non_blocking=True)
+        total = torch.where(weight > 0, mean * weight, torch.zeros_like(mean))
+        data = self.data.to(mean.device, non_blocking=True).clone()
+        place = step % self.size
+        data[0, place] = float(step)
+        data[1, place], data[2, place] = total, weight
+        self.data = data
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """Return the steps that have samples, rising."""
+        return self._ordered()[0].astype(np.int64)
+
+    @property
+    def means(self) -> npt.NDArray[np.float64]:
+        """Return the mean of each of those steps."""
+        _, sums, counts = self._ordered()
+        means: npt.NDArray[np.float64] = sums / counts
+        return means
+
+    @property
+    def latest(self) -> int:
+        """Return the number of the latest step; -1 before the first."""
+        return int(self.data[0].max().item())
+
+    def _ordered(self) -> npt.NDArray[np.float64]:
+        data: npt.NDArray[np.float64] = self.data.cpu().numpy()
+        seen = data[:, data[2] > 0]
+        return seen[:, np.argsort(seen[0])]
