@@ -24,6 +24,7 @@ _CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model
 class _Held:
     """Hold what this rank has of an encoder: weights that every rank has, pieces of others, buffers."""
 
+    shapes: dict[str, torch.Size]
     whole: list[Tensor]
     pieces: list[Tensor]
     buffers: list[Tensor]
@@ -55,10 +56,8 @@ class EMADynamics(DistributedMetric):
 
     def remember(self, target_encoder: nn.Module) -> None:
         """Copy the target's weights, so that the next `update` can tell how far they moved since."""
-        now = _held(unwrap(target_encoder))
-        kept = [None] * 3 if self._before is None else self._before.parts()
         with torch.no_grad():
-            self._before = _Held(*(_copy(part, old) for part, old in zip(now.parts(), kept, strict=True)))
+            self._keep(_held(unwrap(target_encoder)))
 
     def update(
         self,
@@ -71,9 +70,8 @@ class EMADynamics(DistributedMetric):
 
         `momentum_target` is where the schedule ends. ConfigError where the encoders' parameters differ.
         """
-        context, target = unwrap(context_encoder), unwrap(target_encoder)
-        _require_alike(context, target)
-        live, slow = _held(context), _held(target)
+        live, slow = _held(unwrap(context_encoder)), _held(unwrap(target_encoder))
+        _require_alike(live.shapes, slow.shapes)
         before = [None] * 3 if self._before is None else self._before.parts()
         squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
         for name in ("pieces", "buffers"):  # the latest, not a sum over updates
@@ -81,7 +79,12 @@ class EMADynamics(DistributedMetric):
         self.schedule.update([momentum, momentum_target])
         for name, part in zip(("weights", "pieces", "buffers"), squares, strict=True):
             self.states[name].update(part)
-        self.remember(target)
+        self._keep(slow)
+
+    def _keep(self, now: _Held) -> None:
+        kept = [None] * 3 if self._before is None else self._before.parts()
+        copies = (_copy(part, old) for part, old in zip(now.parts(), kept, strict=True))
+        self._before = _Held(now.shapes, *copies)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} before the first update."""
@@ -130,8 +133,9 @@ def expected_move(momentum: float, divergence: float) -> float:
 
 def _held(module: nn.Module) -> _Held:
     """Return parameters and floating-point buffers, detached, each in the order of their names."""
-    layout, held = LayoutReader(), _Held([], [], [])
-    for _, weight in sorted(module.named_parameters(), key=lambda item: item[0]):
+    weights = sorted(module.named_parameters(), key=lambda item: item[0])
+    layout, held = LayoutReader(), _Held({name: weight.shape for name, weight in weights}, [], [], [])
+    for _, weight in weights:
         where = layout(weight)
         if not where.shards:
             held.whole.append(local_piece(weight))
@@ -143,13 +147,11 @@ def _held(module: nn.Module) -> _Held:
     return held
 
 
-def _require_alike(context: nn.Module, target: nn.Module) -> None:
-    mine = {name: tuple(p.shape) for name, p in context.named_parameters()}
-    theirs = {name: tuple(p.shape) for name, p in target.named_parameters()}
-    if mine != theirs:
-        odd = sorted(f"{name}{list(shape)}" for name, shape in mine.items() ^ theirs.items())
+def _require_alike(context: dict[str, torch.Size], target: dict[str, torch.Size]) -> None:
+    if context != target:
+        odd = sorted(f"{name}{list(shape)}" for name, shape in context.items() ^ target.items())
         raise ConfigError(f"the encoders must have the same parameters; of only one of them: {odd[:6]}")
-    if not mine:
+    if not context:
         raise ConfigError("the encoders have no parameters")
 
 

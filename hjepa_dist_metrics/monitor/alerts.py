@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.monitor.config import AlertsConfig
+
+logger = logging.getLogger("hjepa_dist_metrics.alerts")
 
 Numbers = Mapping[str, float]
 
@@ -36,6 +37,8 @@ class Alert:
         return f"step {self.step}: {self.rule}: {self.tag} = {self.value:.4g} ({self.reason})"
 
 
+# What a user is called with when an alert begins.
+OnAlert = Callable[[Alert], None]
 # A rule looks at one evaluation's numbers: findings, none where all is well, None where it cannot tell.
 Rule = Callable[[Numbers], "list[Finding] | None"]
 
@@ -57,6 +60,7 @@ class AlertBook:
 
     config: AlertsConfig
     rules: dict[str, Rule]
+    on_alert: OnAlert | None = None
     alerts: list[Alert] = field(default_factory=list)
     _watches: dict[str, _Watch] = field(default_factory=dict)
 
@@ -73,6 +77,24 @@ class AlertBook:
                 begun.append(Alert(step, name, worst.tag, worst.value, worst.reason))
         self.alerts += begun
         return begun
+
+    def notify(self, begun: Sequence[Alert]) -> None:
+        """Call the user's function; what goes wrong in it is reported and does not end the run."""
+        if self.on_alert is None:
+            return
+        for alert in begun:
+            try:
+                self.on_alert(alert)
+            except Exception:
+                logger.exception("on_alert failed on the alert: %s", alert)
+
+    def markdown(self) -> str:
+        """Return all alerts so far as a table, the latest first."""
+        rows = ["| step | rule | tag | value | why |", "|---|---|---|---|---|"]
+        rows += [
+            f"| {a.step} | {a.rule} | `{a.tag}` | {a.value:.4g} | {a.reason} |" for a in reversed(self.alerts)
+        ]
+        return "\n".join(rows)
 
     def _turns_on(self, watch: _Watch, findings: list[Finding]) -> bool:
         watch.bad = watch.bad + 1 if findings else 0
@@ -91,49 +113,3 @@ class AlertBook:
     def firing(self) -> set[str]:
         """Return the names of the rules that fire now."""
         return {name for name, watch in self._watches.items() if watch.firing}
-
-
-def collapse_rule(dims: Mapping[str, int]) -> Rule:
-    """Judge every stream's rank, spread and similarity by the catalog's limits for its width and rows.
-
-    `dims` maps a stream's tag prefix, `collapse/` or `collapse/level0_`, to its width.
-    """
-
-    def rule(numbers: Numbers) -> list[Finding] | None:
-        present = [(prefix, dim) for prefix, dim in dims.items() if f"{prefix}num_samples" in numbers]
-        if not present:
-            return None
-        return [finding for prefix, dim in present for finding in _judge_stream(prefix, dim, numbers)]
-
-    return rule
-
-
-def _judge_stream(prefix: str, dim: int, numbers: Numbers) -> Iterable[Finding]:
-    count = int(numbers[f"{prefix}num_samples"])
-    if count < 2:
-        return
-    for name in ("effective_rank", "mean_std_per_dim", "mean_similarity"):
-        tag = prefix + name
-        entry = catalog.find(tag)
-        if tag not in numbers or entry is None or entry.limits is None:
-            continue
-        limits = entry.limits(dim, count)
-        if limits.judge(numbers[tag]) == "bad":
-            side = "below" if limits.low_is_bad else "above"
-            yield Finding(tag, numbers[tag], f"{side} {limits.bad:.4g}, the bound for D={dim}, n={count}")
-
-
-def nonfinite_rule(numbers: Numbers) -> list[Finding] | None:
-    """Find NaN and infinite losses and features by their counts, and any value that is itself NaN."""
-    counted = [tag for tag in numbers if tag == "loss/nonfinite" or tag.endswith("/nonfinite")]
-    found = [
-        Finding(tag, numbers[tag], "NaN or infinite values were seen", at_once=True)
-        for tag in counted
-        if numbers[tag] > 0
-    ]
-    level = numbers.get("loss/first_nonfinite_level")
-    if level is not None:
-        found.insert(
-            0, Finding(f"loss/h{int(level)}", math.nan, "the first level that is NaN or infinite", True)
-        )
-    return found if counted else None

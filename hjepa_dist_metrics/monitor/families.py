@@ -22,6 +22,7 @@ from hjepa_dist_metrics.metrics import (
     Stragglers,
     Throughput,
     TotalSamples,
+    TrainingStability,
     Updates,
     WeightedMean,
 )
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=DistributedMetric)
 
 # The cadence family of each metric; names that start alike share one.
-_REPRESENTATIONS = "collapse"
+_COLLAPSE = "collapse"
+_REPRESENTATIONS = (_COLLAPSE, "hierarchy", "prediction")
 _GRADIENT_HISTOGRAMS = "gradient_histograms"
 _STRAGGLER_MAP = "straggler_map"
 _MEMORY = "memory"
@@ -88,31 +90,31 @@ class MetricFamilies:
     def throughput(self) -> Throughput:
         """Return the throughput metric."""
         device = self.collection.context.device
-        return self._ensure("throughput", Throughput, lambda: Throughput(device=device))
+        return self.ensure("throughput", Throughput, lambda: Throughput(device=device))
 
     def total_samples(self) -> TotalSamples:
         """Return the count of samples since the start."""
-        return self._ensure("total_samples", TotalSamples, TotalSamples)
+        return self.ensure("total_samples", TotalSamples, TotalSamples)
 
     def stragglers(self) -> Stragglers:
         """Return the comparison of the ranks' times."""
-        return self._ensure("stragglers", Stragglers, lambda: Stragglers(report="numbers"))
+        return self.ensure("stragglers", Stragglers, lambda: Stragglers(report="numbers"))
 
     def straggler_map(self) -> Stragglers:
         """Return the picture of the ranks' times."""
-        return self._ensure(_STRAGGLER_MAP, Stragglers, lambda: Stragglers(report="map"))
+        return self.ensure(_STRAGGLER_MAP, Stragglers, lambda: Stragglers(report="map"))
 
     def memory(self) -> Memory:
         """Return the memory and load of every rank."""
-        return self._ensure(_MEMORY, Memory, lambda: Memory(self.collection.context.device))
+        return self.ensure(_MEMORY, Memory, lambda: Memory(self.collection.context.device))
 
     def learning_rate(self, optimizer: Optimizer) -> LearningRate:
         """Return the learning-rate metric."""
-        return self._ensure("learning_rate", LearningRate, lambda: LearningRate(optimizer))
+        return self.ensure("learning_rate", LearningRate, lambda: LearningRate(optimizer))
 
     def clipping(self, model: nn.Module, optimizer: Optimizer) -> GradientClipping:
         """Return the model's clipping metric, by the optimizer's groups where it has several."""
-        return self._ensure("clipping", GradientClipping, lambda: self._make_clipping(model, optimizer))
+        return self.ensure("clipping", GradientClipping, lambda: self._make_clipping(model, optimizer))
 
     def gradient_flow(self, model: nn.Module, config: GradientsConfig) -> GradientFlow:
         """Return the numbers of the gradients."""
@@ -123,7 +125,7 @@ class MetricFamilies:
         return self._flow(_GRADIENT_HISTOGRAMS, "histograms", model, config)
 
     def _flow(self, name: str, report: Report, model: nn.Module, config: GradientsConfig) -> GradientFlow:
-        return self._ensure(
+        return self.ensure(
             name,
             GradientFlow,
             lambda: GradientFlow(
@@ -138,24 +140,27 @@ class MetricFamilies:
     def updates(self, model: nn.Module, optimizer: Optimizer) -> Updates:
         """Return the comparison of the parameters before and after the optimizer's step."""
         context = self.collection.context
-        return self._ensure("updates", Updates, lambda: Updates(model, optimizer, context=context))
+        return self.ensure("updates", Updates, lambda: Updates(model, optimizer, context=context))
 
     def loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         """Return the loss metric for the keys of the first step's losses."""
-        return self._ensure("loss", HierarchicalLoss, lambda: self._make_loss(losses))
+        return self.ensure("loss", HierarchicalLoss, lambda: self._make_loss(losses))
 
     def epoch_loss(self) -> WeightedMean:
         """Return the mean loss of the epoch under way."""
-        return self._ensure(f"{EPOCH}_loss", WeightedMean, lambda: WeightedMean("train_epoch/loss"))
+        return self.ensure(f"{EPOCH}_loss", WeightedMean, lambda: WeightedMean("train_epoch/loss"))
 
     def scalars(self, tags: Iterable[str]) -> ReplicatedScalars:
         """Return the metric of numbers that every rank has alike."""
-        return self._ensure("scalars", ReplicatedScalars, lambda: ReplicatedScalars(list(tags)))
+        return self.ensure("scalars", ReplicatedScalars, lambda: ReplicatedScalars(list(tags)))
 
-    def collapse(self, name: str | None, features: Tensor) -> Collapse:
+    def collapse(
+        self, name: str | None, features: Tensor, *, short: str | None = None, full: bool = True
+    ) -> Collapse:
         """Return the collapse metric of a stream of features."""
-        key = _REPRESENTATIONS if name is None else f"{_REPRESENTATIONS}_{name}"
-        return self._ensure(key, Collapse, lambda: Collapse(features.shape[-1], name))
+        key = _COLLAPSE if name is None else f"{_COLLAPSE}_{name}"
+        dim = features.shape[-1]
+        return self.ensure(key, Collapse, lambda: Collapse(dim, name, short=short, full=full))
 
     def figures(self, first: Observed, config: FiguresConfig) -> RunFigures:
         """Return what the figures are drawn from, made for the shapes of the first batch."""
@@ -166,8 +171,12 @@ class MetricFamilies:
         return cast("RunFigures", self.collection[FIGURES])
 
     def collapse_dims(self) -> dict[str, int]:
-        """Return the width of each collapse stream by its tag prefix."""
-        return {m.prefix: m.dim for m in self.collection.values() if isinstance(m, Collapse)}
+        """Return the width of each stream that the alerts judge, by its tag prefix."""
+        return {m.prefix: m.dim for m in self.collection.values() if isinstance(m, Collapse) and m.full}
+
+    def stability(self) -> TrainingStability:
+        """Return the metric of the loss's last steps."""
+        return self.ensure("stability", TrainingStability, TrainingStability)
 
     def _make_clipping(self, model: nn.Module, optimizer: Optimizer) -> GradientClipping:
         groups = optimizer_groups(optimizer) if len(optimizer.param_groups) > 1 else None
@@ -179,7 +188,8 @@ class MetricFamilies:
         extra = sorted(key for key in losses if key not in known)
         return HierarchicalLoss(levels, self.level_weights if levels else None, extra)
 
-    def _ensure(self, name: str, kind: type[M], make: Callable[[], M]) -> M:
+    def ensure(self, name: str, kind: type[M], make: Callable[[], M]) -> M:
+        """Return the metric `name`, made at its first use; ConfigError where it is of another kind."""
         if name not in self.collection:
             self._add(name, make())
         metric = self.collection[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,32 +15,39 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection, Updates
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.merging import Merged
-from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, Rule, collapse_rule, nonfinite_rule
+from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, FIGURES, MetricFamilies
-from hjepa_dist_metrics.monitor.matching_rules import misaligned_rule, no_diagonal_rule
+from hjepa_dist_metrics.monitor.observing import Encoders, Masks, Observing, Streams
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
+from hjepa_dist_metrics.monitor.rules import Convergence, RunRules
 from hjepa_dist_metrics.monitor.speed import SpeedWatch
 from hjepa_dist_metrics.sinks import HParam
-from hjepa_dist_metrics.values import Drawing, Scalar, Value
+from hjepa_dist_metrics.sync import SyncHandle
+from hjepa_dist_metrics.values import Drawing, Scalar, Text, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.monitor")
 
 B = TypeVar("B")
 ENDING = "ending"
-Streams = Tensor | Mapping[str, Tensor]
 
 # What TensorBoard's table of runs shows beside their settings.
 COMPARED = ("loss/total", "collapse/effective_rank", "val/knn_accuracy", "performance/samples_per_second")
 # The quick reference's short names for numbers that have a longer one.
-SHORT_NAMES = {"loss/total": "train/loss", "learning_rate/base_lr": "train/lr"}
+SHORT_NAMES = {
+    "loss/total": "train/loss",
+    "learning_rate/base_lr": "train/lr",
+    "ema/momentum_current": "train/ema_momentum",
+}
+VALIDATION_LOSS = "val/loss"
 
 
 class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
@@ -49,7 +56,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     `config` is a `LoggingConfig`, a mapping with its keys, or a whole run's configuration with a section
     `logging`. `step` 0 is the first optimizer step, or `start_step` in a resumed run, which goes on with the
     same files where `resume` is true. `level_weights` are the objective's weights of its hierarchy levels.
-    `hparams` are settings by name, for TensorBoard's table that compares runs.
+    `hparams` are settings by name, for TensorBoard's table that compares runs. `encoders` are the context
+    and the target encoder, where they are not the model's attributes `context_encoder` and `target_encoder`.
+    `on_alert` is called with each alert that begins, on every rank, at times on another thread.
     """
 
     def __init__(
@@ -64,6 +73,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         steps_per_epoch: int | None = None,
         resume: bool = False,
         hparams: Mapping[str, HParam] | None = None,
+        encoders: Encoders | None = None,
+        on_alert: OnAlert | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.config: LoggingConfig = from_mapping(config)
@@ -75,12 +86,17 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.families = MetricFamilies(
             MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout), level_weights
         )
-        self.alert_book = AlertBook(self.config.alerts, {})
-        self._own_rules: dict[str, Rule] = {}
+        self._observing = Observing(self.families, model, encoders)
+        self._rules, self._convergence = RunRules(self.families.collapse_dims), Convergence()
+        self.alert_book = AlertBook(self.config.alerts, self._rules.rules, on_alert)
+        self._stopping: set[str] = set()
+        self._handle: SyncHandle[Any] | None = None
         self._short_names = list(SHORT_NAMES.items())
         num_levels = None if self.families.level_weights is None else len(self.families.level_weights)
         self._sink = open_output(self.config, self.context, self.run_name, start_step, num_levels)
         self._sink.write_hparams(hparams or {}, COMPARED)
+        # Written with the first values.
+        self._notes: dict[str, Value] = {} if resume else {"notes/how_to_read": Text(catalog.how_to_read())}
         self._cadences = self.config.cadences(steps_per_epoch).every()
         self._speed = SpeedWatch(self.families)
         self._lock = threading.Lock()
@@ -171,9 +187,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def add_rule(self, name: str, rule: Rule) -> None:
         """Watch the merged values by a rule of your own; it raises alerts as the built-in ones do."""
-        if name in self._own_rules:
+        if name in self.alert_book.rules:
             raise ConfigError(f"there is an alert rule named {name!r} already")
-        self._own_rules[name] = rule
+        self.alert_book.rules[name] = rule
 
     def also_as(self, names: Mapping[str, str]) -> None:
         """Write numbers under second tags too: `names` maps a tag to its other one."""
@@ -191,35 +207,78 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         count: Any = None,
         tokens: int = 0,
         features: Streams | None = None,
-        valid: Streams | None = None,
+        valid: Masks = None,
         ids: Tensor | None = None,
+        context_features: Tensor | None = None,
+        context_valid: Tensor | None = None,
+        predictions: Sequence[Tensor] | None = None,
+        targets: Sequence[Tensor] | None = None,
+        prediction_valid: Sequence[Tensor | None] | None = None,
+        mask: Tensor | None = None,
+        momentum: float | None = None,
+        momentum_target: float = 1.0,
         scalars: Mapping[str, Any] | None = None,
         figures: Mapping[str, Any] | None = None,
     ) -> None:
         """Record one optimizer step of this rank, and sync and write what is due.
 
         `samples` is this rank's number of samples; `losses` are means over `count` samples or tokens of this
-        rank (`samples` by default): a mapping with "loss", "loss_h0", ..., or the loss alone. `features` are
-        one stream [N, D] or [B, N, D] or several by name, used on steps that log representations; `valid`
-        and `ids` as in `Collapse.update`. `scalars` are numbers that every rank has alike, by tag. `figures`
-        is what the run's figures show, used on steps that log them: the fields of `run_figures.Observed`.
-        Raises the errors of syncs: `DesyncError` where ranks disagree.
+        rank (`samples` by default): a mapping with "loss", "loss_h0", ..., or the loss alone.
+
+        On steps that log representations: `features` are one stream [N, D] or [B, N, D], several by name, or
+        a list over the levels of a hierarchy, with `valid` masks in the same form; `context_features` are the
+        context encoder's; `predictions` and `targets` are lists over levels, `prediction_valid` the tokens
+        that count; `ids` are the samples' global numbers, as in `Collapse.update`. On steps that log figures:
+        `figures`, the fields of `run_figures.Observed`.
+
+        On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked; `momentum`, of the target
+        encoder's update in this step, and `momentum_target`, where its schedule ends; `scalars` are numbers
+        that every rank has alike, by tag. Raises the errors of syncs: `DesyncError` where ranks disagree.
         """
-        begun = time.perf_counter()
+        begun, now = time.perf_counter(), self.step_number
+        observing, represents = self._observing, self._is_due("representations", now)
         self.families.collection.raise_errors()
         self._observe(lambda: self._observe_step(samples, losses, count, tokens, begun))
-        if scalars is not None:
+        if scalars:
             self._observe(lambda: self.families.scalars(scalars).update(scalars))
-        if features is not None and self._is_due("representations", self.step_number):
-            self._observe(lambda: self._observe_features(features, valid, ids))
-        if figures is not None and self.config.figures.enabled and self._is_due(FIGURES, self.step_number):
+        if mask is not None:
+            self._observe(lambda: observing.mask(mask, self._is_due("scalars", now)))
+        if momentum is not None:
+            dues = [self._is_due("scalars", step) for step in (now, now + 1)]
+            self._observe(lambda: observing.teacher(momentum, momentum_target, *dues))
+        if features is not None and represents:
+            binned = self._is_due("histograms", now)
+            self._observe(lambda: observing.features(features, valid, ids, binned))
+        if context_features is not None and represents:
+            self._observe(lambda: observing.context(context_features, context_valid, ids))
+        if predictions is not None and targets is not None and represents:
+            self._observe(lambda: observing.predictions(predictions, targets, prediction_valid, ids))
+        if figures is not None and self.config.figures.enabled and self._is_due(FIGURES, now):
             self._observe(lambda: self._observe_figures(figures))
-        due = [family for family, every in self._cadences.items() if every.due(self.step_number)]
+        due = [family for family, every in self._cadences.items() if every.due(now)]
         if due:
             self._observe(lambda: self._speed.refresh(due))
-            self._log(self.families.names(due), self.step_number)
+            self._decide_stop()
+            self._log(self.families.names(due), now)
         self.step_number += 1
         self._own_seconds += time.perf_counter() - begun
+
+    @property
+    def should_stop(self) -> str | None:
+        """Return the alert rule of `logging.alerts.stop_on` that has fired, None while training may go on.
+
+        The same after the same `step` on every rank: with background syncs a step that logs first waits for
+        the sync before it, and decides by its result.
+        """
+        return min(self._stopping, default=None)
+
+    def _decide_stop(self) -> None:
+        if not self.config.alerts.stop_on:
+            return
+        if self._handle is not None:
+            self._handle.result()
+        with self._lock:
+            self._stopping = self.alert_book.firing() & set(self.config.alerts.stop_on)
 
     def end_epoch(self) -> None:
         """Sync and write what is logged once an epoch: `train_epoch/loss`. A collective call."""
@@ -236,6 +295,11 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         """
         ready = {tag: as_value(value) for tag, value in values.items()}
         at = self.last_step if step is None else step
+        if self.config.alerts.stop_on and self._handle is not None:
+            self._handle.result()  # so that the rules see values in the same order on every rank
+        validation = ready.get(VALIDATION_LOSS)
+        if isinstance(validation, Scalar):
+            self.families.stability().validate(validation.value)
         if self.config.alerts.enabled:
             ready |= self._alert(at, ready)
         self._write(at, ready)
@@ -371,15 +435,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             named = losses if isinstance(losses, Mapping) else {"loss": losses}
             counts = samples if count is None else count
             self.families.loss(named).update(named, counts)
-            self.families.epoch_loss().update(named["loss"], _total_count(counts))
-
-    def _observe_features(self, features: Streams, valid: Streams | None, ids: Tensor | None) -> None:
-        streams = {None: features} if isinstance(features, Tensor) else dict(features)
-        for name, tensor in streams.items():
-            mask = valid.get(name) if isinstance(valid, Mapping) and name is not None else valid
-            if isinstance(mask, Mapping):
-                raise ConfigError("valid masks by name go with features by name")
-            self.families.collapse(name, tensor).update(tensor, mask, ids)
+            total = _total_count(counts)
+            self.families.epoch_loss().update(named["loss"], total)
+            self.families.stability().update(named["loss"], total, self.step_number)
 
     def _observe_figures(self, figures: Mapping[str, Any]) -> None:
         from hjepa_dist_metrics.monitor.run_figures import observed
@@ -403,7 +461,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         if self.config.sync == "inline":
             over = bool(collection.compute(finish, selected))
         else:
-            handle = collection.compute_async(finish, selected)
+            self._handle = handle = collection.compute_async(finish, selected)
             if wait:
                 collection.close()  # an earlier sync's error comes first
             over = bool(handle.result()) if wait else False
@@ -414,6 +472,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def _publish(self, step: int, values: dict[str, Value]) -> None:
         """Write a sync's values, their short names and the alerts they raise; on the sync's thread."""
+        values |= self._convergence.rates(step, values)
         values |= {short: values[tag] for tag, short in self._short_names if tag in values}
         report = self.families.collection.last_sync
         if report is not None and report.collectives:
@@ -428,27 +487,23 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def _alert(self, step: int, values: Mapping[str, Value]) -> dict[str, Value]:
         numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
-        self.alert_book.rules = {
-            "collapse": collapse_rule(self.families.collapse_dims()),
-            "nonfinite": nonfinite_rule,
-            "misaligned_modalities": misaligned_rule,
-            "no_diagonal": no_diagonal_rule,
-            **self._own_rules,
-        }
         with self._lock:  # a sync's thread and `log` may judge at the same time
             begun = self.alert_book.evaluate(step, numbers)
-            states = self.alert_book.scalars()
-        for alert in begun:
-            if self.context.is_main:
-                logger.warning("alert: %s", alert)
-        return {tag: Scalar(value) for tag, value in states.items()}
+            states: dict[str, Value] = {t: Scalar(v) for t, v in self.alert_book.scalars().items()}
+            log = self.alert_book.markdown()
+        for alert in begun if self.context.is_main else ():
+            logger.warning("alert: %s", alert)
+        self.alert_book.notify(begun)
+        return states | ({"alerts/log": Text(log)} if begun else {})
 
     def _write(self, step: int, values: Mapping[str, Value]) -> None:
         numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
         with self._lock:
             self.latest |= numbers
             self.first = numbers | self.first
-        self._sink.write(step, {tag: v for tag, v in values.items() if not isinstance(v, Drawing)})
+            notes, self._notes = self._notes, {}
+        written = {tag: v for tag, v in values.items() if not isinstance(v, Drawing)}
+        self._sink.write(step, {**written, **notes})
         drawings = {tag: value for tag, value in values.items() if isinstance(value, Drawing)}
         if drawings:
             from hjepa_dist_metrics.monitor.run_figures import draw

@@ -20,7 +20,8 @@ def common_rows(outcome: Outcome) -> Iterator[Row]:
     if "performance/samples_per_second" in latest:
         speed = latest["performance/samples_per_second"]
         yield "samples/s, whole job", "", f"{speed:.0f}", ""
-    yield "optimizer steps", "", str(outcome.steps), ""
+    stopped = f"stopped by {outcome.stopped_by}" if outcome.stopped_by else ""
+    yield "optimizer steps", "", str(outcome.steps), stopped
     yield "alerts", "", str(len(outcome.alerts)) if outcome.alerts else "none", ""
 
 

@@ -38,6 +38,7 @@ class Outcome:
     run_name: str
     alerts: list[str]
     failures: list[str]
+    stopped_by: str | None = None
 
 
 class Trainer:
@@ -84,7 +85,7 @@ class Trainer:
                 self._evaluate(monitor, 0)
             per_epoch = self.workload.steps_per_epoch
             for epoch in range(self.start_step // per_epoch, self.training.epochs):
-                if monitor.step_number >= self.last_step:
+                if self._is_over(monitor):
                     break
                 self._epoch(monitor, epoch, progress)
             monitor.finish()
@@ -93,13 +94,13 @@ class Trainer:
     def _epoch(self, monitor: TrainingMonitor, epoch: int, progress: Progress) -> None:
         per_epoch = self.workload.steps_per_epoch
         batches = iter(monitor.batches(self.workload.batches(epoch, monitor.step_number - epoch * per_epoch)))
-        while monitor.step_number < min((epoch + 1) * per_epoch, self.last_step):
+        while monitor.step_number < (epoch + 1) * per_epoch and not self._is_over(monitor):
             self._step(monitor, batches, epoch)
             if self._saves_within(epoch, monitor.step_number):
                 self._save(monitor)
             progress(monitor.step_number, self.last_step, monitor.latest)
         monitor.end_epoch()
-        over = monitor.step_number >= self.last_step
+        over = self._is_over(monitor)
         if over or self._every(epoch, self.training.probe_every_epochs):
             self._evaluate(monitor, monitor.last_step)
         if (
@@ -108,6 +109,9 @@ class Trainer:
             or self._saves_at(monitor.step_number)
         ):
             self._save(monitor)
+
+    def _is_over(self, monitor: TrainingMonitor) -> bool:
+        return monitor.step_number >= self.last_step or monitor.should_stop is not None
 
     def _step(self, monitor: TrainingMonitor, batches: Iterable[Any], epoch: int) -> None:
         """Take one optimizer step: forward and backward for every micro-batch, clip, step, record."""
@@ -126,12 +130,12 @@ class Trainer:
         with monitor.optimizer_step():
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        observed = {**micro[-1].observations, **self.workload.after_step(monitor.step_number)}
         monitor.step(
             samples=sum(result.samples for result in micro),
             losses=_mean_losses(micro),
             tokens=sum(result.tokens for result in micro),
-            scalars=self.workload.after_step(monitor.step_number),
-            **micro[-1].observations,
+            **observed,
         )
 
     def _micro_step(self, monitor: TrainingMonitor, batch: Any, epoch: int, last: bool) -> MicroStep:
@@ -154,6 +158,7 @@ class Trainer:
             monitor.run_name,
             [str(alert) for alert in monitor.alerts],
             monitor.failures,
+            monitor.should_stop,
         )
 
     def _wrap(self, model: nn.Module) -> nn.Module:

@@ -54,8 +54,11 @@ class Workload(Protocol):
     def forward(self, model: nn.Module, batch: Any, epoch: int) -> MicroStep:
         """Return the losses of one micro-batch; `model` is the (wrapped) model to call."""
 
-    def after_step(self, step: int) -> dict[str, float]:
-        """Do what follows the optimizer's step; return numbers that every rank has alike, by tag."""
+    def after_step(self, step: int) -> Mapping[str, Any]:
+        """Do what follows the optimizer's step; return further keyword arguments of `TrainingMonitor.step`.
+
+        `{"scalars": {tag: number}}`, for instance, for numbers that every rank has alike.
+        """
 
     def evaluate(self) -> Mapping[str, Any]:
         """Return validation numbers and values by tag, the same on every rank. A collective call."""

@@ -49,7 +49,8 @@ class Recent(RowState):
     @property
     def steps(self) -> npt.NDArray[np.int64]:
         """Return the steps that have samples, rising."""
-        return self._ordered()[0].astype(np.int64)
+        steps: npt.NDArray[np.int64] = self._ordered()[0].astype(np.int64)
+        return steps
 
     @property
     def means(self) -> npt.NDArray[np.float64]:

@@ -27,6 +27,8 @@ class EMAConfig:
     """Momentum at step 0. 0.996 suits many thousand steps; over a few hundred it freezes the teacher."""
     momentum_end: float = 1.0
     """Momentum at the last step."""
+    frozen: bool = False
+    """True leaves the teacher as it starts while the schedule runs on: a fault on purpose."""
 
     def __post_init__(self) -> None:
         start, end = self.momentum_start, self.momentum_end
@@ -46,6 +48,8 @@ class MaskingConfig:
     """Smallest and largest height over width of a block."""
     min_visible: int = 3
     """Patches that stay visible in every image; a block that would leave fewer is dropped."""
+    repeat: bool = False
+    """True draws the same masks at every step and on every rank: a fault on purpose."""
 
     def __post_init__(self) -> None:
         require_at_least("model.masking.num_target_blocks", self.num_target_blocks, 1)

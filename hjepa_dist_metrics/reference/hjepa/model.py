@@ -117,10 +117,11 @@ class HJEPA(nn.Module):
             return _encode_all(self.target_encoder, images, patch_valid)
 
     def update_target_encoder(self, step: int) -> float:
-        """Move the target encoder towards the context encoder; return the momentum of `step`."""
+        """Move the target encoder towards the context encoder, unless it is frozen; return the momentum."""
         ema = self.config.ema
         momentum = ema_momentum(step, self.total_steps, ema.momentum_start, ema.momentum_end)
-        ema_update(self.context_encoder, self.target_encoder, momentum)
+        if not ema.frozen:
+            ema_update(self.context_encoder, self.target_encoder, momentum)
         return momentum
 
     @torch.no_grad()

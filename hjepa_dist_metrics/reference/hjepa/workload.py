@@ -64,6 +64,7 @@ class HJEPAWorkload:
             min_visible=model.masking.min_visible,
             seed=training.seed,
         )
+        self.repeats_masks = model.masking.repeat
         self.level_weights = model.hierarchy_weights
         self.weight_decay = training.weight_decay
         self.objective = HJEPAObjective(
@@ -95,26 +96,42 @@ class HJEPAWorkload:
         """Mask the images by their global index and compare predictions with targets."""
         index = batch["index"]
         images = random_shift(batch["image"], index, max_shift=self.max_shift, seed=self.seed, epoch=epoch)
-        result, output = self._objective(model, images, index, epoch)
-        features = output["target_features"]
-        observed = {"features": features, "ids": index.to(features.device, non_blocking=True)}
+        mask = self._mask(index, epoch)
+        result, output = self._objective(model, images, mask)
+        observed = {
+            "features": output["targets"],
+            "ids": index.to(self.context.device, non_blocking=True),
+            "context_features": output["context_features"],
+            "context_valid": output["context_valid"],
+            "predictions": output["predictions"],
+            "targets": result.targets,
+            "prediction_valid": output["masks_valid"],
+            "mask": mask.reshape(-1, *self.masks.grid),
+        }
         tokens = len(index) * self.model.get_num_patches()
         return MicroStep(result.loss, result.losses, result.count, tokens, observed)
 
-    def _objective(
-        self, model: nn.Module, images: Tensor, index: Tensor, epoch: int
-    ) -> tuple[ObjectiveResult, Any]:
+    def _mask(self, index: Tensor, epoch: int) -> Tensor:
+        """Return the masks on the host, where they are made."""
+        if self.repeats_masks:
+            index, epoch = torch.arange(len(index)), 0
+        return self.masks.generate(index, epoch)
+
+    def _objective(self, model: nn.Module, images: Tensor, mask: Tensor) -> tuple[ObjectiveResult, Any]:
         device = self.context.device
-        mask = self.masks.generate(index, epoch)
-        # Counted on the host, where the mask is made: on the device the host would have to wait for it.
+        # Counted on the host: on the device the host would have to wait for it.
         visible = int((~mask).sum(dim=1).max())
         mask = mask.to(device, non_blocking=True)
         output = model(images.to(device, non_blocking=True), mask, max_visible=visible)
         return self.objective(output), output
 
-    def after_step(self, step: int) -> dict[str, float]:
-        """Move the teacher."""
-        return {"train/ema_momentum": self.model.update_target_encoder(step)}
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Move the teacher; return its momentum."""
+        ema = self.model.config.ema
+        return {
+            "momentum": self.model.update_target_encoder(step),
+            "momentum_target": ema.momentum_end,
+        }
 
     def evaluate(self) -> dict[str, float]:
         """Return the validation loss, and the probe's accuracy where the images have classes."""
@@ -143,7 +160,7 @@ class HJEPAWorkload:
         for chunk in np.array_split(np.arange(len(self.splits.val)), parts):
             index = torch.from_numpy(chunk[rank::world])
             images = stack_images(self.splits.val, index)
-            result, _ = self._objective(self.model, images, index, _VALIDATION_EPOCH)
+            result, _ = self._objective(self.model, images, self._mask(index, _VALIDATION_EPOCH))
             loss.update(result.losses, result.count)
         merged = MetricCollection({"loss": loss}, self.context).compute()
         return float(merged["loss/total"])
