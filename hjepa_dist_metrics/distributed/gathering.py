@@ -34,11 +34,12 @@ def gather_rows(rows: Tensor, context: ProcessContext, sizes: Sequence[int] | No
         )
     if context.world_size == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows, context, _sizes(rows, context) if sizes is None else sizes)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherRows.apply(rows, context, row_sizes(rows, context) if sizes is None else sizes)  # type: ignore[no-untyped-call]
     return gathered
 
 
-def _sizes(rows: Tensor, context: ProcessContext) -> list[int]:
+def row_sizes(rows: Tensor, context: ProcessContext) -> list[int]:
+    """Return how many rows every rank has, in rank order; a collective call that waits for the device."""
     own = torch.tensor([len(rows)], dtype=torch.int64).to(rows.device)
     return [int(size) for size in all_gather_tensors(own, context).reshape(-1).tolist()]
 

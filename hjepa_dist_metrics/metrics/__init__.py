@@ -10,6 +10,7 @@ from hjepa_dist_metrics.metrics.clipping import GradientClipping as GradientClip
 from hjepa_dist_metrics.metrics.collapse import Collapse as Collapse
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.ema import EMADynamics as EMADynamics
+from hjepa_dist_metrics.metrics.epoch import EpochLoss as EpochLoss
 from hjepa_dist_metrics.metrics.frames import (
     FrameQuality as FrameQuality,
     generalization_gaps as generalization_gaps,

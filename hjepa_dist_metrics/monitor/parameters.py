@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.distributed import unwrap
+from hjepa_dist_metrics.monitor.binning import TensorHistograms
+from hjepa_dist_metrics.values import Histogram
 
 _INNER_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
@@ -15,3 +17,8 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield names and parameters, the names without those of wrappers."""
     for name, parameter in unwrap(model).named_parameters():
         yield ".".join(part for part in name.split(".") if part not in _INNER_WRAPPERS), parameter
+
+
+def weight_histograms(model: nn.Module) -> dict[str, Histogram]:
+    """Return the distribution of every parameter that is whole on this rank, `weights/{name}`."""
+    return TensorHistograms({f"weights/{name}": p for name, p in named_parameters(model)}).values()

@@ -16,7 +16,10 @@ from hjepa_dist_metrics.reference.workload import Workload
 Row = tuple[str, str, str, str]
 
 # Each module has a `KIND`.
-_MODULES = {"hjepa": "hjepa_dist_metrics.reference.hjepa.kind"}
+_MODULES = {
+    "hjepa": "hjepa_dist_metrics.reference.hjepa.kind",
+    "multimodal": "hjepa_dist_metrics.reference.multimodal.kind",
+}
 DEFAULT = "hjepa"
 
 

@@ -147,6 +147,11 @@ def _feed_gradients(metric: Any, piece: slice) -> None:
         metric.update()
 
 
+def _feed_epoch(metric: Any, piece: slice) -> None:
+    for sample in range(piece.start, piece.stop):
+        metric.update(LOSSES[sample, 0], 1, sample % metric.steps)
+
+
 def _modalities(piece: slice) -> dict[str, torch.Tensor]:
     text = FEATURES[piece]
     return {"text": text, "image": text.roll(1, dims=1) + 0.2, "audio": -text + VALID[piece, None]}
@@ -281,6 +286,7 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     metrics.GradientFlow: Example(
         lambda: metrics.GradientFlow(_model()), _feed_gradients, replicated=True, tolerance=0.0
     ),
+    metrics.EpochLoss: Example(lambda: metrics.EpochLoss(7), _feed_epoch, tolerance=1e-9),
     metrics.ModalityEmbeddings: Example(
         lambda: metrics.ModalityEmbeddings(["text", "image", "audio"]), _feed_embeddings
     ),

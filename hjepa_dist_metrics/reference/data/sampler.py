@@ -52,6 +52,11 @@ class GlobalBatchSampler(torch.utils.data.Sampler[list[int]]):
         """Return the optimizer steps of a whole epoch."""
         return self.num_samples // self.global_batch_size
 
+    def sizes(self, micro: int = 0) -> list[int]:
+        """Return how many samples each rank has of a global batch's micro-step."""
+        samples = len(range(micro, self.global_batch_size, self.accumulation_steps))
+        return [len(range(rank, samples, self.world_size)) for rank in range(self.world_size)]
+
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose the epoch of the next iteration and the step in it to start from (to resume)."""
         if not 0 <= start_step <= self.steps_per_epoch:

@@ -18,6 +18,7 @@ from hjepa_dist_metrics.reference.data import (
     random_shift,
     stack_images,
 )
+from hjepa_dist_metrics.reference.groups import decay_groups
 from hjepa_dist_metrics.reference.hjepa.config import DataConfig, ModelConfig
 from hjepa_dist_metrics.reference.hjepa.data import load_splits
 from hjepa_dist_metrics.reference.hjepa.masking import MultiBlockMaskGenerator
@@ -79,13 +80,7 @@ class HJEPAWorkload:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return weights with decay, and biases, norms and tokens without."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim > 1]
-        vectors = [p for p in trained if p.ndim <= 1]
-        return [
-            {"params": matrices, "weight_decay": self.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+        return decay_groups(self.model, self.weight_decay)
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Any]:
         """Return this rank's micro-batches of the epoch."""
