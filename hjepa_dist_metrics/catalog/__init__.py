@@ -76,6 +76,7 @@ _ENTRIES: tuple[Entry, ...] = (
     *losses.STABILITY,
     *modalities.MODALITIES,
     *modalities.ALIGNMENT,
+    *modalities.SAMPLES,
     *performance.PERFORMANCE,
     *performance.SYSTEM,
     *performance.SYNC,

@@ -76,6 +76,34 @@ MODALITIES = (
     ),
 )
 
+SAMPLES = (
+    Entry(
+        "samples/pictures",
+        "held-out samples",
+        "Pictures of the first held-out samples.",
+        source="S3",
+        kind="image",
+        family="figures",
+    ),
+    Entry(
+        "samples/captions",
+        "captions and what they find",
+        "Captions of the same samples, and that of the most similar sample in each other modality.",
+        source="S3",
+        kind="text",
+        family="figures",
+        healthy="captions of one row say the same",
+    ),
+    Entry(
+        "val/same_class_{a}_to_{b}",
+        "nearest neighbour of the same class, {a} to {b}",
+        "How often the held-out sample most similar in the other modality has the same label.",
+        healthy="rises far above one over the number of classes",
+        deviation="added: where captions name the class alone, no single sample can be found again",
+        dashboard="multimodal_alignment",
+    ),
+)
+
 ALIGNMENT = (
     _alignment(
         "alignment/{a}_vs_{b}/diagonal_similarity",

@@ -47,9 +47,10 @@ class PairedData:
 
     def __post_init__(self) -> None:
         names = modality_names([modality.name for modality in self.modalities], least=2)
-        if GLOBAL in names:
+        if GLOBAL in names or any("." in name for name in names):
             raise ConfigError(
-                f"the name {GLOBAL!r} is the joint embedding's, got the modalities {list(names)}"
+                f"modalities cannot be named {GLOBAL!r}, which is the joint embedding's, nor with a '.', "
+                f"got {list(names)}"
             )
         if self.num_val < 2:
             raise ConfigError(

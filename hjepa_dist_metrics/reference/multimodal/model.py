@@ -21,18 +21,21 @@ class MultimodalModel(nn.Module):
     def __init__(self, modalities: Sequence[Modality], dim: int, temperature: float) -> None:
         super().__init__()
         self.names = [modality.name for modality in modalities]
-        self.encoders = nn.ModuleList(modality.encoder(dim) for modality in modalities)
+        for modality in modalities:  # at the top, so that gradients are told apart by name
+            self.add_module(_module_name(modality.name), modality.encoder(dim))
         self.fusion = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return embeddings [B, dim] by name, not normalised, `global` too, and `scale`, 1 / temperature."""
-        encoded = {
-            name: encoder(inputs[name]) for name, encoder in zip(self.names, self.encoders, strict=True)
-        }
+        encoded = {name: self.get_submodule(_module_name(name))(inputs[name]) for name in self.names}
         units = torch.stack([F.normalize(rows.float(), dim=-1) for rows in encoded.values()])
         scale = self.log_scale.exp().clamp(max=_LARGEST_SCALE)
         return {**encoded, GLOBAL: self.fusion(units.mean(dim=0)), SCALE: scale}
+
+
+def _module_name(modality: str) -> str:
+    return f"{modality}_encoder"
 
 
 class Positional(nn.Module):

@@ -59,7 +59,9 @@ def showpieces(data: PairedData, embeddings: Embeddings) -> Iterator[tuple[str, 
 def _grid(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Put pictures [N, H, W, 3] side by side, four in a row."""
     columns = min(4, len(pictures))
-    framed = np.pad(pictures, ((0, -len(pictures) % columns), *((_MARGIN, _MARGIN),) * 2, (0, 0)))
+    framed = np.pad(
+        pictures, ((0, -len(pictures) % columns), *((_MARGIN, _MARGIN),) * 2, (0, 0)), constant_values=255
+    )
     count, height, width, channels = framed.shape
     rows = framed.reshape(count // columns, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(rows.reshape(count // columns * height, columns * width, channels))
