@@ -26,6 +26,7 @@ from hjepa_dist_metrics.metrics.learning_rate import LearningRate as LearningRat
 from hjepa_dist_metrics.metrics.loss import HierarchicalLoss as HierarchicalLoss
 from hjepa_dist_metrics.metrics.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.memory import Memory as Memory
+from hjepa_dist_metrics.metrics.noise import GradientNoise as GradientNoise
 from hjepa_dist_metrics.metrics.prediction import PredictionQuality as PredictionQuality
 from hjepa_dist_metrics.metrics.reconstruction import (
     Reconstruction as Reconstruction,

@@ -127,6 +127,11 @@ def _feed_encoders(metric: Any, piece: slice) -> None:
         metric.update(student, teacher, 0.9, 1.0)
 
 
+def _feed_noise(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update(3.0 + step % 3, 8, 1.0, 32)
+
+
 def _feed_memory(metric: Any, piece: slice) -> None:
     if len(range(piece.start, piece.stop)):
         metric.usage.update([1.0, 2.0, 3.0, 40.0, 50.0, 60.0, 0.7])
@@ -273,6 +278,9 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     ),
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
     metrics.Updates: Example(_updates, _feed_updates, replicated=True, tolerance=0.0),
+    metrics.GradientNoise: Example(
+        lambda: metrics.GradientNoise(_model(), decay=0.0), _feed_noise, replicated=True, tolerance=1e-12
+    ),
     metrics.Memory: Example(
         metrics.Memory,
         _feed_memory,
