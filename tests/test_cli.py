@@ -302,7 +302,7 @@ def test_tensorboard_finds_the_newest_logs(tmp_path, capsys, monkeypatch):
     code, out, _ = run(capsys, "tensorboard", "--print", "--port", "0")
     assert code == 0
     assert "--logdir results/new/tensorboard" in out
-    assert "--samples_per_plugin scalars=0,images=100" in out
+    assert "--samples_per_plugin scalars=1000000,images=100" in out
     assert "--logdir results/old/tensorboard" in run(capsys, "tensorboard", "results/old", "--print")[1]
 
 

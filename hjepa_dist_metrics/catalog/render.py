@@ -60,7 +60,7 @@ def how_to_read_page(dashboards: Sequence[str], collapse: Iterable[Entry]) -> st
         + "\n## Alerts\n\n`alerts/<rule>` is 1 while a rule fires; the log stands under `alerts/log`.\n\n"
         + rules
         + "\n\n## Axes\n\nSteps are optimizer steps. TensorBoard keeps 1,000 points a tag and 10 images "
-        "by default; `tensorboard --samples_per_plugin scalars=0,images=100` shows all of them.\n\n"
+        "by default; `tensorboard --samples_per_plugin scalars=1000000,images=100` shows all of them.\n\n"
         "`hjepa-metrics explain TAG` says more about any tag.\n"
     )
 
