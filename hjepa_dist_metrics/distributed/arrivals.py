@@ -17,7 +17,10 @@ _DEAD_SIGNS = ("closed by peer", "reset by peer", "broken pipe", "connection ref
 
 
 class CounterStore(Protocol):
-    """The one store operation that is needed: add to a named counter and read it."""
+    """The two store operations that are needed: set a named counter, and add to it and read it."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Set the counter, without waiting for the store."""
 
     def add(self, key: str, amount: int, /) -> int:
         """Add `amount` to the counter and return its new value."""
@@ -41,8 +44,9 @@ class ArrivalBoard:
     arrived: int = 0
 
     def arrive(self) -> None:
-        """Post this rank's next sync."""
-        self.arrived = self._add("arrived", self.rank, 1)
+        """Post this rank's next sync; the one thing done at every sync, and so the one that must not wait."""
+        self.arrived += 1
+        self.store.set(self._key("arrived", self.rank), str(self.arrived))
 
     def missing(self) -> tuple[int, ...]:
         """Return the places of the ranks that have not reached the sync at which this rank is."""
@@ -143,7 +147,10 @@ class ArrivalBoard:
         )
 
     def _add(self, what: str, place: int, amount: int = 0) -> int:
-        return self.store.add(f"{self.prefix}/{what}/{place}", amount)
+        return self.store.add(self._key(what, place), amount)
+
+    def _key(self, what: str, place: int) -> str:
+        return f"{self.prefix}/{what}/{place}"
 
 
 def first_line(error: BaseException) -> str:

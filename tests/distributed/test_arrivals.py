@@ -30,6 +30,11 @@ class World:
         self.counts[key] += amount
         return self.counts[key]
 
+    def set(self, key: str, value: str) -> None:
+        if self.broken:
+            raise RuntimeError("Broken pipe")
+        self.counts[key] = int(value)
+
     def at(self, seconds: float, place: int, what: str) -> None:
         """Let a rank post `what` some seconds from now."""
         self.events.append((self.now + seconds, place, what))
