@@ -93,7 +93,7 @@ def test_version_licence_and_extras_are_in_the_metadata(wheel: Path):
     assert "License-Expression: Apache-2.0" in metadata
     assert f"Version: {__version__}" in metadata.splitlines()
     extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert extras == {"all", "bench", "dev", "figures", "parquet", "system", "train", "umap", "wandb"}
+    assert extras == {"all", "bench", "clip", "dev", "figures", "parquet", "system", "train", "umap", "wandb"}
 
 
 def test_it_imports_away_from_the_checkout(fresh: Path, tmp_path: Path):

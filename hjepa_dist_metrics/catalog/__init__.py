@@ -2,7 +2,8 @@
 
 `find(tag)` says what a tag is; TensorBoard's layouts, the alerts' bounds, the README's table and the page
 in every run come from here. Sources: S0 is the H-JEPA TensorBoard enhancement document, by section, S1 its
-quick reference, S3 the guide to text, image and audio; papers by their arXiv number.
+quick reference, S2 the guide to the dual-head
+model, S3 the guide to text, image and audio; papers by their arXiv number.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from hjepa_dist_metrics.catalog import (
     collapse,
     ema,
     gradients,
+    heads,
     hierarchy,
     losses,
     masking,
@@ -30,10 +32,15 @@ from hjepa_dist_metrics.catalog.entry import (
     to_regex as to_regex,
 )
 from hjepa_dist_metrics.catalog.limits import (
+    GRADIENT_NORM_RANGE as GRADIENT_NORM_RANGE,
+    HEAD_RATIO_RANGE as HEAD_RATIO_RANGE,
     best_rank as best_rank,
     effective_rank_limits as effective_rank_limits,
     mean_similarity_limits as mean_similarity_limits,
     mean_std_limits as mean_std_limits,
+    psnr_gap_limits as psnr_gap_limits,
+    similarity_gap_limits as similarity_gap_limits,
+    similarity_limits as similarity_limits,
     straggler_limits as straggler_limits,
 )
 from hjepa_dist_metrics.catalog.render import explain_entry, how_to_read_page, markdown_table as _table
@@ -60,7 +67,15 @@ MULTIMODAL_DASHBOARDS = (
     "multimodal_optimization",
     "multimodal_alignment",
 )
-ALL_DASHBOARDS = (*DASHBOARDS, *MULTIMODAL_DASHBOARDS)
+DUAL_HEAD_DASHBOARDS = (
+    "dual_head_overview",
+    "dual_head_loss_breakdown",
+    "dual_head_gradients",
+    "dual_head_evaluation",
+    "dual_head_statistics",
+    "dual_head_distributions",
+)
+ALL_DASHBOARDS = (*DASHBOARDS, *DUAL_HEAD_DASHBOARDS, *MULTIMODAL_DASHBOARDS)
 
 _ENTRIES: tuple[Entry, ...] = (
     *losses.LOSS,
@@ -74,6 +89,8 @@ _ENTRIES: tuple[Entry, ...] = (
     *gradients.GRADIENTS,
     *gradients.LEARNING_RATE,
     *losses.STABILITY,
+    *heads.HEADS,
+    *heads.FRAMES,
     *modalities.MODALITIES,
     *modalities.ALIGNMENT,
     *modalities.SAMPLES,

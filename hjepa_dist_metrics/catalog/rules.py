@@ -13,5 +13,10 @@ ALERT_RULES: dict[str, str] = {
     "level_imbalance": "one hierarchy level carries nearly all of the loss",
     "misaligned_modalities": "right pairs of two modalities are no more alike than any pairs",
     "no_diagonal": "a similarity matrix has no diagonal that chance would not give",
+    "generalization_gap": "training frames are reconstructed far better than validation frames",
+    "gradient_range": "the gradient norm of a model with several heads vanishes or explodes",
+    "head_imbalance": "the gradient of one head drowns another's",
+    "poor_semantics": "the semantic head's embeddings stay far from the frozen encoder's",
+    "loss_oscillation": "the loss of the epochs swings up and down",
     "overfitting": "the validation loss rises away from the training loss",
 }

@@ -42,7 +42,7 @@ class FrameMetric(DistributedMetric):
     def __init__(
         self,
         name: str,
-        split: str = "",
+        split: str = "val",
         *,
         edges: Sequence[float] | Floats,
         num_frames: int | None = None,

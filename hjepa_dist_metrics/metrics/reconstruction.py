@@ -41,7 +41,7 @@ class Reconstruction(FrameMetric):
 
     def __init__(
         self,
-        split: str = "",
+        split: str = "val",
         *,
         num_frames: int | None = None,
         patches_per_frame: int | None = None,
@@ -115,7 +115,7 @@ class SemanticSimilarity(FrameMetric):
     def __init__(
         self,
         name: str = "clip",
-        split: str = "",
+        split: str = "val",
         *,
         num_frames: int | None = None,
         patches_per_frame: int | None = None,

@@ -92,6 +92,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._stopping: set[str] = set()
         self._handle: SyncHandle[Any] | None = None
         self._short_names = list(SHORT_NAMES.items())
+        self._before_clipping: list[Callable[[], None]] = []
         num_levels = None if self.families.level_weights is None else len(self.families.level_weights)
         self._sink = open_output(self.config, self.context, self.run_name, start_step, num_levels)
         self._sink.write_hparams(hparams or {}, COMPARED)
@@ -173,6 +174,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""
         self._clips = True
         self.observe_gradients()
+        for observe in self._before_clipping:
+            self._observe(observe)
         return self.families.clipping(self.model, self.optimizer).clip_(max_norm)
 
     def add_metric(self, name: str, metric: DistributedMetric, family: str = "scalars") -> None:
@@ -190,6 +193,13 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         if name in self.alert_book.rules:
             raise ConfigError(f"there is an alert rule named {name!r} already")
         self.alert_book.rules[name] = rule
+
+    def before_clipping(self, observe: Callable[[], None]) -> None:
+        """Call `observe` in every `clip_grad_norm_`, when the gradients are whole and not yet clipped.
+
+        For metrics of your own that read gradients: `monitor.before_clipping(metric.update)`.
+        """
+        self._before_clipping.append(observe)
 
     def also_as(self, names: Mapping[str, str]) -> None:
         """Write numbers under second tags too: `names` maps a tag to its other one."""

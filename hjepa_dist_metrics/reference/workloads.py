@@ -18,6 +18,7 @@ Row = tuple[str, str, str, str]
 # Each module has a `KIND`.
 _MODULES = {
     "hjepa": "hjepa_dist_metrics.reference.hjepa.kind",
+    "dual_head": "hjepa_dist_metrics.reference.dual_head.kind",
     "multimodal": "hjepa_dist_metrics.reference.multimodal.kind",
 }
 DEFAULT = "hjepa"

@@ -114,7 +114,7 @@ def in_small_batches(prediction, target, frame):
 
 def test_without_ids_every_image_is_a_frame():
     prediction, target, _ = images()
-    metric = Reconstruction()
+    metric = Reconstruction("")
     metric.update(prediction[:7], target[:7])
     metric.update(prediction[7:], target[7:])
     values = metric.compute()
@@ -246,5 +246,5 @@ def test_ids_may_be_any_integers_and_the_order_of_patches_does_not_matter():
     one, other = Reconstruction(), Reconstruction()
     one.update(prediction, target, frame * 1_000_003 - 2_000_000)
     other.update(prediction[order], target[order], frame[order])
-    same = "Eval/Frame/psnr", "Eval/PSNR_Stats/std", "Eval/PSNR_Stats/min", "Eval/PSNR_Stats/max"
+    same = "Eval/Frame/val_psnr", *(f"Eval/PSNR_Stats/val_{name}" for name in ("std", "min", "max"))
     assert [one.compute()[tag] for tag in same] == [other.compute()[tag] for tag in same]
