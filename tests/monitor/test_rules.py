@@ -1,0 +1,184 @@
+"""Each alert rule on numbers made by hand: what it finds, what it leaves alone, when it cannot tell."""
+
+import math
+
+import pytest
+
+from hjepa_dist_metrics.catalog import ALERT_RULES
+from hjepa_dist_metrics.monitor.rules import (
+    CollapseRule,
+    Convergence,
+    NormRule,
+    Overfitting,
+    RunRules,
+    frozen_teacher,
+    level_imbalance,
+    loss_spike,
+    nonfinite,
+    repeated_masks,
+)
+from hjepa_dist_metrics.values import Scalar
+
+NORM = "gradient/global_norm_before_clip"
+
+
+def collapse_numbers(rank=30.0, similarity=0.1, std=0.1, prefix="collapse/", count=4096):
+    return {
+        f"{prefix}num_samples": count,
+        f"{prefix}effective_rank": rank,
+        f"{prefix}mean_similarity": similarity,
+        f"{prefix}mean_std_per_dim": std,
+    }
+
+
+def tags(findings):
+    return None if findings is None else [finding.tag for finding in findings]
+
+
+def test_every_rule_of_the_catalog_is_there_and_the_reverse():
+    assert set(RunRules(dict).rules) == set(ALERT_RULES)
+
+
+@pytest.mark.parametrize(
+    ("bad", "tag"),
+    [
+        ({"rank": 1.5}, "collapse/effective_rank"),
+        ({"similarity": 0.95}, "collapse/mean_similarity"),
+        ({"std": 1e-3}, "collapse/mean_std_per_dim"),
+        ({"rank": math.nan}, "collapse/effective_rank"),
+    ],
+)
+def test_collapse_is_a_number_beyond_its_limit(bad, tag):
+    rule = CollapseRule(lambda: {"collapse/": 64})
+    assert tags(rule(collapse_numbers())) == []
+    assert tags(rule(collapse_numbers(**bad))) == [tag]
+
+
+def test_a_bad_start_is_no_collapse_while_it_gets_better():
+    rule = CollapseRule(lambda: {"collapse/": 64})
+    assert tags(rule(collapse_numbers(similarity=0.99))) == ["collapse/mean_similarity"]
+    assert tags(rule(collapse_numbers(similarity=0.95))) == []
+    assert tags(rule(collapse_numbers(similarity=0.985))) == ["collapse/mean_similarity"]
+
+
+def test_collapse_looks_at_each_stream_and_at_nothing_else():
+    rule = CollapseRule(lambda: {"collapse/": 64, "collapse/context_": 64})
+    numbers = collapse_numbers() | collapse_numbers(rank=1.0, prefix="collapse/context_")
+    assert tags(rule(numbers)) == ["collapse/context_effective_rank"]
+    assert rule({"loss/total": 1.0}) is None
+    assert rule(collapse_numbers(prefix="collapse/other_")) is None
+    assert tags(rule(collapse_numbers(rank=1.0, similarity=1.0, count=1))) == []
+
+
+def teacher(momentum=0.98, divergence=0.1, move=0.002):
+    return {
+        "ema/momentum_current": momentum,
+        "ema/relative_divergence": divergence,
+        "ema/update_magnitude": move,
+    }
+
+
+@pytest.mark.parametrize(
+    ("numbers", "frozen"),
+    [
+        (teacher(), False),
+        (teacher(move=0.0), True),
+        (teacher(move=1e-5), True),  # bf16 weights that the update does not reach
+        (teacher(momentum=1.0, move=0.0), False),
+        (teacher(momentum=0.99999, move=0.0), False),
+        (teacher(divergence=0.0, move=0.0), False),
+        (teacher(momentum=0.0, divergence=0.0, move=0.3), False),
+    ],
+)
+def test_a_teacher_is_frozen_where_it_moves_less_than_its_momentum_says(numbers, frozen):
+    assert tags(frozen_teacher(numbers)) == (["ema/update_magnitude"] if frozen else [])
+
+
+def test_a_teacher_without_a_move_yet_cannot_be_judged():
+    assert frozen_teacher({"ema/momentum_current": 0.9}) is None
+
+
+def test_repeated_masks():
+    healthy = {"masking/repeated_batches": 0.0, "masking/collision_probability": 0.01}
+    assert repeated_masks(healthy) == []
+    assert tags(repeated_masks(healthy | {"masking/repeated_batches": 0.5})) == ["masking/repeated_batches"]
+    one = healthy | {"masking/collision_probability": 0.9}
+    assert tags(repeated_masks(one)) == ["masking/collision_probability"]
+    assert repeated_masks({}) is None
+
+
+def test_a_loss_spike_must_be_far_and_high():
+    def judged(score, ratio):
+        return tags(loss_spike({"stability/worst_spike_score": score, "stability/loss_max_spike": ratio}))
+
+    assert judged(50.0, 4.0) == ["stability/worst_spike_score"]
+    assert judged(50.0, 1.01) == []
+    assert judged(3.0, 9.0) == []
+    assert judged(math.nan, 9.0) == []
+    assert loss_spike({}) is None
+
+
+def test_nonfinite_names_the_first_level():
+    clean = {"loss/nonfinite": 0.0, "collapse/context_nonfinite": 0.0, "gradient/nonfinite_steps": 3.0}
+    assert nonfinite(clean) == []
+    dirty = clean | {
+        "loss/nonfinite": 2.0,
+        "loss/first_nonfinite_level": 1.0,
+        "hierarchy/level0_nonfinite": 1.0,
+    }
+    found = nonfinite(dirty)
+    assert tags(found) == ["loss/h1", "loss/nonfinite", "hierarchy/level0_nonfinite"]
+    assert all(finding.at_once for finding in found)
+    assert nonfinite({"loss/total": math.nan}) is None
+
+
+def test_level_imbalance():
+    assert level_imbalance({"loss/contribution_h0": 60.0, "loss/contribution_h1": 40.0}) == []
+    one_sided = {"loss/contribution_h0": 0.5, "loss/contribution_h1": 99.5}
+    assert tags(level_imbalance(one_sided)) == ["loss/contribution_h1"]
+    assert level_imbalance({"loss/contribution_h0": 100.0}) is None
+
+
+def test_gradients_vanish_and_explode_against_their_recent_range():
+    vanishing, exploding = NormRule(NORM, low=True), NormRule(NORM, low=False)
+    assert vanishing({}) is None
+    assert tags(vanishing({NORM: 0.0})) == [NORM]
+    for value in (1.0, 0.5, 2.0, 1.5, 1.0, 0.8):
+        assert (vanishing({NORM: value}), exploding({NORM: value})) == ([], [])
+    assert tags(vanishing({NORM: 1e-6})) == [NORM]
+    assert tags(exploding({NORM: 500.0})) == [NORM]
+    assert tags(exploding({NORM: 500.0})) == [NORM]  # what left the range does not become the range
+    assert (vanishing({NORM: math.nan}), exploding({NORM: math.inf})) == ([], [])
+
+
+def test_a_norm_that_falls_slowly_does_not_vanish():
+    rule = NormRule(NORM, low=True)
+    assert all(rule({NORM: 10.0 ** (-step / 20)}) == [] for step in range(100))
+
+
+def test_overfitting_is_a_validation_loss_that_rises_while_training_falls():
+    rule = Overfitting()
+    assert rule({"loss/total": 2.0}) is None
+    assert rule({"val/loss": 2.0}) == []
+    assert rule({"loss/total": 1.0}) is None
+    assert rule({"val/loss": 1.5}) == []
+    assert rule({"loss/total": 0.5}) is None
+    assert rule({"val/loss": 1.6}) == []  # within a tenth of the best
+    assert tags(rule({"val/loss": 1.8})) == ["val/loss"]
+    assert rule({"loss/total": 3.0, "val/loss": 1.8}) == []  # both rise: no overfitting
+
+
+def test_convergence_is_the_relative_change_per_step():
+    convergence = Convergence()
+
+    def rates(step, **losses):
+        values = {f"loss/{name}": Scalar(value) for name, value in losses.items()}
+        return {tag: float(value) for tag, value in convergence.rates(step, values).items()}
+
+    assert rates(0, total=2.0, h0=1.0, variance=3.0) == {}
+    assert rates(10, total=1.0, h0=1.5) == {
+        "loss/convergence_rate": pytest.approx(-0.05),
+        "loss/convergence_rate_h0": pytest.approx(0.05),
+    }
+    assert rates(10, total=0.5) == {}
+    assert rates(20, total=0.5) == {"loss/convergence_rate": 0.0}
