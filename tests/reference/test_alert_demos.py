@@ -69,6 +69,5 @@ def test_every_tag_that_a_run_writes_is_in_the_catalog(written):
 def test_every_number_of_the_catalog_is_written_by_a_run(written, group):
     found = {catalog.find(tag).pattern for tag in written}
     known = {e.pattern for e in catalog.entries() if e.pattern.startswith(group) and e.kind == "scalar"}
-    # what only an ill run has, what needs more of a spectrum or a step than three steps have
-    absent = {"loss/first_nonfinite_level", "training/{name}"}
-    assert known - found - absent == set()
+    other_workloads = {pattern for pattern in known if pattern.startswith(("loss/train/", "loss/val/"))}
+    assert known - found - other_workloads == {"loss/first_nonfinite_level"} & known  # of ill runs only
