@@ -118,10 +118,11 @@ def is_dtensor(tensor: Tensor) -> bool:
 def local_piece(tensor: Tensor) -> Tensor:
     """Return what this rank holds of a tensor, detached; of a sparse one, the stored values."""
     piece = tensor.detach()
-    if is_dtensor(piece):
-        piece = piece.to_local()  # type: ignore[attr-defined]
-    if hasattr(piece, "wait"):  # the result of an asynchronous collective
-        piece = piece.wait()
+    if type(piece) is not Tensor:
+        if is_dtensor(piece):
+            piece = piece.to_local()  # type: ignore[attr-defined]
+        if hasattr(piece, "wait"):  # the result of an asynchronous collective
+            piece = piece.wait()
     if piece.layout == torch.sparse_coo:
         piece = piece.coalesce().values()
     return piece
