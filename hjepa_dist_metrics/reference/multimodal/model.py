@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hjepa_dist_metrics.metrics.modalities import matched_rows
 from hjepa_dist_metrics.reference.multimodal.modality import GLOBAL, Modality
 
 SCALE = "scale"
@@ -29,7 +30,8 @@ class MultimodalModel(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return embeddings [B, dim] by name, not normalised, `global` too, and `scale`, 1 / temperature."""
         encoded = {name: self.get_submodule(_module_name(name))(inputs[name]) for name in self.names}
-        units = torch.stack([F.normalize(rows.float(), dim=-1) for rows in encoded.values()])
+        rows = matched_rows(encoded, self.names, same_width=True)
+        units = torch.stack([F.normalize(tensor.float(), dim=-1) for tensor in rows])
         scale = self.log_scale.exp().clamp(max=_LARGEST_SCALE)
         return {**encoded, GLOBAL: self.fusion(units.mean(dim=0)), SCALE: scale}
 

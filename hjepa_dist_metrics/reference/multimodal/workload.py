@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hjepa_dist_metrics import (
     EpochLoss,
     MetricCollection,
+    MetricsError,
     ModalityAlignment,
     ModalityEmbeddings,
     NamedMeans,
@@ -31,6 +33,8 @@ from hjepa_dist_metrics.reference.multimodal.objective import TOTAL, Contrastive
 from hjepa_dist_metrics.reference.multimodal.retrieval import same_class, showpieces, validation_losses
 from hjepa_dist_metrics.reference.training import TrainingConfig
 from hjepa_dist_metrics.reference.workload import MicroStep
+
+logger = logging.getLogger("hjepa_dist_metrics.reference")
 
 SECOND_NAMES = {
     "learning_rate/base_lr": "optimization/lr",
@@ -90,8 +94,16 @@ class MultimodalWorkload:
         monitor.add_metric("epoch_train_loss", self.epoch_loss, "epoch")
         monitor.also_as(SECOND_NAMES)
         if monitor.step_number == 0:
-            inputs = self._to_device(self.data.inputs(torch.arange(2), VALIDATION_EPOCH))
+            self._write_graph(monitor)
+
+    def _write_graph(self, monitor: TrainingMonitor) -> None:
+        """Write the model's graph; an encoder that cannot be traced costs the picture and not the run."""
+        inputs = self._to_device(self.data.inputs(torch.arange(2), VALIDATION_EPOCH))
+        try:
             graph = trace_graph(Positional(self.model), tuple(inputs[name] for name in self.data.names))
+        except MetricsError as error:
+            logger.warning("no graph: %s", error)
+        else:
             monitor.log({"graph": graph}, 0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
