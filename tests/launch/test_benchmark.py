@@ -26,7 +26,7 @@ def benchmark(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
 def test_help_lists_the_sub_commands_and_their_options(tmp_path: Path):
     usage = benchmark("--help", cwd=tmp_path)
     assert usage.returncode == 0
-    for name in ("sync", "scale", "overhead"):
+    for name in ("sync", "scale", "overhead", "logger"):
         assert f"  {name} " in usage.stdout
         assert "--out" in benchmark(name, "--help", cwd=tmp_path).stdout
 
@@ -112,3 +112,13 @@ def test_a_wrong_setting_of_the_run_is_one_line(tmp_path: Path):
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert "training.epochs" in line
+
+
+def test_logger_is_measured_against_a_summary_writer(tmp_path: Path):
+    result = benchmark("logger", "--rounds", "3", "--elements", "1000", "--out", str(tmp_path), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split(" | ")[0].strip("| ") for line in result.stdout.splitlines() if line.startswith("|")]
+    assert rows[2:] == ["1 scalar", "100 scalars", "histogram of 1,000", "image 256x256"]
+    assert "100 scalars at most 0.1 of 100 add_scalar calls" in result.stdout
+    assert (tmp_path / "logger.md").read_text().strip() == result.stdout.strip()
+    assert benchmark("logger", "--rounds", "1", cwd=tmp_path).returncode == 2

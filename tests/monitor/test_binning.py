@@ -13,10 +13,13 @@ def expected_counts(values, edges):
     return np.histogram(inside, bins=edges)[0]
 
 
-@pytest.mark.parametrize("chunk", [1 << 22, 7])
+@pytest.mark.parametrize("chunk", [None, 1 << 22, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_counts_and_moments_match_numpy(monkeypatch, chunk, dtype):
-    monkeypatch.setattr(binning, "_CHUNK", chunk)
+    """On the host one by one, and in chunks as on a GPU."""
+    if chunk is not None:
+        monkeypatch.setattr(binning, "_CHUNK", chunk)
+        monkeypatch.setattr(binning, "_AT_ONCE", ("cpu",))
     generator = torch.Generator().manual_seed(0)
     tensors = [
         (torch.randn(n, generator=generator) * scale).to(dtype)
