@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import MetricCollection, NamedMeans
+from hjepa_dist_metrics.metrics import Memory, MetricCollection, NamedMeans
 from hjepa_dist_metrics.monitor.binning import TensorHistograms
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.graph import trace_graph
@@ -35,7 +35,6 @@ from hjepa_dist_metrics.monitor.pixels import (
     to_pixels,
 )
 from hjepa_dist_metrics.monitor.points import check_points, to_embedding, to_labels
-from hjepa_dist_metrics.monitor.system import system_values
 from hjepa_dist_metrics.sinks import HParam, Sink
 from hjepa_dist_metrics.values import Image, Scalar, Text, Value, Video
 
@@ -77,6 +76,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         self.run_name, first = agree_on_run(self.config, self.context, resume, start_step)
         self._output = open_output(self.config, self.context, self.run_name, first, more=sinks)
         self._steps = StepCounter(first)
+        self._memory: MetricCollection | None = None
         self._means = NamedMeans()
         self._collection = MetricCollection(
             {"accumulated": self._means}, context=self.context, sync_timeout=self.config.sync_timeout
@@ -116,11 +116,16 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         return means
 
     def log_system_metrics(self, step: int | None = None) -> None:
-        """Write every rank's GPU memory and utilisation, and the job's CPU use and memory (`system/...`).
+        """Write every rank's GPU memory and utilisation, and the job's CPU use and memory: see `Memory`.
 
-        A collective call. CPU and memory need psutil, utilisation needs nvidia-ml-py (extra `system`).
+        A collective call.
         """
-        self._write(step, system_values(self.context, self.config.sync_timeout))
+        if self._memory is None:
+            self._memory = MetricCollection(
+                {"memory": Memory(self.context.device)}, self.context, self.config.sync_timeout
+            )
+        self._memory["memory"].update()
+        self._write(step, self._memory.compute())
 
     # -- distributions ---------------------------------------------------------------------------------
 

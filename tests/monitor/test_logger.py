@@ -337,6 +337,14 @@ def test_a_removed_directory_is_said_once_and_the_loop_goes_on(tmp_path, caplog)
     assert len([r for r in caplog.records if r.levelno >= logging.ERROR]) == 1
 
 
+def test_system_metrics_are_the_jobs(tmp_path, logger):
+    logger.log_system_metrics(step=5)
+    logger.log_system_metrics()
+    logger.finish()
+    assert [step for step, _ in points(tmp_path, "system/ram_gb")] == [5, 6]
+    assert all(0.01 < value < 100 for _, value in points(tmp_path, "system/ram_gb"))
+
+
 def test_after_finish_calls_do_nothing(tmp_path, logger):
     logger.log_metrics({"a": 1}, 0)
     logger.finish()
