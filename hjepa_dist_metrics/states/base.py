@@ -110,6 +110,9 @@ class RowState(State):
     """
 
     fields: ClassVar[int]
+    _data: Tensor | None
+    _numbers: Sequence[float] | None
+    _source: tuple[Tensor, int] | None
 
     def __init__(self, shape: Sequence[int] = ()) -> None:
         self.shape = tuple(int(s) for s in shape)
@@ -117,7 +120,6 @@ class RowState(State):
         if self.size < 1:
             raise ConfigError(f"a state needs at least one element, got shape {self.shape}")
         self.data = self._blank(self.size)
-        self._known: tuple[Tensor, list[float] | None] = (self.data, None)
 
     @classmethod
     @abstractmethod
@@ -149,13 +151,32 @@ class RowState(State):
         theirs = other.data.to(self.data.device, non_blocking=True)
         return self.holding(self.merge_rows(torch.stack([self.data, theirs])))
 
-    def holding(self, data: Tensor, numbers: list[float] | None = None) -> Self:
-        """Return a state of this signature around a float64 block.
+    @property
+    def data(self) -> Tensor:
+        """Return the float64 block [fields, n]."""
+        if self._data is None:
+            assert self._source is not None
+            block, column = self._source
+            self._data = block[:, column : column + 1]
+        return self._data
 
-        `numbers` are the fields of a state of one element, where they are known on the host already.
+    @data.setter
+    def data(self, data: Tensor) -> None:
+        self._data, self._numbers, self._source = data, None, None
+
+    def holding(self, data: Tensor) -> Self:
+        """Return a state of this signature around a float64 block."""
+        state = object.__new__(type(self))
+        state.__dict__.update(self.__dict__, _data=data, _numbers=None, _source=None)
+        return state
+
+    def holding_column(self, block: Tensor, column: int, numbers: Sequence[float]) -> Self:
+        """Return a state of one element: a column of a host block, whose fields are `numbers`.
+
+        The tensor is made when somebody asks for it: hundreds of them would cost more than their merge.
         """
         state = object.__new__(type(self))
-        state.__dict__.update(self.__dict__, data=data, _known=(data, numbers))
+        state.__dict__.update(self.__dict__, _data=None, _numbers=numbers, _source=(block, column))
         return state
 
     def pack(self) -> dict[str, Tensor]:
@@ -175,9 +196,8 @@ class RowState(State):
 
     def _field(self, index: int) -> Any:
         """Return one field as a float, or as a host array where the state has a shape."""
-        known, numbers = self._known
-        if numbers is not None and known is self.data:
-            return numbers[index]
+        if self._numbers is not None:
+            return self._numbers[index]
         values = self.data[index]
         return values.item() if not self.shape else values.cpu().numpy().reshape(self.shape)
 

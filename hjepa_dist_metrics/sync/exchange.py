@@ -114,11 +114,13 @@ def _merge_rows(taken: Snapshot, groups: Sequence[RowGroup], gathered: Sequence[
     merged: dict[str, State] = {}
     for group, rows in zip(groups, gathered, strict=True):
         block = group.kind.merge_rows(rows)
-        parts = block.split_with_sizes(group.widths, dim=1)
-        # Single numbers leave the block together: an `item` for each would cost more than the merge.
-        numbers = block.t().tolist() if group.scalar else [None] * len(parts)
-        for name, part, known in zip(group.names, parts, numbers, strict=True):
-            merged[name] = originals[name].holding(part, known)
+        if group.scalar:
+            # Single numbers leave the block together: an `item` for each would cost more than the merge.
+            for column, (name, numbers) in enumerate(zip(group.names, block.t().tolist(), strict=True)):
+                merged[name] = originals[name].holding_column(block, column, numbers)
+            continue
+        for name, part in zip(group.names, block.split_with_sizes(group.widths, dim=1), strict=True):
+            merged[name] = originals[name].holding(part)
     return merged
 
 
