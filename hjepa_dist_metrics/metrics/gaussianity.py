@@ -21,7 +21,7 @@ def directions(dim: int, device: torch.device, dtype: torch.dtype = torch.float6
     generator = torch.Generator().manual_seed(0x51672E6)
     drawn = torch.randn(dim, DIRECTIONS, generator=generator, dtype=torch.float64)
     length: Tensor = torch.linalg.vector_norm(drawn, dim=0)
-    return (drawn / length).to(device, dtype)
+    return (drawn / length).to(device, dtype, non_blocking=True)
 
 
 def characteristic_sums(rows: Tensor, valid: Tensor | None = None) -> Tensor:
