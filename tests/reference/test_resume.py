@@ -151,3 +151,13 @@ def test_runs_that_start_anew_are_never_mixed(tmp_path, capsys):
     (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "continue it with --resume" in message
     assert sorted(path.name for path in (tmp_path / "c/tensorboard").iterdir()) == ["run"]
+
+
+def test_a_run_without_a_place_to_write_still_trains(tmp_path, capsys, caplog):
+    (tmp_path / "file").write_text("")
+    arguments = [*TRAIN, "--training.max_steps", "3", "--logging.log_dir", str(tmp_path / "file" / "logs")]
+    assert main(arguments) == 0
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 2
+    assert all("switched off" in message for message in said)
+    assert "loss/total" in capsys.readouterr().out
