@@ -228,7 +228,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         momentum: float | None = None,
         momentum_target: float = 1.0,
         scalars: Mapping[str, Any] | None = None,
-        figures: Mapping[str, Any] | None = None,
+        images: Tensor | None = None,
+        blocks: Tensor | None = None,
     ) -> None:
         """Record one optimizer step of this rank, and sync and write what is due.
 
@@ -239,7 +240,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         a list over the levels of a hierarchy, with `valid` masks in the same form; `context_features` are the
         context encoder's; `predictions` and `targets` are lists over levels, `prediction_valid` the tokens
         that count; `ids` are the samples' global numbers, as in `Collapse.update`. On steps that log figures:
-        `figures`, the fields of `run_figures.Observed`.
+        `images` [B, C, H, W] are what mask, predictions and targets are drawn on, `blocks` int [B, K, 4] the
+        masks' rectangles (top, left, height, width in patches; height 0 for none).
 
         On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked; `momentum`, of the target
         encoder's update in this step, and `momentum_target`, where its schedule ends; `scalars` are numbers
@@ -263,8 +265,10 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self._observe(lambda: observing.context(context_features, context_valid, ids))
         if predictions is not None and targets is not None and represents:
             self._observe(lambda: observing.predictions(predictions, targets, prediction_valid, ids))
-        if figures is not None and self.config.figures.enabled and self._is_due(FIGURES, now):
-            self._observe(lambda: self._observe_figures(figures))
+        if images is not None and self.config.figures.enabled and self._is_due(FIGURES, now):
+            shown = {"mask": mask, "predictions": predictions, "targets": targets}
+            more = {"valid": prediction_valid, "ids": ids, "blocks": blocks}
+            self._observe(lambda: self._observe_figures(images, shown, more))
         due = [family for family, every in self._cadences.items() if every.due(now)]
         if due:
             self._observe(lambda: self._speed.refresh(due))
@@ -449,10 +453,10 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self.families.epoch_loss().update(named["loss"], total)
             self.families.stability().update(named["loss"], total, self.step_number)
 
-    def _observe_figures(self, figures: Mapping[str, Any]) -> None:
+    def _observe_figures(self, images: Tensor, shown: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         from hjepa_dist_metrics.monitor.run_figures import observed
 
-        seen = observed(figures)
+        seen = observed(images, **shown, **more)
         self.families.figures(seen, self.config.figures).update(seen)
 
     def _log(self, names: list[str], step: int, wait: bool = False) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +42,7 @@ _STEPS = 4096.0
 
 @dataclass(frozen=True)
 class Observed:
-    """Hold what a run shows of one batch, in the shapes of `TrainingMonitor.step`'s `figures`."""
+    """Hold what a run shows of one batch."""
 
     images: Tensor
     """[B, C, H, W]."""
@@ -235,15 +234,22 @@ class RunFigures(DistributedMetric):
         return run.prediction_map([h[0] for h in halves], [h[1] for h in halves], self.method)
 
 
-def observed(fields: Mapping[str, Any]) -> Observed:
-    """Return the fields as an `Observed`; ConfigError names those that are missing or unknown."""
-    known = {field.name: field for field in dataclasses.fields(Observed)}
-    required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
-    wrong = [name for name in fields if name not in known]
-    missing = [name for name in required if name not in fields]
-    if wrong or missing:
-        raise ConfigError(f"figures: missing {missing}, unknown {wrong}; fields: {', '.join(known)}")
-    return Observed(**fields)
+def observed(
+    images: Tensor,
+    mask: Tensor | None,
+    predictions: Sequence[Tensor] | None,
+    targets: Sequence[Tensor] | None,
+    **more: Any,
+) -> Observed:
+    """Return what a step showed, `mask` as [B, N] or [B, rows, columns]; ConfigError says what is missing."""
+    given = {"mask": mask, "predictions": predictions, "targets": targets}
+    missing = [name for name, value in given.items() if value is None]
+    if mask is None or predictions is None or targets is None:
+        raise ConfigError(
+            f"figures are drawn of images with mask, predictions and targets; missing: {missing}"
+        )
+    grid = (mask.shape[1], mask.shape[2]) if mask.ndim == 3 else None
+    return Observed(images, mask.flatten(1), predictions, targets, grid=grid, **more)
 
 
 def draw(drawings: Mapping[str, Drawing], numbers: Mapping[str, float]) -> dict[str, Value]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from hjepa_dist_metrics import MetricCollection, TrainingMonitor
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.monitor.run_figures import RunFigures, draw, observed
+from hjepa_dist_metrics.monitor.run_figures import Observed, RunFigures, draw, observed
 from hjepa_dist_metrics.reference.hjepa.masking import MultiBlockMaskGenerator
 from hjepa_dist_metrics.values import Drawing, Image
 from tests.ranks import run_ranks
@@ -47,6 +47,13 @@ def batch(count: int = 24, seed: int = 0) -> dict:
     }
 
 
+def seen(fields: dict) -> Observed:
+    rest = dict(fields)
+    grid, first = rest.pop("grid"), [rest.pop(name) for name in ("images", "mask", "predictions", "targets")]
+    first[1] = first[1].reshape(-1, *grid)
+    return observed(*first, **rest)
+
+
 def part(fields: dict, rank: int, world_size: int) -> dict:
     def cut(value):
         if isinstance(value, torch.Tensor):
@@ -57,11 +64,11 @@ def part(fields: dict, rank: int, world_size: int) -> dict:
 
 
 def merged(context, world_size: int) -> dict[str, Drawing]:
-    metric = RunFigures(observed(batch(2)))
+    metric = RunFigures(seen(batch(2)))
     fields = batch()
     if context is None or context.rank < world_size - 1 or world_size == 1:  # the last of several has nothing
         rank, count = (0, 1) if context is None else (context.rank, max(1, world_size - 1))
-        metric.update(observed(part(fields, rank, count)))
+        metric.update(seen(part(fields, rank, count)))
     return MetricCollection({"figures": metric}, context).compute()
 
 
@@ -77,8 +84,8 @@ def test_any_split_draws_the_same_pictures(world_size: int):
 
 def test_the_states_hold_what_was_seen():
     fields = batch()
-    metric = RunFigures(observed(fields))
-    metric.update(observed(fields))
+    metric = RunFigures(seen(fields))
+    metric.update(seen(fields))
     states = metric.states
     np.testing.assert_array_equal(states["coverage"].value, fields["mask"].sum(0))
     sizes = states["sizes"].value.reshape(5, 7)
@@ -110,6 +117,12 @@ def settings(tmp_path, **more) -> dict:
     }
 
 
+def step_arguments(seed: int) -> dict:
+    fields = batch(seed=seed)
+    mask = fields.pop("mask").reshape(-1, *fields.pop("grid"))
+    return {"mask": mask, "prediction_valid": fields.pop("valid"), **fields}
+
+
 def run_steps(config: dict, steps: int = 3) -> list[tuple[int, dict, str]]:
     """Train nothing for a few steps; return what was written, and the thread that drew each picture."""
     model = nn.Linear(2, 2)
@@ -124,7 +137,7 @@ def run_steps(config: dict, steps: int = 3) -> list[tuple[int, dict, str]]:
 
         group.write = spy
         for step in range(steps):
-            monitor.step(samples=24, losses=torch.tensor(1.0), figures=batch(seed=step))
+            monitor.step(samples=24, losses=torch.tensor(1.0), **step_arguments(step))
     return written
 
 
@@ -161,8 +174,8 @@ def test_a_figure_that_fails_is_reported_and_the_others_are_written(caplog, monk
 def test_without_matplotlib_one_line_says_what_to_install(caplog, monkeypatch):
     import sys
 
-    metric = RunFigures(observed(batch()))
-    metric.update(observed(batch()))
+    metric = RunFigures(seen(batch()))
+    metric.update(seen(batch()))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert draw(metric.compute_from(metric.states), {}) == {}
     assert len(caplog.records) == 1
@@ -183,25 +196,29 @@ def test_the_hierarchys_numbers_become_bars():
     ("change", "message"),
     [
         ({"images": torch.rand(24, 3, 17, 24)}, "17x24 pixels do not divide into 4x6"),
-        ({"pictures": 1}, r"missing \[\], unknown \['pictures'\]"),
-        ({"grid": (5, 5)}, "24 patches, which do not fill a grid of 5x5"),
+        ({"grid": (3, 8)}, "16x24 pixels do not divide into 3x8"),
     ],
 )
 def test_bad_first_batches_are_told(change: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        RunFigures(observed(batch() | change))
+        RunFigures(seen(batch() | change))
+
+
+def test_images_need_something_to_be_drawn_on_them():
+    with pytest.raises(ConfigError, match=r"missing: \['mask', 'targets'\]"):
+        observed(torch.rand(1, 3, 4, 4), None, [torch.rand(1, 4, 2)], None)
 
 
 def test_later_batches_must_fit():
-    metric = RunFigures(observed(batch()))
+    metric = RunFigures(seen(batch()))
     with pytest.raises(ConfigError, match=r"expected images \[24, 3, 16, 24\], got \[24, 3, 8, 24\]"):
-        metric.update(observed(batch() | {"images": torch.rand(24, 3, 8, 24)}))
+        metric.update(seen(batch() | {"images": torch.rand(24, 3, 8, 24)}))
     with pytest.raises(ConfigError, match="got 1, 2 and 2 levels"):
-        metric.update(observed(batch() | {"predictions": batch()["predictions"][:1]}))
+        metric.update(seen(batch() | {"predictions": batch()["predictions"][:1]}))
 
 
 def test_an_empty_metric_draws_nothing():
-    assert RunFigures(observed(batch())).compute() == {}
+    assert RunFigures(seen(batch())).compute() == {}
 
 
 def test_every_tag_is_in_the_catalog():

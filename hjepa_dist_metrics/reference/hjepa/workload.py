@@ -21,7 +21,7 @@ from hjepa_dist_metrics.reference.data import (
 from hjepa_dist_metrics.reference.groups import decay_groups
 from hjepa_dist_metrics.reference.hjepa.config import DataConfig, ModelConfig
 from hjepa_dist_metrics.reference.hjepa.data import load_splits
-from hjepa_dist_metrics.reference.hjepa.masking import MultiBlockMaskGenerator
+from hjepa_dist_metrics.reference.hjepa.masking import MaskBatch, MultiBlockMaskGenerator
 from hjepa_dist_metrics.reference.hjepa.model import HJEPA
 from hjepa_dist_metrics.reference.hjepa.objective import HJEPAObjective, ObjectiveResult
 from hjepa_dist_metrics.reference.hjepa.probe import knn_accuracy
@@ -91,8 +91,8 @@ class HJEPAWorkload:
         """Mask the images by their global index and compare predictions with targets."""
         index = batch["index"]
         images = random_shift(batch["image"], index, max_shift=self.max_shift, seed=self.seed, epoch=epoch)
-        mask = self._mask(index, epoch)
-        result, output = self._objective(model, images, mask)
+        drawn = self._masks(index, epoch)
+        result, output = self._objective(model, images, drawn.mask)
         observed = {
             "features": output["targets"],
             "ids": index.to(self.context.device, non_blocking=True),
@@ -101,16 +101,18 @@ class HJEPAWorkload:
             "predictions": output["predictions"],
             "targets": result.targets,
             "prediction_valid": output["masks_valid"],
-            "mask": mask.reshape(-1, *self.masks.grid),
+            "mask": drawn.mask.reshape(-1, *self.masks.grid),
+            "blocks": drawn.blocks,
+            "images": images,
         }
         tokens = len(index) * self.model.get_num_patches()
         return MicroStep(result.loss, result.losses, result.count, tokens, observed)
 
-    def _mask(self, index: Tensor, epoch: int) -> Tensor:
+    def _masks(self, index: Tensor, epoch: int) -> MaskBatch:
         """Return the masks on the host, where they are made."""
         if self.repeats_masks:
             index, epoch = torch.arange(len(index)), 0
-        return self.masks.generate(index, epoch)
+        return self.masks.generate_blocks(index, epoch)
 
     def _objective(self, model: nn.Module, images: Tensor, mask: Tensor) -> tuple[ObjectiveResult, Any]:
         device = self.context.device
@@ -155,7 +157,7 @@ class HJEPAWorkload:
         for chunk in np.array_split(np.arange(len(self.splits.val)), parts):
             index = torch.from_numpy(chunk[rank::world])
             images = stack_images(self.splits.val, index)
-            result, _ = self._objective(self.model, images, self._mask(index, _VALIDATION_EPOCH))
+            result, _ = self._objective(self.model, images, self._masks(index, _VALIDATION_EPOCH).mask)
             loss.update(result.losses, result.count)
         merged = MetricCollection({"loss": loss}, self.context).compute()
         return float(merged["loss/total"])
