@@ -39,6 +39,25 @@ def _host_square_sum(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.stack(dots).sum(dtype=torch.float64) for dots in parts.values()]).sum()
 
 
+def square_sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of squares of each tensor, float64 [n] on `device`; all lie there."""
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64, device=device)
+    if device.type != "cpu":
+        return torch.stack([square_sum([tensor], device) for tensor in tensors])
+    dots: dict[torch.dtype, list[Tensor]] = {}
+    owners: dict[torch.dtype, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        for block in torch.split(tensor.reshape(-1), _DOT_BLOCK):
+            wide = block if block.dtype in (torch.float32, torch.float64) else block.to(torch.float32)
+            dots.setdefault(wide.dtype, []).append(torch.dot(wide, wide))
+            owners.setdefault(wide.dtype, []).append(index)
+    total = torch.zeros(len(tensors), dtype=torch.float64)
+    for dtype, parts in dots.items():
+        total.index_add_(0, torch.tensor(owners[dtype]), torch.stack(parts).to(torch.float64))
+    return total
+
+
 def scale_(tensors: Sequence[Tensor], coefficient: Tensor) -> None:
     """Multiply every tensor by a 0-d coefficient, in place."""
     for group in alike([t for t in tensors if t.numel()]):

@@ -17,7 +17,7 @@ from hjepa_dist_metrics.distributed.reduction import sum_over_shards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.elements import to_device
-from hjepa_dist_metrics.metrics.norms import square_sum
+from hjepa_dist_metrics.metrics.norms import square_sums
 from hjepa_dist_metrics.metrics.segments import Segments
 from hjepa_dist_metrics.metrics.watched import optimizer_groups
 from hjepa_dist_metrics.states.spread import SpreadSum
@@ -89,61 +89,65 @@ class Updates(DistributedMetric):
         self._read_gradients()
 
     def _read_gradients(self) -> None:
-        segments = self.segments
+        segments, device = self.segments, self.segments.device
         rates = {id(p): g["lr"] for o in self.optimizers for g in o.param_groups for p in g["params"]}
         pieces, slots = segments.gradients()
-        columns = [torch.zeros(2, dtype=torch.float64, device=segments.device)] * len(segments.slots)
-        for piece, slot in zip(pieces, slots, strict=True):
-            rate = rates.get(id(segments.slots[slot].parameter), 0.0)
-            squares = square_sum([piece], segments.device) * rate * rate
-            columns[slot] = torch.stack([squares, torch.full_like(squares, piece.numel())])
-        block = sum_over_shards(torch.stack(columns, dim=1), segments.slot_beyond)
-        self.steps.update(block, to_device(segments.slot_roles, segments.device).expand(2, -1))
+        squared = [rates.get(id(segments.slots[slot].parameter), 0.0) ** 2 for slot in slots]
+        if any(isinstance(rate, Tensor) for rate in squared):
+            weights = torch.stack([torch.as_tensor(rate, dtype=torch.float64).to(device) for rate in squared])
+        else:
+            weights = to_device(torch.tensor(squared, dtype=torch.float64), device)
+        sizes = to_device(torch.tensor([piece.numel() for piece in pieces], dtype=torch.float64), device)
+        rows = torch.stack([square_sums(pieces, device) * weights, sizes])
+        block = _spread(rows, slots, len(segments.slots))
+        roles = to_device(segments.slot_roles, device).expand(2, -1)
+        self.steps.update(sum_over_shards(block, segments.slot_beyond), roles)
 
     def update(self) -> None:
         """Compare with the parameters as they are now, after the step."""
         if not self._before:
             raise ConfigError("there is nothing to compare with: call before() ahead of the optimizer's step")
-        segments = self.segments
-        columns = [torch.zeros(len(FIELDS), dtype=torch.float64, device=segments.device)] * len(
-            segments.segments
-        )
-        for copied in self._before:
-            column = segments.segment_of[copied.slot]
-            columns[column] = columns[column] + self._row(copied)
+        segments, copies = self.segments, self._before
         self._before = []
-        block = sum_over_shards(torch.stack(columns, dim=1), segments.beyond)
-        self.sums.update(block, to_device(segments.roles, segments.device).expand(len(FIELDS), -1))
+        rows = torch.cat([self._values_and_changes(copies), self._moments(copies)])
+        columns = [segments.segment_of[copied.slot] for copied in copies]
+        block = _spread(rows, columns, len(segments.segments))
+        roles = to_device(segments.roles, segments.device).expand(len(FIELDS), -1)
+        self.sums.update(sum_over_shards(block, segments.beyond), roles)
 
-    def _row(self, copied: _Copy) -> Tensor:
-        """Return one parameter's FIELDS, [7]."""
-        slot, device = self.segments.slots[copied.slot], self.segments.device
-        moments = self._moments(copied.slot)
-        count = sum(block.numel() for block in copied.values) * copied.scale
-        total = (
-            torch.stack([b.sum(dtype=torch.float32).to(torch.float64) for b in copied.values])
-            .sum()
-            .to(device)
-        )
-        squares = square_sum(copied.values, device)
-        now = _blocks(slot.values().reshape(-1), copied.stride)
-        changes = [old.sub_(new) for old, new in zip(copied.values, now, strict=True)]
-        moved = square_sum(changes, device)
-        sampled = torch.stack([total, squares, moved]) * copied.scale
-        counts = torch.full((1,), count, dtype=torch.float64, device=device)
-        return torch.cat([counts, sampled, moments])
+    def _values_and_changes(self, copies: Sequence[_Copy]) -> Tensor:
+        """Return count, sum, sum of squares and sum of squared changes of each copied parameter, [4, n]."""
+        device = self.segments.device
+        old = [block for copied in copies for block in copied.values]
+        owners = [index for index, copied in enumerate(copies) for _ in copied.values]
+        sums = torch.stack([block.sum() for block in old]).to(torch.float64)
+        squares = square_sums(old, device)
+        now = [
+            block
+            for copied in copies
+            for block in _blocks(self.segments.slots[copied.slot].values().reshape(-1), copied.stride)
+        ]
+        changes = [before.sub_(after) for before, after in zip(old, now, strict=True)]
+        counts = to_device(torch.tensor([block.numel() for block in old], dtype=torch.float64), device)
+        rows = torch.stack([counts, sums, squares, square_sums(changes, device)])
+        scales = to_device(torch.tensor([copied.scale for copied in copies], dtype=torch.float64), device)
+        return _spread(rows, owners, len(copies)) * scales
 
-    def _moments(self, slot: int) -> Tensor:
-        """Return the sum of squares of Adam's first moment, the sum of its second, their elements, [3]."""
-        place, device = self.segments.slots[slot], self.segments.device
-        state: Mapping[str, Any] = next(
-            (o.state[place.parameter] for o in self.optimizers if place.parameter in o.state), {}
-        )
-        if "exp_avg" not in state or "exp_avg_sq" not in state:
-            return torch.zeros(3, dtype=torch.float64, device=device)
-        first, second = place.companion(state["exp_avg"]), place.companion(state["exp_avg_sq"])
-        total = second.sum(dtype=torch.float32).to(torch.float64)
-        return torch.stack([square_sum([first], device), total, torch.full_like(total, first.numel())])
+    def _moments(self, copies: Sequence[_Copy]) -> Tensor:
+        """Return the sum of squares of Adam's first moment, the sum of its second, their elements, [3, n]."""
+        device, found = self.segments.device, []
+        for index, copied in enumerate(copies):
+            slot = self.segments.slots[copied.slot]
+            owner = next((o for o in self.optimizers if slot.parameter in o.state), None)
+            state = {} if owner is None else owner.state[slot.parameter]
+            if "exp_avg" in state and "exp_avg_sq" in state:
+                found.append((index, slot.companion(state["exp_avg"]), slot.companion(state["exp_avg_sq"])))
+        if not found:
+            return torch.zeros((3, len(copies)), dtype=torch.float64, device=device)
+        first = square_sums([m for _, m, _ in found], device)
+        second = torch.stack([v.sum(dtype=torch.float32) for _, _, v in found]).to(torch.float64)
+        sizes = to_device(torch.tensor([m.numel() for _, m, _ in found], dtype=torch.float64), device)
+        return _spread(torch.stack([first, second, sizes]), [index for index, _, _ in found], len(copies))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} before the first compared step."""
@@ -177,6 +181,12 @@ def _group_tags(group: str, sums: Mapping[str, float]) -> dict[str, float]:
         tags[f"update/{group}_exp_avg_norm"] = math.sqrt(sums["moment1_squares"])
         tags[f"update/{group}_exp_avg_sq_mean"] = sums["moment2_sum"] / sums["moments"]
     return tags
+
+
+def _spread(rows: Tensor, columns: Sequence[int], size: int) -> Tensor:
+    """Add column i of `rows` [fields, n] to column `columns[i]` of [fields, size]."""
+    index = to_device(torch.tensor(columns, dtype=torch.int64), rows.device)
+    return rows.new_zeros((len(rows), size)).index_add_(1, index, rows)
 
 
 def _copy(slot: int, piece: Tensor, stride: int) -> _Copy:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._ranks import markdown, median, milliseconds, write
-from hjepa_dist_metrics import GradientClipping, GradientFlow, Updates
+from hjepa_dist_metrics import DistributedMetric, GradientClipping, GradientFlow, Scalar, Updates
 
 MAX_NORM = 1e9  # above the norm: clipping still multiplies, as torch's does
 Row = tuple[str, Callable[[], Any], Callable[[], float] | None]
@@ -92,6 +92,13 @@ def per_parameter_norms(gradients: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float((g.norm() ** 2).item()) for g in gradients))
 
 
+def value_of(metric: DistributedMetric, tag: str) -> float:
+    """Return one number of a metric."""
+    value = metric.compute()[tag]
+    assert isinstance(value, Scalar)
+    return value.value
+
+
 def measure(model: Model, rounds: int) -> dict[str, tuple[float, float | None]]:
     """Return seconds and the relative error of the global norm by name; the ways take turns."""
     gradients, parameters = gradients_of(model), list(model.parameters())
@@ -125,7 +132,7 @@ def measure(model: Model, rounds: int) -> dict[str, tuple[float, float | None]]:
         ("norm: ours", lambda: clipping.clip_(math.inf), lambda: float(clipping.clip_(math.inf).double())),
         ("statistics: .item() loop", lambda: item_loop(gradients), lambda: item_loop(gradients)),
         ("statistics: foreach", lambda: foreach_statistics(gradients), lambda: foreach_statistics(gradients)),
-        ("statistics: ours", flow, lambda: float(numbers.compute()["gradients/global_norm"])),
+        ("statistics: ours", flow, lambda: value_of(numbers, "gradients/global_norm")),
         ("statistics and histograms: ours", histograms.update, None),
         ("update against weights: ours", compare, None),
     ]
