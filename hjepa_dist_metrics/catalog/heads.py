@@ -232,6 +232,16 @@ FRAMES = (
         family="representations",
         healthy="narrow, at high values, alike on both splits",
     ),
+    Entry(
+        "Eval/Image/{name}",
+        "a frame, true and reconstructed ({name})",
+        "The frame in the middle of the split: true above, reconstructed below.",
+        source="S2 5",
+        kind="image",
+        family="figures",
+        healthy="blurred at first, then the same picture; patch borders vanish",
+        deviation="added",
+    ),
     _info(
         "Eval/Info/num_{name}_frames",
         "number of {name} frames",

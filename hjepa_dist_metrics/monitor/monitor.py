@@ -201,6 +201,13 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         """
         self._before_clipping.append(observe)
 
+    def new_objective(self) -> None:
+        """Tell that the loss has another meaning from the coming step on: a term was switched on, say.
+
+        Losses from before are forgotten where later ones are judged by them: the step up is no spike.
+        """
+        self.families.stability().reset()
+
     def also_as(self, names: Mapping[str, str]) -> None:
         """Write numbers under second tags too: `names` maps a tag to its other one."""
         self._short_names = [*self._short_names, *names.items()]

@@ -21,6 +21,7 @@ from hjepa_dist_metrics.reference.dual_head import (
     rgb_head,
     split_frames,
 )
+from hjepa_dist_metrics.reference.dual_head.video import join_patches
 from hjepa_dist_metrics.reference.dual_head.workload import build
 from hjepa_dist_metrics.reference.main import main
 from hjepa_dist_metrics.reference.trainer import Trainer
@@ -74,6 +75,7 @@ def test_patches_put_together_are_the_frame():
     patches = splits["train"].pixels[8:16].reshape(2, 4, 3, 8, 8)  # the second training frame
     whole = torch.cat([torch.cat(list(row), dim=2) for row in patches], dim=1)
     assert torch.equal(whole, frames[2])
+    assert torch.equal(join_patches(splits["train"].pixels[8:16]), frames[2])
     assert torch.equal(splits["val"].pixels[0], frames[1, :, :8, :8])
 
 
@@ -220,6 +222,16 @@ def test_a_run_writes_every_tag_of_the_guide_and_learns(tmp_path):
     assert epochs[1]["Train/Loss/total_loss"] == pytest.approx(np.mean(batches), rel=1e-6)
 
 
+def test_switching_a_head_on_is_no_loss_spike(tmp_path):
+    """The total loss jumps ninefold at the end of the warm-up; without a reset this fires `loss_spike`."""
+    quick = ["--training.epochs", "8", "--model.semantic.warmup_epochs", "4", "--model.semantic.weight", "1"]
+    config = small(tmp_path, *quick, "--logging.alerts.patience", "1")
+    outcome = Trainer(job(config), config.training, config.logging, ProcessContext.current()).run()
+    steps = by_step(tmp_path)
+    assert steps[16]["Train_Batch/total_loss"] > 5 * steps[15]["Train_Batch/total_loss"]
+    assert [alert for alert in outcome.alerts if "loss_spike" in alert] == []
+
+
 def test_tensorboard_gets_the_histograms(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -229,6 +241,10 @@ def test_tensorboard_gets_the_histograms(tmp_path):
     assert set(HISTOGRAMS) <= set(accumulator.Tags()["histograms"])
     counts = [sum(accumulator.Histograms(tag)[0].histogram_value.bucket) for tag in HISTOGRAMS]
     assert counts == [16, 4, 16, 4]
+    images = {tag: accumulator.Images(tag)[0] for tag in accumulator.Tags()["images"] if tag[:4] == "Eval"}
+    assert {tag: (image.height, image.width) for tag, image in images.items()} == {
+        f"Eval/Image/{split}_rgb": (3 * 2 * 16, 3 * 32) for split in ("train", "val")
+    }
 
 
 class Brightness(torch.nn.Module):

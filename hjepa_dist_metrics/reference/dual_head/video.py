@@ -12,7 +12,9 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
 from hjepa_dist_metrics.reference.dual_head.config import GRID, PATCHES_PER_FRAME, DataConfig
+from hjepa_dist_metrics.values import Image
 
+_ENLARGED = 3
 _NEAREST, _FARTHEST = 0.5, 0.75
 """Share of the photograph's sides that the camera sees: half way through the video, and at its ends."""
 
@@ -105,6 +107,21 @@ def _cut(videos: Sequence[Tensor], masks: Sequence[Tensor]) -> Patches:
         torch.cat(times).repeat_interleave(PATCHES_PER_FRAME),
         torch.arange(PATCHES_PER_FRAME).repeat(number),
     )
+
+
+def join_patches(patches: Tensor) -> Tensor:
+    """Return the frame [3, H, W] of its 8 patches [8, 3, h, w]."""
+    rows, columns = GRID
+    _, channels, height, width = patches.shape
+    grid = patches.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * height, columns * width)
+
+
+def to_image(colours: Tensor) -> Image:
+    """Return colours [3, H, W] in [0, 1] as a picture, three pixels a side for each."""
+    pixels = (colours.detach().cpu().float().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    large = pixels.permute(1, 2, 0).repeat_interleave(_ENLARGED, 0).repeat_interleave(_ENLARGED, 1)
+    return Image(large.contiguous().numpy())
 
 
 def _photographs() -> list[Tensor]:

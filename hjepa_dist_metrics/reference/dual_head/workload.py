@@ -24,7 +24,7 @@ from hjepa_dist_metrics.reference.data import GlobalBatchSampler
 from hjepa_dist_metrics.reference.dual_head.config import PATCHES_PER_FRAME, DataConfig, ModelConfig
 from hjepa_dist_metrics.reference.dual_head.heads import Head, rgb_head, semantic_head
 from hjepa_dist_metrics.reference.dual_head.model import HEAD_SUFFIX, PatchField
-from hjepa_dist_metrics.reference.dual_head.video import Patches, load_videos
+from hjepa_dist_metrics.reference.dual_head.video import Patches, join_patches, load_videos, to_image
 from hjepa_dist_metrics.reference.training import TrainingConfig
 from hjepa_dist_metrics.reference.workload import MicroStep
 
@@ -70,6 +70,8 @@ class DualHeadWorkload:
         makers = {head.name: head.module for head in self.heads}
         self.model = PatchField(model, videos, (height, width), makers).to(context.device)
         self.weight_decay = training.weight_decay
+        self._monitor: TrainingMonitor | None = None
+        self._weights: dict[str, float] | None = None
         self._make_metrics()
 
     def _make_metrics(self) -> None:
@@ -82,6 +84,7 @@ class DualHeadWorkload:
 
     def attach(self, monitor: TrainingMonitor) -> None:
         """Add the metrics of the heads, by epoch and by batch, and the rules that watch them."""
+        self._monitor = monitor
         for family, index in (("epoch", 0), ("scalars", 1)):
             monitor.add_metric(f"{family}_heads", self.losses[index], family)
             for name, means in self.scores.items():
@@ -114,7 +117,7 @@ class DualHeadWorkload:
     def forward(self, model: nn.Module, batch: Tensor, epoch: int) -> MicroStep:
         """Return the weighted sum of the heads' losses, means over the patches of all ranks."""
         outputs = self._outputs(model, "train", batch)
-        weights = {head.loss_name: head.weight_at(epoch) for head in self.heads}
+        weights = self._weights_at(epoch)
         local = {head.loss_name: self._distance(head, outputs, batch) for head in self.heads}
         # Averaging gradients over ranks gives the mean over all patches only where shares are equal.
         count = torch.tensor([float(len(batch))], device=self.context.device)
@@ -125,6 +128,13 @@ class DualHeadWorkload:
         self._observe(shown, weights, outputs, batch)
         total = torch.stack([weights[name] * value for name, value in shown.items()]).sum()
         return MicroStep(loss, {"loss": total}, len(batch))
+
+    def _weights_at(self, epoch: int) -> dict[str, float]:
+        weights = {head.loss_name: head.weight_at(epoch) for head in self.heads}
+        if self._monitor is not None and self._weights not in (None, weights):
+            self._monitor.new_objective()
+        self._weights = weights
+        return weights
 
     def _outputs(self, model: nn.Module, split: str, index: Tensor) -> dict[str, Tensor]:
         patches = self.splits[split]
@@ -168,7 +178,22 @@ class DualHeadWorkload:
         self.model.train()
         values: dict[str, Any] = MetricCollection(metrics, self.context).compute()
         names = dict.fromkeys(metric.name for metric in metrics.values())
-        return values | generalization_gaps(values, names)
+        return values | generalization_gaps(values, names) | self._pictures()
+
+    @torch.no_grad()
+    def _pictures(self) -> dict[str, Any]:
+        """Return the frame in the middle of each split, true above and painted below, of heads that paint."""
+        pictures = {}
+        for split, patches in self.splits.items():
+            start = patches.num_frames // 2 * PATCHES_PER_FRAME
+            index = torch.arange(start, start + PATCHES_PER_FRAME, device=self.context.device)
+            outputs = self._outputs(self.model, split, index)
+            for head in self.heads:
+                true = self.targets[head.name][split][index]
+                if true.ndim == 4:
+                    pair = [join_patches(true), join_patches(outputs[head.name])]
+                    pictures[f"Eval/Image/{split}_{head.name}"] = to_image(torch.cat(pair, dim=1))
+        return pictures
 
     @torch.no_grad()
     def _evaluate_split(self, split: str, metrics: Mapping[str, Any]) -> None:
