@@ -30,7 +30,8 @@ def matched_rows(embeddings: Mapping[str, Tensor], names: Sequence[str], same_wi
         got = sorted(map(str, embeddings)) if isinstance(embeddings, Mapping) else type(embeddings).__name__
         raise ConfigError(f"expected embeddings [B, D] of the modalities {list(names)}, got {got}")
     rows = [embeddings[name] for name in names]
-    shapes = {name: list(tensor.shape) for name, tensor in zip(names, rows, strict=True)}
+    # whole numbers, which a tracer's sizes are not
+    shapes = {name: [int(size) for size in tensor.shape] for name, tensor in zip(names, rows, strict=True)}
     if any(len(shape) != 2 or shape[1] < 1 for shape in shapes.values()):
         raise ConfigError(f"expected one embedding [B, D] a modality, got the shapes {shapes}")
     if len({shape[0] for shape in shapes.values()}) > 1:

@@ -46,6 +46,7 @@ def board(alone):
 def test_the_first_steps_are_those_of_one_process(alone, ranks, tmp_path):
     job = train(ranks, tmp_path / "logs")
     assert f"training on {ranks} ranks" in job.stderr
+    assert "arning" not in job.stderr
     for step in range(STEPS):
         for name in ("total", "global_modal", *PAIRS):
             tag = f"loss/train/{name}"

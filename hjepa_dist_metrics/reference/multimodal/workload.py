@@ -133,7 +133,7 @@ class MultimodalWorkload:
 
     def after_step(self, step: int) -> dict[str, float]:
         """Write the weights' histograms on the steps that log those of the gradients."""
-        if self.monitor.due("histograms") and self.context.is_main:
+        if self.monitor.due("histograms"):
             self.monitor.log(weight_histograms(self.model), step)
         return {}
 
