@@ -223,3 +223,25 @@ def test_other_dtypes_clip_like_torch(dtype):
         torch.testing.assert_close(
             p.grad.double(), expected, rtol=8e-3 if dtype == torch.bfloat16 else 1e-9, atol=0
         )
+
+
+def test_a_gradient_scalers_overflow_counts_apart_and_its_skipped_step_changes_nothing():
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    clipping = GradientClipping(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    for value in (math.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.full((1, 3), value)).sum()).backward()
+        scaler.unscale_(optimizer)
+        norm = clipping.clip_(0.5)
+        scaler.step(optimizer)
+        scaler.update()
+        moved = [not torch.equal(p.detach(), q) for p, q in zip(model.parameters(), before, strict=True)]
+        assert any(moved) == math.isfinite(value)
+    # the gradient of the weights is the input, 1, of the bias 1: norm 2, unscaled
+    assert float(norm) == pytest.approx(2.0)
+    values = numbers(clipping)
+    assert values["gradient/nonfinite_steps"] == 1
+    assert values["gradient/clipping_percentage"] == 100.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch.distributed.device_mesh import init_device_mesh
 
-from hjepa_dist_metrics import GradientFlow, MetricCollection
+from hjepa_dist_metrics import GradientFlow, MetricCollection, ProcessContext
 from hjepa_dist_metrics.values import Histogram, Scalar
 from tests.distributed.layouts import CASES, backward, reference
 
@@ -81,3 +82,25 @@ def test_histogram_counts_are_those_of_numpy(gloo, layout: str, ranks: int):
             expected = np.histogram(elements(net, name), bins=found.edges)[0]
             assert expected.sum() == found.count
             assert np.abs(expected - found.counts).sum() <= (0 if layout == "plain" else 0.02 * found.count)
+
+
+def flow_over_data_parallel_ranks(layout: str) -> dict[str, float]:
+    """Merge over the data-parallel ranks alone: what tensor-parallel ranks hold must count all the same."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    context = ProcessContext.current(mesh, dims=["dp"])
+    flow = GradientFlow(backward(layout), depth=2, context=context)
+    flow.update()
+    values = MetricCollection({"flow": flow}, context).compute()
+    numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
+    return numbers | {f"{tag}/count": v.count for tag, v in values.items() if isinstance(v, Histogram)}
+
+
+@pytest.mark.parametrize("layout", ["fsdp2_tensor_parallel", "ddp_tensor_parallel"])
+def test_a_sync_over_data_parallel_ranks_sees_the_whole_model(gloo, layout: str):
+    net = reference()
+    for values in gloo(4).run(flow_over_data_parallel_ranks, layout):
+        for name in MODULES:
+            part = elements(net, name)
+            assert values[f"gradients/{name}/count"] == len(part)
+            for key in ("max", "std", "total_norm"):
+                assert values[f"gradients/{name}_{key}"] == pytest.approx(described(part)[key], rel=2e-5)

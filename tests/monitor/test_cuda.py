@@ -1,4 +1,4 @@
-"""On a GPU the monitored loop never waits for the device off cadence, and the numbers are those of the host."""
+"""On a GPU the monitored loop never waits for the device off cadence; numbers are those of the host."""
 
 import math
 
