@@ -370,3 +370,38 @@ def test_the_run_says_how_it_ended(tmp_path, error, status):
         run()
     content = board(tmp_path).SummaryMetadata("_hparams_/session_end_info").plugin_data.content
     assert HParamsPluginData.FromString(content).session_end_info.status == status
+
+
+def sharded_on_ranks(log_dir):
+    """Parameters and a number that no rank holds whole, as FSDP2 leaves them."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    model = nn.Linear(3, 5, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(15.0).reshape(5, 3))
+    model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
+    with MetricsLogger("run", log_dir) as logger:
+        logger.log_model_weights(model, 0)
+        logger.log_metrics({"sum": model.weight.detach().sum()}, 0)
+        return logger.failures
+
+
+def test_sharded_parameters_are_counted_whole(tmp_path, gloo):
+    assert gloo(2).run(sharded_on_ranks, tmp_path) == [[], []]
+    histogram = board(tmp_path).Histograms("weights/weight")[0].histogram_value
+    assert (histogram.num, histogram.sum, histogram.max) == (15, sum(range(15)), 14)
+    assert points(tmp_path, "sum") == [(0, sum(range(15)))]
+
+
+def test_pandas_reads_the_lines(tmp_path, logger):
+    pandas = pytest.importorskip("pandas", reason="pandas, another reader of JSON lines, is not installed")
+    for step in range(5):
+        logger.log_metrics({"loss": 1 / (1 + step), "sometimes": step}, step)
+    logger.log_metrics({"loss": 0.125}, 7)
+    logger.finish()
+    table = pandas.read_json(tmp_path / "metrics" / "run.jsonl", lines=True).set_index("step")
+    assert table["loss"].tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 0.125])
+    assert table.index.tolist() == [0, 1, 2, 3, 4, 7]
+    assert table["sometimes"].isna().tolist() == [False] * 5 + [True]
