@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from hjepa_dist_metrics.commands.charts import Points, line_chart
@@ -19,7 +20,8 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 1000px }
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 1em }
-figure { margin: 0 } figcaption { font-weight: 600 } svg { width: 100%; background: #fafafa }
+figure { margin: 0 } img { width: 100% }
+figcaption { font-weight: 600 } svg { width: 100%; background: #fafafa }
 svg text { font-size: 11px; fill: #444 } .grid { stroke: #ddd }
 .legend { margin: 0; font-size: 12px } .legend span { margin-right: 1em; display: inline-block }
 .legend i { display: inline-block; width: 10px; height: 10px; margin-right: 4px }
@@ -30,7 +32,11 @@ td.n { text-align: right; font-variant-numeric: tabular-nums } .bad { color: #a4
 """
 
 
-def render_report(runs: Sequence[Run], dim: int | None = None) -> str:
+# By run and tag: the step, and a PNG file.
+Pictures = Mapping[str, Mapping[str, tuple[int, bytes]]]
+
+
+def render_report(runs: Sequence[Run], dim: int | None = None, pictures: Pictures | None = None) -> str:
     """Return the page: it refers to nothing outside itself and runs no script."""
     title = ", ".join(run.name for run in runs)
     body = "\n".join(
@@ -39,6 +45,7 @@ def render_report(runs: Sequence[Run], dim: int | None = None) -> str:
             f"<p>{'; '.join(f'{escape(run.name)}: {run.last_step + 1} steps' for run in runs)}</p>",
             *_findings(runs, dim),
             *_charts(runs),
+            *_pictures(runs, pictures or {}),
             *_values(runs, dim),
             *_settings(runs),
             f"<p><small>hjepa-metrics {__version__}</small></p>",
@@ -48,6 +55,20 @@ def render_report(runs: Sequence[Run], dim: int | None = None) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
+
+
+def _pictures(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
+    """Yield each run's last figures, inside the page."""
+    for run in runs:
+        shown = pictures.get(run.name, {})
+        if not shown:
+            continue
+        yield f"<h2>Figures{f' of {escape(run.name)}' if len(runs) > 1 else ''}</h2><div class='charts'>"
+        for tag, (step, png) in sorted(shown.items()):
+            source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+            caption = f"{escape(tag)}, step {step}"
+            yield f"<figure><img alt='{caption}' src='{source}'><figcaption>{caption}</figcaption></figure>"
+        yield "</div>"
 
 
 def _findings(runs: Sequence[Run], dim: int | None) -> Iterator[str]:

@@ -41,6 +41,24 @@ def event_scalars(path: str | Path) -> ScalarTable:
     return {tag: sorted(values.items()) for tag, values in points.items() if values}
 
 
+def event_pictures(path: str | Path) -> dict[str, tuple[int, bytes]]:
+    """Return the last picture of each tag, (step, PNG file), of an event file or a directory's event files.
+
+    A picture that an earlier file wrote at a later step than a resumed run has reached is left out.
+    """
+    place = Path(path)
+    pictures: dict[str, tuple[int, bytes]] = {}
+    for file in [place] if place.is_file() else sorted(place.glob("*tfevents*")):
+        for event in _events(file):
+            step = int(event.step)
+            if event.HasField("session_log") and event.session_log.status == event.session_log.START:
+                pictures = {tag: found for tag, found in pictures.items() if found[0] < step}
+            for value in event.summary.value:
+                if value.HasField("image"):
+                    pictures[value.tag] = (step, value.image.encoded_image_string)
+    return pictures
+
+
 def event_settings(path: str | Path) -> dict[str, object]:
     """Return the settings that a run's event files hold for TensorBoard's HPARAMS table; {} without any."""
     from tensorboard.plugins.hparams import metadata

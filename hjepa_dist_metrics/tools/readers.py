@@ -8,7 +8,7 @@ from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.sinks.jsonl import read_jsonl
-from hjepa_dist_metrics.tools.events import ScalarTable, event_scalars, event_settings
+from hjepa_dist_metrics.tools.events import ScalarTable, event_pictures, event_scalars, event_settings
 
 _RESERVED = frozenset({"step", "wall_time"})
 # The folders that a log directory keeps each kind of file in; they are no part of a run's name.
@@ -44,6 +44,11 @@ def read_settings(path: str | Path) -> dict[str, dict[str, object]]:
         if not settings.get(name):
             settings[name] = jsonl_settings(file)
     return settings
+
+
+def read_pictures(path: str | Path) -> dict[str, dict[str, tuple[int, bytes]]]:
+    """Return each run's last pictures by tag, (step, PNG file): event files hold them, JSON lines do not."""
+    return {name: event_pictures(place) for name, place in _event_runs(Path(path))}
 
 
 def jsonl_settings(path: str | Path) -> dict[str, object]:

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.sinks import JsonlSink, TensorBoardSink
 from hjepa_dist_metrics.tools.events import event_scalars
-from hjepa_dist_metrics.tools.readers import jsonl_scalars, read_scalars
+from hjepa_dist_metrics.tools.readers import jsonl_scalars, read_pictures, read_scalars
 from hjepa_dist_metrics.values import Image, Scalar, Text
 
 
@@ -120,3 +120,22 @@ def test_nothing_to_read_is_an_error(tmp_path: Path):
         read_scalars(tmp_path)
     with pytest.raises(ConfigError, match="there is no file"):
         read_scalars(tmp_path / "absent")
+
+
+def test_the_last_picture_of_a_tag_comes_back_and_reaches_the_report(tmp_path: Path):
+    import base64
+
+    from hjepa_dist_metrics.cli import main
+    from hjepa_dist_metrics.sinks.png import encode_png
+
+    shades = {step: Image(np.full((4, 4, 3), 50 * step, np.uint8)) for step in (1, 2)}
+    sink = TensorBoardSink(tmp_path / "tensorboard/a", 0)
+    for step, image in shades.items():
+        sink.write(step, {"masking/coverage": image, "loss/total": Scalar(0.5)})
+    sink.close()
+    png = encode_png(shades[2].pixels)
+    assert read_pictures(tmp_path) == {"a": {"masking/coverage": (2, png)}}
+    page = tmp_path / "report.html"
+    assert main(["report", str(tmp_path), "--output", str(page)]) in (0, 1)
+    assert base64.b64encode(png).decode() in page.read_text()
+    assert "masking/coverage, step 2" in page.read_text()
