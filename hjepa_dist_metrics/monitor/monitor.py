@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +13,6 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection, Updates
@@ -28,25 +25,18 @@ from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, FIGURES, MetricFamilies
 from hjepa_dist_metrics.monitor.observing import Encoders, Masks, Observing, Streams
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
-from hjepa_dist_metrics.monitor.rules import Convergence, RunRules
+from hjepa_dist_metrics.monitor.publishing import Publisher
+from hjepa_dist_metrics.monitor.rules import RunRules
 from hjepa_dist_metrics.monitor.speed import SpeedWatch
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sync import SyncHandle
-from hjepa_dist_metrics.values import Drawing, Scalar, Text, Value
-
-logger = logging.getLogger("hjepa_dist_metrics.monitor")
+from hjepa_dist_metrics.values import Scalar
 
 B = TypeVar("B")
 ENDING = "ending"
 
 # What TensorBoard's table of runs shows beside their settings.
 COMPARED = ("loss/total", "collapse/effective_rank", "val/knn_accuracy", "performance/samples_per_second")
-# The quick reference's short names for numbers that have a longer one.
-SHORT_NAMES = {
-    "loss/total": "train/loss",
-    "learning_rate/base_lr": "train/lr",
-    "ema/momentum_current": "train/ema_momentum",
-}
 VALIDATION_LOSS = "val/loss"
 
 
@@ -80,27 +70,23 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.config: LoggingConfig = from_mapping(config)
         self.context = context or ProcessContext.current()
         self.step_number = start_step
-        self.first: dict[str, float] = {}
-        self.latest: dict[str, float] = {}
         self.run_name = agree_on_run_name(self.config, self.context, resume)
         self.families = MetricFamilies(
             MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout), level_weights
         )
         self._observing = Observing(self.families, model, encoders)
-        self._rules, self._convergence = RunRules(self.families.collapse_dims), Convergence()
-        self.alert_book = AlertBook(self.config.alerts, self._rules.rules, on_alert)
+        rules = RunRules(self.families.collapse_dims).rules
+        self.alert_book = AlertBook(self.config.alerts, rules, on_alert)
         self._stopping: set[str] = set()
         self._handle: SyncHandle[Any] | None = None
-        self._short_names = list(SHORT_NAMES.items())
         self._before_clipping: list[Callable[[], None]] = []
         num_levels = None if self.families.level_weights is None else len(self.families.level_weights)
         self._sink = open_output(self.config, self.context, self.run_name, start_step, num_levels)
         self._sink.write_hparams(hparams or {}, COMPARED)
-        # Written with the first values.
-        self._notes: dict[str, Value] = {} if resume else {"notes/how_to_read": Text(catalog.how_to_read())}
+        book = self.alert_book if self.config.alerts.enabled else None
+        self._publisher = Publisher(self._sink, self.context, book, explain=not resume)
         self._cadences = self.config.cadences(steps_per_epoch).every()
         self._speed = SpeedWatch(self.families)
-        self._lock = threading.Lock()
         self._ending = Ending()
         self.families.add(ENDING, self._ending, ENDING)
         self._finished = False
@@ -210,7 +196,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def also_as(self, names: Mapping[str, str]) -> None:
         """Write numbers under second tags too: `names` maps a tag to its other one."""
-        self._short_names = [*self._short_names, *names.items()]
+        self._publisher.also_as(names)
 
     def due(self, family: str) -> bool:
         """Return whether the coming `step` logs this family, so that costly inputs are made only then."""
@@ -298,8 +284,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             return
         if self._handle is not None:
             self._handle.result()
-        with self._lock:
-            self._stopping = self.alert_book.firing() & set(self.config.alerts.stop_on)
+        self._stopping = self._publisher.firing() & set(self.config.alerts.stop_on)
 
     def end_epoch(self) -> None:
         """Sync and write what is logged once an epoch: `train_epoch/loss`. A collective call."""
@@ -321,9 +306,17 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         validation = ready.get(VALIDATION_LOSS)
         if isinstance(validation, Scalar):
             self.families.stability().validate(validation.value)
-        if self.config.alerts.enabled:
-            ready |= self._alert(at, ready)
-        self._write(at, ready)
+        self._publisher.write(at, ready)
+
+    @property
+    def first(self) -> dict[str, float]:
+        """Return the first number written under each tag, on every rank."""
+        return self._publisher.first
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """Return the newest number of each tag, on every rank."""
+        return self._publisher.latest
 
     @property
     def last_step(self) -> int:
@@ -476,7 +469,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             if over and not _has_steps(merged):
                 return over
             at = int(ending["last_step"].value) if over else step
-            self._publish(at, apply_formulas(metrics, merged))
+            self._publisher.publish(at, apply_formulas(metrics, merged), collection.last_sync)
             return over
 
         if self.config.sync == "inline":
@@ -490,47 +483,6 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             if not collection[name].persistent:
                 collection[name].reset()
         return over
-
-    def _publish(self, step: int, values: dict[str, Value]) -> None:
-        """Write a sync's values, their short names and the alerts they raise; on the sync's thread."""
-        values |= self._convergence.rates(step, values)
-        values |= {short: values[tag] for tag, short in self._short_names if tag in values}
-        report = self.families.collection.last_sync
-        if report is not None and report.collectives:
-            values["sync/collectives"] = Scalar(float(report.collectives))
-            values["sync/bytes"] = Scalar(float(report.sent_bytes))
-            values["sync/seconds"] = Scalar(report.seconds)
-            if report.slowest_rank is not None:
-                values["sync/slowest_rank"] = Scalar(float(report.slowest_rank))
-        if self.config.alerts.enabled:
-            values |= self._alert(step, values)
-        self._write(step, values)
-
-    def _alert(self, step: int, values: Mapping[str, Value]) -> dict[str, Value]:
-        numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
-        with self._lock:  # a sync's thread and `log` may judge at the same time
-            begun = self.alert_book.evaluate(step, numbers)
-            states: dict[str, Value] = {t: Scalar(v) for t, v in self.alert_book.scalars().items()}
-            log = self.alert_book.markdown()
-        for alert in begun if self.context.is_main else ():
-            logger.warning("alert: %s", alert)
-        self.alert_book.notify(begun)
-        return states | ({"alerts/log": Text(log)} if begun else {})
-
-    def _write(self, step: int, values: Mapping[str, Value]) -> None:
-        numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
-        with self._lock:
-            self.latest |= numbers
-            self.first = numbers | self.first
-            notes, self._notes = self._notes, {}
-        written = {tag: v for tag, v in values.items() if not isinstance(v, Drawing)}
-        self._sink.write(step, {**written, **notes})
-        drawings = {tag: value for tag, value in values.items() if isinstance(value, Drawing)}
-        if drawings:
-            from hjepa_dist_metrics.monitor.run_figures import draw
-
-            numbers = dict(self.latest)
-            self._sink.write_later(step, lambda: draw(drawings, numbers))
 
 
 def _has_steps(merged: Merged) -> bool:

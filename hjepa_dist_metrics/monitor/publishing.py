@@ -1,0 +1,107 @@
+"""From merged values to files: second names, the sync's own cost, alerts, figures, and the latest numbers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+from hjepa_dist_metrics import catalog
+from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.monitor.alerts import AlertBook
+from hjepa_dist_metrics.monitor.output import Output
+from hjepa_dist_metrics.monitor.rules import Convergence
+from hjepa_dist_metrics.sync import SyncReport
+from hjepa_dist_metrics.values import Drawing, Scalar, Text, Value
+
+logger = logging.getLogger("hjepa_dist_metrics.monitor")
+
+# The quick reference's short names for numbers that have a longer one.
+SHORT_NAMES = {
+    "loss/total": "train/loss",
+    "learning_rate/base_lr": "train/lr",
+    "ema/momentum_current": "train/ema_momentum",
+}
+
+
+class Publisher:
+    """Judge and write values; on the training thread, the sync's thread, or both at a time.
+
+    `first` and `latest` are the first and the newest number of each tag, on every rank. `alert_book` is None
+    where alerts are switched off.
+    """
+
+    def __init__(
+        self, sink: Output, context: ProcessContext, alert_book: AlertBook | None, explain: bool
+    ) -> None:
+        self.sink, self.context, self.alert_book = sink, context, alert_book
+        self.first: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
+        self._short_names = list(SHORT_NAMES.items())
+        self._convergence = Convergence()
+        # Written with the first values.
+        self._notes: dict[str, Value] = {"notes/how_to_read": Text(catalog.how_to_read())} if explain else {}
+        self._lock = threading.Lock()
+
+    def also_as(self, names: Mapping[str, str]) -> None:
+        """Write numbers under second tags too: `names` maps a tag to its other one."""
+        self._short_names = [*self._short_names, *names.items()]
+
+    def firing(self) -> set[str]:
+        """Return the alert rules that fire now."""
+        with self._lock:
+            return set() if self.alert_book is None else self.alert_book.firing()
+
+    def publish(self, step: int, values: dict[str, Value], report: SyncReport | None) -> None:
+        """Write a sync's values, their short names, what the sync cost, and the alerts they raise."""
+        values |= self._convergence.rates(step, values)
+        values |= {short: values[tag] for tag, short in self._short_names if tag in values}
+        self.write(step, {**values, **_cost(report)})
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Judge values and write them; drawings are drawn on the writing thread."""
+        numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
+        alerts = self._judge(step, numbers)
+        with self._lock:
+            self.latest |= numbers
+            self.first = numbers | self.first
+            notes, self._notes = self._notes, {}
+        drawings = {tag: value for tag, value in values.items() if isinstance(value, Drawing)}
+        self.sink.write(step, {tag: v for tag, v in values.items() if tag not in drawings} | alerts | notes)
+        if drawings:
+            self._draw_later(step, drawings)
+
+    def _judge(self, step: int, numbers: dict[str, float]) -> dict[str, Value]:
+        """Return the rules' states, and the log where one began; adds the states to `numbers`."""
+        if self.alert_book is None:
+            return {}
+        with self._lock:  # a sync's thread and the training thread may judge at the same time
+            begun = self.alert_book.evaluate(step, numbers)
+            states = self.alert_book.scalars()
+            log = self.alert_book.markdown()
+        numbers |= states
+        for alert in begun if self.context.is_main else ():
+            logger.warning("alert: %s", alert)
+        self.alert_book.notify(begun)
+        values: dict[str, Value] = {tag: Scalar(value) for tag, value in states.items()}
+        return {**values, "alerts/log": Text(log)} if begun else values
+
+    def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:
+        from hjepa_dist_metrics.monitor.run_figures import draw
+
+        numbers = dict(self.latest)
+        self.sink.write_later(step, lambda: draw(drawings, numbers))
+
+
+def _cost(report: SyncReport | None) -> dict[str, Value]:
+    """Return what a sync cost; nothing where there was nobody to sync with."""
+    if report is None or not report.collectives:
+        return {}
+    cost: dict[str, Value] = {
+        "sync/collectives": Scalar(float(report.collectives)),
+        "sync/bytes": Scalar(float(report.sent_bytes)),
+        "sync/seconds": Scalar(report.seconds),
+    }
+    if report.slowest_rank is not None:
+        cost["sync/slowest_rank"] = Scalar(float(report.slowest_rank))
+    return cost
