@@ -5,6 +5,7 @@ import math
 import pytest
 
 from hjepa_dist_metrics.catalog import ALERT_RULES
+from hjepa_dist_metrics.monitor.reconstruction_rules import reconstruction_rules
 from hjepa_dist_metrics.monitor.rules import (
     CollapseRule,
     Convergence,
@@ -36,7 +37,7 @@ def tags(findings):
 
 
 def test_every_rule_of_the_catalog_is_there_and_the_reverse():
-    assert set(RunRules(dict).rules) == set(ALERT_RULES)
+    assert {*RunRules(dict).rules, *reconstruction_rules()} == set(ALERT_RULES)
 
 
 @pytest.mark.parametrize(
