@@ -1,8 +1,8 @@
 """Numbers of a thing that lies spread over ranks, one gradient for instance: the latest of each.
 
 Each rank plays one of three roles in a number: it holds a `PIECE`, and the pieces add up (or the extreme
-wins); it holds the `WHOLE`, and so do all others, who must agree; or it stays `SILENT`, because another rank
-speaks for the same piece. Over time the latest replaces the earlier.
+wins); it holds the `WHOLE`, and so do all others, whose extremes must agree; or it stays `SILENT`, because
+another rank speaks for the same piece. Over time the latest replaces the earlier.
 """
 
 from __future__ import annotations
@@ -81,9 +81,18 @@ class _Spread(RowState):
 
 
 class SpreadSum(_Spread):
-    """Add up the ranks' pieces: `.value`, 0 of none."""
+    """Add up the ranks' pieces: `.value`, 0 of none.
+
+    Wholes are not compared: a sum of many values is rounded in another way on another kind of processor, and
+    where it cancels no tolerance is right. Extremes are exact, and what they are taken of is compared there.
+    """
 
     _nothing = 0.0
+
+    @classmethod
+    def conflicts(cls, rows: Tensor) -> Tensor | None:
+        """Return None: nothing is compared."""
+        return None
 
     @classmethod
     def _together(cls, pieces: Tensor) -> Tensor:
