@@ -25,7 +25,7 @@ _LEAST_MOVE = 0.01  # of the move that the momentum implies
 _LEAST_STEP = 1e-4  # below 1 - momentum = this, float32 weights may stand still rightly
 _REPEATED_BATCHES = 0.25
 _COLLISIONS = 0.5
-_SPIKE_SCORE = 20.0
+_SPIKE_SCORE = 30.0
 _SPIKE_RATIO = 1.5
 _VANISHED = 1e-7
 _VANISHING = 1e-5
