@@ -334,3 +334,20 @@ def test_settings_of_the_yaml_file_are_those_of_the_code():
     assert config.model == ModelConfig()
     assert config.data == DataConfig()
     assert config.model.semantic == SemanticConfig()
+
+
+def test_a_run_that_died_within_an_epoch_goes_on_to_the_same_numbers(tmp_path):
+    """4 steps an epoch, a checkpoint after 6 of 8: the epoch's means cover steps from before and after."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    keep = ["--training.checkpoint_dir", str(parts / "checkpoints"), "--training.checkpoint_every_steps", "6"]
+    epochs = ["--training.epochs", "2"]
+    assert main([*SMALL, "--logging.log_dir", str(whole), *epochs]) == 0
+    assert main([*SMALL, "--logging.log_dir", str(parts), *epochs, *keep, "--training.max_steps", "7"]) == 0
+    *_, sixth, last = sorted((parts / "checkpoints").rglob("step_*.pt"))
+    assert (sixth.name, last.name) == ("step_00000006.pt", "step_00000007.pt")
+    last.unlink()  # as if the run had died before it was written
+    assert main([*SMALL, "--logging.log_dir", str(parts), *epochs, *keep, "--training.resume", "true"]) == 0
+    one, other = by_step(whole)[7], by_step(parts)[7]
+    compared = {tag: one[tag] for tag in SCALARS if tag in one}
+    assert {"Train/PSNR", "Train/Loss/total_loss", "Train/Gradients/total_norm"} <= set(compared)
+    assert {tag: other[tag] for tag in compared} == pytest.approx(compared, rel=1e-6)
