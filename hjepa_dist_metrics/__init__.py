@@ -8,6 +8,7 @@ from hjepa_dist_metrics.version import __version__ as __version__
 if TYPE_CHECKING:
     from hjepa_dist_metrics.distributed import (
         ProcessContext as ProcessContext,
+        gather_rows as gather_rows,
         valid_samples as valid_samples,
     )
     from hjepa_dist_metrics.errors import (
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 # Where each public name lives. It is imported at its first use, so that importing the package costs next to
 # nothing; the imports above say the same to type checkers.
 _HOMES = {
-    "distributed": ("ProcessContext", "valid_samples"),
+    "distributed": ("ProcessContext", "gather_rows", "valid_samples"),
     "errors": (
         "ConfigError",
         "DesyncError",

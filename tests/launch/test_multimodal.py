@@ -81,7 +81,7 @@ def test_the_whole_tree_of_tags_is_written(board):
 def test_pictures_texts_histograms_graph_and_points_are_there(alone, board):
     tags = board.Tags()
     matrices = {f"alignment/{a}_vs_{b}/similarity_matrix" for a, b in (p.split("_") for p in PAIRS)}
-    assert set(tags["images"]) == {"samples/pictures", *matrices}
+    assert {"samples/pictures", *matrices} <= set(tags["images"])
     assert {"weights/text_encoder.places", "gradients/text_encoder"} <= set(tags["histograms"])
     assert [e.step for e in board.Histograms("weights/log_scale")] == [0, 15]  # 15 steps an epoch
     assert [e.step for e in board.Histograms("gradients/audio_encoder")] == [0, 15]
