@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection, Updates
+from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.merging import Merged
@@ -23,6 +22,7 @@ from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, FIGURES, MetricFamilies
+from hjepa_dist_metrics.monitor.gradient_watch import GradientWatch
 from hjepa_dist_metrics.monitor.observing import Encoders, Masks, Observing, Streams
 from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
 from hjepa_dist_metrics.monitor.publishing import Publisher
@@ -79,7 +79,6 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.alert_book = AlertBook(self.config.alerts, rules, on_alert)
         self._stopping: set[str] = set()
         self._handle: SyncHandle[Any] | None = None
-        self._before_clipping: list[Callable[[], None]] = []
         num_levels = None if self.families.level_weights is None else len(self.families.level_weights)
         self._sink = open_output(self.config, self.context, self.run_name, start_step, num_levels)
         self._sink.write_hparams(hparams or {}, COMPARED)
@@ -92,8 +91,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._finished = False
         self._last_step_end: float | None = None
         self._own_seconds = 0.0
-        self._clips = False
-        self._hooks = self._watch_steps()
+        self._gradients = GradientWatch(
+            self.families, model, optimizer, self.config.gradients, self.due, self._observe_in_time
+        )
 
     # -- observing -------------------------------------------------------------------------------------
 
@@ -123,18 +123,11 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         """
         with self._speed.phase("backward"):
             yield
-        if not self._clips:
-            self.observe_gradients()
+        self._gradients.after_backward()
 
     def observe_gradients(self) -> None:
         """Read the gradients if the coming `step` logs them: after `unscale_`, in a loop without clipping."""
-        begun = time.perf_counter()
-        settings = self.config.gradients
-        if settings.enabled and self._is_due("scalars", self.step_number):
-            self._observe(self.families.gradient_flow(self.model, settings).update)
-        if settings.enabled and self._is_due("histograms", self.step_number):
-            self._observe(self.families.gradient_histograms(self.model, settings).update)
-        self._own_seconds += time.perf_counter() - begun
+        self._gradients.read()
 
     def optimizer_step(self) -> AbstractContextManager[None]:
         """Time the body as the optimizer's step."""
@@ -158,11 +151,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""
-        self._clips = True
-        self.observe_gradients()
-        for observe in self._before_clipping:
-            self._observe(observe)
-        return self.families.clipping(self.model, self.optimizer).clip_(max_norm)
+        return self._gradients.clip_(max_norm)
 
     def add_metric(self, name: str, metric: DistributedMetric, family: str = "scalars") -> None:
         """Sync and write a metric of your own, at the cadence of `family`; its `update` is yours to call.
@@ -185,7 +174,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
         For metrics of your own that read gradients: `monitor.before_clipping(metric.update)`.
         """
-        self._before_clipping.append(observe)
+        self._gradients.before_clipping(observe)
 
     def new_objective(self) -> None:
         """Tell that the loss has another meaning from the coming step on: a term was switched on, say.
@@ -378,8 +367,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self._release()
 
     def _release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._gradients.release()
         self._sink.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -400,23 +388,6 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _watch_steps(self) -> list[RemovableHandle]:
-        """Have the optimizer's steps that are logged compared; accelerate's optimizer wraps the real one."""
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        settings = self.config.gradients
-        if not (settings.enabled and settings.updates and isinstance(inner, Optimizer)):
-            return []
-        return [
-            inner.register_step_pre_hook(lambda *_: self._compare_step(lambda updates: updates.before())),
-            inner.register_step_post_hook(lambda *_: self._compare_step(lambda updates: updates.update())),
-        ]
-
-    def _compare_step(self, action: Callable[[Updates], None]) -> None:
-        if self._is_due("scalars", self.step_number):
-            begun = time.perf_counter()
-            self._observe(lambda: action(self.families.updates(self.model, self.optimizer)))
-            self._own_seconds += time.perf_counter() - begun
-
     def _start_clock(self) -> None:
         if self._last_step_end is None:
             self._last_step_end = time.perf_counter()
@@ -426,6 +397,12 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         if every is None:
             raise ConfigError(f"expected a cadence family of {list(self._cadences)}, got {family!r}")
         return every.is_due(step)
+
+    def _observe_in_time(self, update: Callable[[], None]) -> None:
+        """Run an update outside `step`, and count its time as the monitor's own."""
+        begun = time.perf_counter()
+        self._observe(update)
+        self._own_seconds += time.perf_counter() - begun
 
     def _observe(self, update: Callable[[], None]) -> None:
         """Run an update. On many ranks a failure waits for the next sync, where every rank raises it."""

@@ -1,0 +1,83 @@
+"""When the monitor looks at gradients and updates: before clipping, and around the optimizer's own step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from hjepa_dist_metrics.metrics import Updates
+from hjepa_dist_metrics.monitor.config import GradientsConfig
+from hjepa_dist_metrics.monitor.families import MetricFamilies
+
+Update = Callable[[], None]
+
+
+class GradientWatch:
+    """Feed the gradient and update metrics of a model, on the steps that log them.
+
+    `is_due` says whether the coming step logs a family; `guard` runs an update and keeps its failure for the
+    next sync.
+    """
+
+    def __init__(
+        self,
+        families: MetricFamilies,
+        model: nn.Module,
+        optimizer: Any,
+        settings: GradientsConfig,
+        is_due: Callable[[str], bool],
+        guard: Callable[[Update], None],
+    ) -> None:
+        self._families, self._model, self._optimizer = families, model, optimizer
+        self._settings, self._is_due, self._guard = settings, is_due, guard
+        self._clips = False
+        self._before_clipping: list[Update] = []
+        self._hooks = self._hook_steps()
+
+    def before_clipping(self, observe: Update) -> None:
+        """Call `observe` in every `clip_`, when the gradients are whole and not yet clipped."""
+        self._before_clipping.append(observe)
+
+    def after_backward(self) -> None:
+        """Read the gradients, unless `clip_` does: there it is right under a GradScaler too."""
+        if not self._clips:
+            self.read()
+
+    def read(self) -> None:
+        """Read the gradients if the coming step logs them."""
+        if self._settings.enabled and self._is_due("scalars"):
+            self._guard(self._families.gradient_flow(self._model, self._settings).update)
+        if self._settings.enabled and self._is_due("histograms"):
+            self._guard(self._families.gradient_histograms(self._model, self._settings).update)
+
+    def clip_(self, max_norm: float) -> Tensor:
+        """Read the gradients, then clip them; return the norm before."""
+        self._clips = True
+        self.read()
+        for observe in self._before_clipping:
+            self._guard(observe)
+        return self._families.clipping(self._model, self._optimizer).clip_(max_norm)
+
+    def release(self) -> None:
+        """Take the hooks off the optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook_steps(self) -> list[RemovableHandle]:
+        """Have the optimizer's steps that are logged compared; accelerate's optimizer wraps the real one."""
+        inner = getattr(self._optimizer, "optimizer", self._optimizer)
+        settings = self._settings
+        if not (settings.enabled and settings.updates and isinstance(inner, Optimizer)):
+            return []
+        return [
+            inner.register_step_pre_hook(lambda *_: self._compare(lambda updates: updates.before())),
+            inner.register_step_post_hook(lambda *_: self._compare(lambda updates: updates.update())),
+        ]
+
+    def _compare(self, action: Callable[[Updates], None]) -> None:
+        if self._is_due("scalars"):
+            self._guard(lambda: action(self._families.updates(self._model, self._optimizer)))
