@@ -116,3 +116,10 @@ config = files("{PACKAGE}") / "configs" / "accelerate" / "cpu.yaml"
 print(yaml.safe_load(config.read_text())["num_processes"])
 """
     assert python(fresh, "-c", code, cwd=tmp_path) == "2"
+
+
+def test_the_wheel_brings_the_command(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [entry for entry in archive.namelist() if entry.endswith("entry_points.txt")]
+        text = archive.read(name).decode()
+    assert text.split() == ["[console_scripts]", "hjepa-metrics", "=", "hjepa_dist_metrics.cli:main"]
