@@ -158,6 +158,7 @@ class Subject:
         except (KeyError, RuntimeError) as error:
             raise ConfigError(f"{found} does not fit the model of the configuration: {error}") from error
         self.image = self._read(image)
+        self._first = 1 if image is None else 0  # no image twice
 
     def _read(self, path: str | None) -> torch.Tensor:
         """Return the image [C, H, W] as the model takes it: the file's, or the first validation image."""
@@ -178,13 +179,13 @@ class Subject:
     @cached_property
     def batch(self) -> torch.Tensor:
         """Return the image and validation images, [B, C, H, W]."""
-        count = min(len(self.work.splits.val), _MANY - 1)
-        return torch.cat([self.image[None], stack_images(self.work.splits.val, torch.arange(count))])
+        others = torch.arange(self._first, min(len(self.work.splits.val), _MANY))
+        return torch.cat([self.image[None], stack_images(self.work.splits.val, others)])
 
     @cached_property
     def labels(self) -> list[int]:
         """Return the classes of `batch`, -1 for the image itself."""
-        return [-1, *self.work.splits.val.labels[: len(self.batch) - 1].tolist()]
+        return [-1, *self.work.splits.val.labels[self._first :][: len(self.batch) - 1].tolist()]
 
     @cached_property
     def output(self) -> Any:
@@ -192,6 +193,12 @@ class Subject:
         mask = self.work.masks.generate(torch.arange(len(self.batch)), 0)
         with torch.no_grad():
             return self.model(self.batch, mask)
+
+    @cached_property
+    def targets(self) -> list[torch.Tensor]:
+        """Return what the predictions were trained to match: the targets as the objective normalises them."""
+        with torch.no_grad():
+            return list(self.work.objective(self.output).targets)
 
     @cached_property
     def features(self) -> torch.Tensor:
@@ -204,7 +211,7 @@ def _prediction_jobs(subject: Subject) -> Iterator[Job]:
         out = subject.output
         fig.visualize_predictions(
             out["predictions"][0],
-            out["targets"][0],
+            subject.targets[0],
             subject.batch,
             out["masks_valid"][0],
             grid=subject.model.grid,
@@ -216,7 +223,7 @@ def _prediction_jobs(subject: Subject) -> Iterator[Job]:
         out = subject.output
         fig.visualize_hierarchical_predictions(
             out["predictions"],
-            out["targets"],
+            subject.targets,
             subject.image,
             out["masks_valid"],
             grids=subject.model.level_grids,
