@@ -65,9 +65,14 @@ class NoMonitor(AbstractContextManager["NoMonitor"]):
 
     def __getattr__(self, name: str) -> Any:
         """Stand in for the monitor's other methods: do nothing, also in a `with`."""
-        if name in ("run_name", "first", "alerts", "failures"):
-            return {"run_name": "off", "first": {}}.get(name, [])
-        return lambda *_, **__: nullcontext()
+        plain: dict[str, Any] = {
+            "run_name": "off",
+            "first": {},
+            "alerts": [],
+            "failures": [],
+            "should_stop": None,
+        }
+        return plain[name] if name in plain else lambda *_, **__: nullcontext()
 
 
 def run(argv: Sequence[str]) -> int:
