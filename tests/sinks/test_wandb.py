@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -21,11 +22,22 @@ def no_network(monkeypatch, tmp_path):
         monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
 
 
-def history(directory):
-    """Return the records of the newest offline run; the file is a LevelDB log behind a header of 7 bytes."""
+def history(directory, seconds=30.0):
+    """Return the records of the newest offline run, once W&B's own process has written its end."""
+    path = max(directory.glob("wandb/offline-run-*/run-*.wandb"))
+    deadline = time.monotonic() + seconds
+    while True:
+        records = parse(path.read_bytes())
+        kinds = {record.WhichOneof("record_type") for record in records}
+        if {"exit", "history"} <= kinds or time.monotonic() > deadline:
+            return records
+        time.sleep(0.1)
+
+
+def parse(data):
+    """Return the records of a LevelDB log behind a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2 as pb
 
-    data = max(directory.glob("wandb/offline-run-*/run-*.wandb")).read_bytes()
     assert data[:4] == b":W&B"
     records, parts, position = [], b"", 7
     while position + 7 <= len(data):
