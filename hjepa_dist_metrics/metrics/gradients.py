@@ -137,6 +137,9 @@ class GradientFlow(DistributedMetric):
         return {f"gradients/ratio_{i}": after / before for i, (before, after) in pairs if before != 0}
 
 
+_SUM_ROUNDING = 1e-7
+
+
 def summarise(sums: Floats, largest: Floats, smallest: Floats) -> dict[str, float]:
     """Return the numbers of one module from its segments' sums [6, n] and extremes [n]; 0 of no elements."""
     count, abs_sum, total, squares, zeros, _ = sums.sum(axis=1)
@@ -145,6 +148,8 @@ def summarise(sums: Floats, largest: Floats, smallest: Floats) -> dict[str, floa
         return dict.fromkeys(names, 0.0)
     with np.errstate(invalid="ignore"):  # of gradients that are not finite: NaN, as it should be
         centred = squares - total * total / count
+        # Elements are summed in float32 blocks: what remains of equal elements, or of one, is their rounding.
+        centred = 0.0 if abs(centred) < _SUM_ROUNDING * squares else centred
     return {
         "mean": abs_sum / count,
         "max": largest.max(),
