@@ -51,6 +51,7 @@ from hjepa_dist_metrics.figures.style import (
     plot_area,
 )
 from hjepa_dist_metrics.metrics import Collapse
+from hjepa_dist_metrics.metrics.reconstruction import psnr
 from hjepa_dist_metrics.metrics.spectrum import eigenvalues
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def visualize_reconstruction(
 ) -> Figure:
     """Draw up to `count` images, their reconstructions and the absolute error, with each one's PSNR.
 
-    Both [B, C, H, W] in [0, 1]. PSNR = -10 log10(mean squared error).
+    Both [B, C, H, W] in [0, 1]. PSNR as `Reconstruction` has it: a perfect image reads 100 dB.
     """
     real, made = host(images), host(reconstructions)
     if real.shape != made.shape or real.ndim != 4:
@@ -344,8 +345,8 @@ def _draw_neighbours(axes: Sequence[Axes], found: Neighbours) -> None:
 
 
 def _psnr(real: Floats, made: Floats) -> float:
-    error = float(((real - made) ** 2).mean())
-    return float("inf") if error == 0 else -10 * float(np.log10(error))
+    prediction, target = (torch.from_numpy(np.ascontiguousarray(image))[None] for image in (made, real))
+    return float(psnr(prediction, target))
 
 
 def _top(values: Floats) -> float:

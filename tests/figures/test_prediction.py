@@ -159,13 +159,13 @@ def test_fewer_images_than_neighbours():
 
 
 def test_reconstructions_show_error_and_psnr():
-    """A constant error of 0.1 is a PSNR of 20 dB."""
+    """A constant error of 0.1 is a PSNR of 20 dB; no error counts as 100 dB, as in `Reconstruction`."""
     images = torch.full((2, 3, 4, 4), 0.5)
     made = images.clone()
     made[0] += 0.1
     figure = visualize_reconstruction(images, made)
     assert figure.axes[1].get_title() == "reconstruction, 20.0 dB"
-    assert figure.axes[4].get_title() == "reconstruction, inf dB"
+    assert figure.axes[4].get_title() == "reconstruction, 100.0 dB"
     np.testing.assert_allclose(array(figure.axes[2]), 0.1, atol=1e-6)
     assert figure.axes[2].images[-1].get_clim() == pytest.approx((0, 0.1), abs=1e-6)
     assert (array(figure.axes[5]) == 0).all()
