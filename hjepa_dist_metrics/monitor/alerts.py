@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 from hjepa_dist_metrics.monitor.config import AlertsConfig
 
@@ -109,6 +110,18 @@ class AlertBook:
     def scalars(self) -> dict[str, float]:
         """Return `alerts/{rule}`, 1 while a rule fires and 0 otherwise, for the rules that could tell."""
         return {f"alerts/{name}": float(watch.firing) for name, watch in self._watches.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return alerts and each rule's patience for a checkpoint; a rule's own baseline starts anew."""
+        return {
+            "alerts": [list(astuple(alert)) for alert in self.alerts],
+            "watches": {name: list(astuple(watch)) for name, watch in self._watches.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.alerts = [Alert(*fields) for fields in state["alerts"]]
+        self._watches = {name: _Watch(*fields) for name, fields in state["watches"].items()}
 
     def firing(self) -> set[str]:
         """Return the names of the rules that fire now."""

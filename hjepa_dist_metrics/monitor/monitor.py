@@ -372,11 +372,12 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters and merged metric states for a checkpoint. A collective call."""
-        collection = self.families.collection
+        metrics = self.families.collection.state_dict()  # after it, the syncs before it have been judged too
         return {
             "step_number": self.step_number,
             "cadences": {name: every.state_dict() for name, every in self._cadences.items()},
-            "metrics": collection.state_dict(),
+            "metrics": metrics,
+            "alerts": self.alert_book.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -384,6 +385,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.step_number = int(state["step_number"])
         for name, saved in state["cadences"].items():
             self._cadences[name].load_state_dict(saved)
+        self.alert_book.load_state_dict(state["alerts"])
         self.families.restore(state["metrics"]["metrics"], state["metrics"]["syncs"])
 
     # -- inside ----------------------------------------------------------------------------------------

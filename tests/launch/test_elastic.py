@@ -31,6 +31,14 @@ SETTINGS = {
     "training.checkpoint_every_epochs": 1,
     "training.resume": "true",
 }
+# What compares a step with the one before: the first step after a restart has none in memory.
+COMPARISONS = {
+    "ema/update_magnitude",
+    "ema/target_weight_stability",
+    "learning_rate/warmup_stage",
+    "loss/convergence_rate",
+    *(f"loss/convergence_rate_h{level}" for level in range(3)),
+}
 
 
 def test_a_killed_rank_is_replaced_and_the_run_goes_on_from_its_checkpoint(tmp_path: Path):
@@ -54,4 +62,14 @@ def test_a_killed_rank_is_replaced_and_the_run_goes_on_from_its_checkpoint(tmp_p
     assert restarted.stderr.count("training on 2 ranks") == 2
     assert "from step 3" in restarted.stderr
     assert sorted(restarted.untimed) == list(range(9))
-    assert restarted.untimed == uninterrupted.untimed
+    missing = {
+        (step, tag)
+        for step, values in uninterrupted.untimed.items()
+        for tag in values.keys() - restarted.untimed[step].keys()
+    }
+    assert missing <= {(3, tag) for tag in COMPARISONS}
+    expected = {
+        step: {tag: value for tag, value in values.items() if (step, tag) not in missing}
+        for step, values in uninterrupted.untimed.items()
+    }
+    assert restarted.untimed == expected

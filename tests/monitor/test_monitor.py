@@ -179,6 +179,22 @@ def test_resume_continues_counts_and_steps(tmp_path):
     assert [line["step"] for line in lines(tmp_path) if "loss/total" in line] == list(range(7))
 
 
+def test_resume_goes_on_being_patient(tmp_path):
+    """Two bad evaluations before the checkpoint and one after it make three."""
+    model, optimizer = problem()
+    settings = config(tmp_path, cadence={"representations": 1}, alerts={"patience": 3})
+    with TrainingMonitor(model, optimizer, settings) as monitor:
+        for _ in range(2):
+            monitor.step(samples=50, features=torch.ones(50, DIM))
+        saved = monitor.state_dict()
+        assert monitor.alerts == []
+    with TrainingMonitor(model, optimizer, settings, start_step=2, resume=True) as monitor:
+        monitor.load_state_dict(saved)
+        monitor.step(samples=50, features=torch.ones(50, DIM))
+        monitor.flush()
+        assert [(alert.step, alert.rule) for alert in monitor.alerts] == [(2, "collapse")]
+
+
 def test_a_second_run_gets_its_own_files(tmp_path):
     model, optimizer = problem()
     for expected in ("run", "run-2"):
