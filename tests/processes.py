@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing as mp
 import os
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 START = "forkserver"
 PRELOAD = ["torch", "torch.distributed", "numpy", "hjepa_dist_metrics", "tests.processes", "tests.ranks"]
 
 
+# Below the ports that systems give to outgoing connections (from 32768 on Linux): any of those may be taken
+# between the moment when it is found free and the moment when a server asks for it.
+PORTS = range(15000, 30000)
+
+
 def free_port() -> int:
+    """Return a port to listen at; every call on this machine gets another one, whichever process makes it."""
+    counter = Path(tempfile.gettempdir()) / f"hjepa-test-ports-{os.getuid()}"
+    with counter.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        last = int(file.read() or PORTS[0])
+        order = [*range(last + 1, PORTS.stop), *range(PORTS.start, last + 1)]
+        port = next(port for port in order if _can_listen(port))
+        file.truncate(0)
+        file.write(str(port))
+    return port
+
+
+def _can_listen(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        try:
+            probe.bind(("", port))  # on all interfaces, as torch's store does
+        except OSError:
+            return False
+    return True
 
 
 def join_world(rank: int, world_size: int, port: int, timeout: float = 1800.0) -> None:

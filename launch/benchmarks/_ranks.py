@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +27,12 @@ def on_ranks(world_size: int, body: Callable[..., Any], *arguments: Any) -> Any:
     Raises RuntimeError where a rank failed; its traceback is on the error stream.
     """
     context = multiprocessing.get_context("spawn")
-    port = _free_port()
+    # As torchrun's agent does: the store listens at a port before any rank has to know it.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     mine, theirs = context.Pipe(duplex=False)
     pipes = [theirs, *[None] * (world_size - 1)]
     ranks = [
-        context.Process(target=_rank, args=(rank, world_size, port, pipe, body, arguments))
+        context.Process(target=_rank, args=(rank, world_size, store.port, pipe, body, arguments))
         for rank, pipe in enumerate(pipes)
     ]
     for process in ranks:
@@ -66,6 +66,7 @@ def _rank(
         LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",
     )
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     torch.set_num_threads(1)
@@ -77,12 +78,6 @@ def _rank(
         dist.barrier()
     finally:
         dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def timed(operation: Callable[[], Any]) -> float:
