@@ -28,11 +28,11 @@ def on_ranks(world_size: int, body: Callable[..., Any], *arguments: Any) -> Any:
     """
     context = multiprocessing.get_context("spawn")
     # As torchrun's agent does: the store listens at a port before any rank has to know it.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    listening = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     mine, theirs = context.Pipe(duplex=False)
     pipes = [theirs, *[None] * (world_size - 1)]
     ranks = [
-        context.Process(target=_rank, args=(rank, world_size, store.port, pipe, body, arguments))
+        context.Process(target=_rank, args=(rank, world_size, listening.port, pipe, body, arguments))
         for rank, pipe in enumerate(pipes)
     ]
     for process in ranks:
