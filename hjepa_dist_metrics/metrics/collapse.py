@@ -195,9 +195,24 @@ def _similarities(rows: Tensor) -> dict[str, Any]:
     """Return the largest cosine between two sampled rows and the histogram of all; {} below two rows."""
     if len(rows) < 2:
         return {}
-    cosines = pairwise(rows).numpy()
-    finite = cosines[np.isfinite(cosines)].clip(-1.0, 1.0)
-    largest = float(cosines.max()) if len(finite) == len(cosines) else float("nan")
-    histogram = Histogram.of(finite, SIMILARITY_EDGES, nonfinite=len(cosines) - len(finite))
-    spread = uniformity(rows) if len(finite) == len(cosines) else math.nan
+    cosines, distances = pairwise(rows)
+    largest, spread = float(cosines.max()), uniformity(distances)
+    if not math.isfinite(spread):
+        cosines = cosines[torch.isfinite(cosines)]
+    counted = cosines.clamp(-1.0, 1.0)
+    histogram = Histogram(
+        SIMILARITY_EDGES,
+        _counts(counted).numpy(),
+        *((float(counted.min()), float(counted.max())) if len(counted) else (0.0, 0.0)),
+        float(counted.sum()),
+        float(counted @ counted),
+        nonfinite=len(distances) - len(counted),
+    )
     return {"max_similarity": largest, "uniformity": spread, "similarity_histogram": histogram}
+
+
+def _counts(cosines: Tensor) -> Tensor:
+    """Count cosines between `SIMILARITY_EDGES`, whose width is a power of two: scaling by it is exact."""
+    bins = len(SIMILARITY_EDGES) - 1
+    places = (cosines * (bins / 2)).floor_().to(torch.int64).add_(bins // 2).clamp_(max=bins - 1)
+    return torch.bincount(places, minlength=bins)

@@ -57,29 +57,29 @@ class HierarchicalLoss(DistributedMetric):
         """
         values = self._values(losses)
         counts = self._counts(count, values)
-        seen = counts > 0
+        finite = torch.isfinite(values)
         # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
-        self.sums.update(torch.where(seen, values * counts, torch.zeros_like(values)))
+        seen = counts > 0
+        self.sums.update(torch.where(seen, values * counts, 0.0))
         self.counts.update(counts)
-        self.bad.update((seen & ~torch.isfinite(values)).to(torch.float64))
+        self.bad.update((seen & ~finite).to(torch.float64))
 
     def _values(self, losses: Mapping[str, Any]) -> Tensor:
         required = ["loss", *self.levels, *self.extra]
         missing = [key for key in required if key not in losses]
         if missing:
             raise ConfigError(f"expected the losses {required}, got {sorted(losses)} without {missing}")
-        values = {key: _scalar(losses[key]) for key in required}
-        device = next((v.device for v in values.values() if v.device.type != "cpu"), torch.device("cpu"))
-        values = {key: value.to(device, non_blocking=True) for key, value in values.items()}
+        keys = [key for key in self.keys if key in losses]
+        given = _stack([losses[key] for key in keys])
         if "loss_unweighted" in losses:
-            values["loss_unweighted"] = _scalar(losses["loss_unweighted"]).to(device, non_blocking=True)
-        else:
-            parts = [values[key] for key in self.levels or ["loss"]]
-            values["loss_unweighted"] = torch.stack(parts).mean()
-        return torch.stack([values[key] for key in self.keys])
+            return given
+        parts = given[1 : 1 + self.num_levels] if self.levels else given[:1]
+        return torch.cat([given[:1], parts.mean()[None], given[1:]])
 
     def _counts(self, count: Count | Mapping[str, Count], values: Tensor) -> Tensor:
-        if not isinstance(count, Mapping):
+        if not isinstance(count, (Mapping, Tensor)):
+            return torch.full_like(values, float(count))
+        if isinstance(count, Tensor):
             return _scalar(count).to(values.device, non_blocking=True).expand_as(values)
         given = {key: _scalar(value).to(values.device, non_blocking=True) for key, value in count.items()}
         missing = [key for key in self.levels if key not in given]
@@ -106,6 +106,17 @@ class HierarchicalLoss(DistributedMetric):
         tags |= {f"loss/contribution_h{i}": share for i, share in enumerate(shares)}
         first = next((i for i, n in enumerate(bad) if n > 0), None)
         return tags if first is None else {**tags, "loss/first_nonfinite_level": first}
+
+
+def _stack(values: Sequence[Any]) -> Tensor:
+    """Return numbers and tensors of one element as float64 [n], on the device of those that are on one."""
+    if all(isinstance(value, Tensor) for value in values):
+        alike = {(value.device, value.dtype) for value in values}
+        if len(alike) == 1:
+            return torch.stack([value.detach().reshape(()) for value in values]).to(torch.float64)
+    scalars = [_scalar(value) for value in values]
+    device = next((s.device for s in scalars if s.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars])
 
 
 def _scalar(value: Any) -> Tensor:

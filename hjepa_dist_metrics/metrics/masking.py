@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -61,18 +62,19 @@ class Masking(DistributedMetric):
         unless `count_blocks` is false.
         """
         masked = self._flags("mask", mask, mask)
-        kept = torch.ones(len(masked), dtype=torch.bool, device=masked.device)
-        if valid is not None:
-            kept = row_weights(valid, mask.shape[:1], masked.device)
-        wanted = masked if target is None else self._flags("target", target, mask)
-        seen = ~masked if context is None else self._flags("context", context, mask)
-        rows = kept[:, None]
-        pieces = [kept.sum(), (wanted & rows).sum(), (wanted & seen & rows).sum()]
+        kept = None if valid is None else row_weights(valid, mask.shape[:1], masked.device)
+        coverage = _rows(masked, kept).sum(dim=0)
+        images = torch.full((), len(masked), device=masked.device) if kept is None else kept.sum()
+        pieces = [images, coverage.sum(), torch.zeros_like(images)]
+        if target is not None or context is not None:
+            wanted = masked if target is None else self._flags("target", target, mask)
+            seen = ~masked if context is None else self._flags("context", context, mask)
+            pieces[1:] = [_rows(wanted, kept).sum(), _rows(wanted & seen, kept).sum()]
         counted = self._blocks(masked, blocks, count_blocks)
         if counted is not None:
-            pieces += [kept.sum(), torch.where(kept, counted, 0).sum()]
-        self.counts.update(torch.stack(pieces + [torch.zeros_like(pieces[0])] * (5 - len(pieces))))
-        self.coverage.update(masked & rows)
+            pieces += [images, counted.sum() if kept is None else torch.where(kept, counted, 0).sum()]
+        self.counts.update(torch.stack(pieces + [torch.zeros_like(images)] * (5 - len(pieces))))
+        self.coverage.update(coverage)
         self._hash(masked, kept)
 
     def reset(self) -> None:
@@ -114,19 +116,27 @@ class Masking(DistributedMetric):
         blocks = blocks.detach().to(masked.device, non_blocking=True)
         return blocks.to(torch.int64) if blocks.ndim == 1 else (blocks[..., 2] > 0).sum(dim=1)
 
-    def _hash(self, masked: Tensor, kept: Tensor) -> None:
+    def _hash(self, masked: Tensor, kept: Tensor | None) -> None:
         if len(masked) == 0:
             return
-        places = torch.arange(self.num_patches, device=masked.device)
-        keys = mix((masked * mix(places, _HASH_SEED)).sum(dim=1), _HASH_SEED)
+        keys = mix((masked * _numbers(self.num_patches, _HASH_SEED, masked.device)).sum(dim=1), _HASH_SEED)
         self.masks.update(keys, kept)
-        order = torch.arange(len(masked), device=masked.device)
-        batch = mix((mix(keys ^ mix(order, _HASH_SEED + 1), _HASH_SEED + 2) * kept).sum()[None], _HASH_SEED)
-        real = kept.any()[None]
+        placed = mix(keys ^ _numbers(len(masked), _HASH_SEED + 1, masked.device), _HASH_SEED + 2)
+        batch = mix((placed if kept is None else placed * kept).sum()[None], _HASH_SEED)
         if self._window_is_new and self._last_batch is not None:
             self.batches.update(self._last_batch)
-        self.batches.update(batch, real)
+        self.batches.update(batch, None if kept is None else kept.any()[None])
         self._last_batch, self._window_is_new = batch, False
+
+
+def _rows(flags: Tensor, kept: Tensor | None) -> Tensor:
+    return flags if kept is None else flags & kept[:, None]
+
+
+@functools.lru_cache(maxsize=32)
+def _numbers(count: int, seed: int, device: torch.device) -> Tensor:
+    """Return the keys of the first whole numbers, int64 [count]."""
+    return mix(torch.arange(count, device=device), seed)
 
 
 def _grid(num_patches: int, grid: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 BLOCK = 1 << 17
 # A dot product adds up several partial sums, so that twice the block costs no digits that matter: 6e-8.
 _DOT_BLOCK = 1 << 18
+# Up to here a tensor is copied behind others: the calls for it alone would take longer.
+_SMALL = 1 << 14
 
 
 def square_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -19,10 +21,14 @@ def square_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     Half-precision values are widened first: their squares overflow, and their own norms are off.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
-    host = [t for t in tensors if t.device.type == "cpu" and t.numel()]
+    host: list[Tensor] = []
+    elsewhere: list[Tensor] = []
+    for tensor in tensors:
+        if tensor.numel():
+            (host if tensor.is_cpu else elsewhere).append(tensor)
     if host:
         total = total + _host_square_sum(host).to(device, non_blocking=True)
-    for group in alike([t for t in tensors if t.device.type != "cpu" and t.numel()]):
+    for group in alike(elsewhere):
         wide = torch.float64 if group[0].dtype == torch.float64 else torch.float32
         norms = torch.stack(torch._foreach_norm(group, 2.0, dtype=wide)).to(torch.float64)
         total = total + (norms * norms).sum().to(device, non_blocking=True)
@@ -32,11 +38,30 @@ def square_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
 def _host_square_sum(tensors: Sequence[Tensor]) -> Tensor:
     """Add up dot products of blocks: as fast as a norm, and the error does not grow with the size."""
     parts: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        for block in torch.split(tensor.reshape(-1), _DOT_BLOCK):
-            wide = block if block.dtype in (torch.float32, torch.float64) else block.to(torch.float32)
-            parts.setdefault(wide.dtype, []).append(torch.dot(wide, wide))
+    for block in _joined_blocks(tensors):
+        parts.setdefault(block.dtype, []).append(torch.dot(block, block))
     return torch.stack([torch.stack(dots).sum(dtype=torch.float64) for dots in parts.values()]).sum()
+
+
+def _joined_blocks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield all elements in flat blocks of float32 or float64, small tensors joined to one.
+
+    A dot product of each of a hundred biases would cost ten times their copy.
+    """
+    small: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel() <= _SMALL:
+            small.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
+        else:
+            yield from _wide_blocks(tensor)
+    for flat in small.values():
+        yield from _wide_blocks(torch.cat(flat))
+
+
+def _wide_blocks(tensor: Tensor) -> Iterator[Tensor]:
+    flat = tensor.reshape(-1)
+    for block in (flat,) if flat.numel() <= _DOT_BLOCK else torch.split(flat, _DOT_BLOCK):
+        yield block if block.dtype in (torch.float32, torch.float64) else block.to(torch.float32)
 
 
 def square_sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -48,10 +73,9 @@ def square_sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     dots: dict[torch.dtype, list[Tensor]] = {}
     owners: dict[torch.dtype, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        for block in torch.split(tensor.reshape(-1), _DOT_BLOCK):
-            wide = block if block.dtype in (torch.float32, torch.float64) else block.to(torch.float32)
-            dots.setdefault(wide.dtype, []).append(torch.dot(wide, wide))
-            owners.setdefault(wide.dtype, []).append(index)
+        for block in _wide_blocks(tensor):
+            dots.setdefault(block.dtype, []).append(torch.dot(block, block))
+            owners.setdefault(block.dtype, []).append(index)
     total = torch.zeros(len(tensors), dtype=torch.float64)
     for dtype, parts in dots.items():
         total.index_add_(0, torch.tensor(owners[dtype]), torch.stack(parts).to(torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -57,12 +58,21 @@ def rms_similarity(count: int, second_moment: Tensor) -> float:
     return math.sqrt(max(squares, 0.0) / (count * (count - 1))) if math.isfinite(squares) else math.nan
 
 
-def pairwise(rows: Tensor) -> Tensor:
-    """Return the cosine of every pair i < j of unit rows [k, D], float64 [k (k - 1) / 2]."""
+def pairwise(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosine and squared distance of every pair i < j of unit rows [k, D], float64 [k (k - 1) / 2]."""
     rows = rows.to(torch.float64)
     gram = rows @ rows.T
-    upper = torch.triu_indices(len(rows), len(rows), offset=1)
-    return gram[upper[0], upper[1]]
+    first, second = _pairs(len(rows))
+    cosines = gram.reshape(-1).index_select(0, first * len(rows) + second)
+    squares = gram.diagonal()
+    distances = cosines.mul(-2.0).add_(squares.index_select(0, first)).add_(squares.index_select(0, second))
+    return cosines, distances.clamp_(min=0.0)
+
+
+@functools.lru_cache(maxsize=8)
+def _pairs(size: int) -> tuple[Tensor, Tensor]:
+    first, second = torch.triu_indices(size, size, offset=1, device="cpu")
+    return first, second
 
 
 def participation_ratio(covariance: Tensor) -> float:
@@ -100,14 +110,12 @@ def spectral_decay(values: Tensor) -> tuple[float, float] | None:
     return -slope, 1.0 - residual / spread if spread > 0 else 1.0
 
 
-def uniformity(rows: Tensor) -> float:
-    """Return log of the mean of exp(-2 |x - y|^2) over all pairs of unit rows [k, D] (2005.10242).
+def uniformity(squared_distances: Tensor) -> float:
+    """Return log of the mean of exp(-2 d^2) over the squared distances of all pairs (2005.10242).
 
-    0 for a point, -4 + 4 / D and a little more for the whole sphere.
+    Of unit rows it is 0 for a point, -4 + 4 / D and a little more for the whole sphere.
     """
-    wide = rows.to(torch.float64)
-    squared_distance: Tensor = torch.nn.functional.pdist(wide).square()
-    return float(torch.logsumexp(-2.0 * squared_distance, dim=0)) - math.log(len(squared_distance))
+    return math.log(float((-2.0 * squared_distances).exp_().mean()))
 
 
 def vicreg_terms(covariance: Tensor) -> tuple[float, float]:

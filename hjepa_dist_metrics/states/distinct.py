@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
@@ -17,8 +18,11 @@ class Distinct(State):
 
     Things are told apart by 64-bit hashes, non-negative int64. The `capacity` smallest hashes are kept with
     their counts: all of them while there are no more, else a uniform sample of the different things, the same
-    for every split (bottom-k sketch, Bar-Yossef et al. 2002).
+    for every split (bottom-k sketch, Bar-Yossef et al. 2002). Hashes wait for each other before they are
+    counted: sorting them costs as much for many as for one.
     """
+
+    _waiting: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def __init__(self, capacity: int) -> None:
         if capacity < 2:
@@ -35,6 +39,7 @@ class Distinct(State):
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         self._keys, self._counts, self._seen = (tensors[name] for name in ("keys", "counts", "seen"))
+        self._waiting = ()
 
     @property
     def signature(self) -> str:
@@ -44,12 +49,12 @@ class Distinct(State):
     @property
     def total(self) -> int:
         """Return how many things were seen, repeats included."""
-        return int(self._seen.item())
+        return int(self._count()._seen.item())
 
     @property
     def is_exact(self) -> bool:
         """Return whether every different thing is kept."""
-        return bool(self._keys[-1] == _LAST_KEY)
+        return bool(self._count()._keys[-1] == _LAST_KEY)
 
     @property
     def distinct(self) -> float:
@@ -86,18 +91,32 @@ class Distinct(State):
 
     def pack(self) -> dict[str, Tensor]:
         """Return `keys`, `counts` and `seen`."""
+        return self._count()._held()
+
+    def _held(self) -> dict[str, Tensor]:
         return {"keys": self._keys, "counts": self._counts, "seen": self._seen}
 
     def update(self, hashes: Tensor, valid: Tensor | None = None) -> None:
         """Count hashes [...]; `valid` [...] leaves some out."""
-        flat = as_tensor(hashes, self._keys.device).reshape(-1).to(torch.int64)
-        self._load({name: follow(tensor, flat) for name, tensor in self.pack().items()})
+        flat = as_tensor(hashes, self._keys.device).reshape(-1).to(torch.int64, copy=True)
         counted = torch.ones_like(flat)
         if valid is not None:
             counted = row_weights(valid, hashes.shape, flat.device).to(torch.int64)
             flat = torch.where(counted > 0, flat, torch.full_like(flat, _LAST_KEY))
-        self._take(flat, counted)
-        self._seen = self._seen + counted.sum()
+        if self._waiting and self._waiting[0][0].device != flat.device:
+            self._count()
+        self._waiting = (*self._waiting, (flat, counted))
+        if sum(len(keys) for keys, _ in self._waiting) >= self.capacity:
+            self._count()
+
+    def _count(self) -> Self:
+        """Count the hashes that wait."""
+        if self._waiting:
+            keys, counts = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            self._load({name: follow(tensor, keys) for name, tensor in self._held().items()})
+            self._take(keys, counts)
+            self._seen = self._seen + counts.sum()
+        return self
 
     def _take(self, keys: Tensor, counts: Tensor) -> None:
         """Add counts by key and keep the smallest keys, with tensors of fixed shape only."""
@@ -113,13 +132,15 @@ class Distinct(State):
     def merge(self, other: Distinct) -> Distinct:
         """Add the counts of both."""
         require_same_signature(self, other)
+        mine = self.pack()
         theirs = {name: follow(tensor, self._keys) for name, tensor in other.pack().items()}
-        merged = self.adopt({**self.pack(), "seen": self._seen + theirs["seen"]})
+        merged = self.adopt({**mine, "seen": mine["seen"] + theirs["seen"]})
         merged._take(theirs["keys"], theirs["counts"])
         return merged
 
     def rows(self) -> Tensor:
         """Return keys, as the bits of float64, and counts, with the total behind them: [2, capacity + 1]."""
+        self._count()
         keys = torch.cat([self._keys, torch.zeros_like(self._seen)]).view(torch.float64)
         return torch.stack([keys, torch.cat([self._counts, self._seen]).to(torch.float64)])
 
