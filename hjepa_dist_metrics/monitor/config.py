@@ -149,6 +149,8 @@ class GradientsConfig:
     """Write every parameter's numbers too: thousands of tags."""
     updates: bool = True
     """Compare the parameters before and after the optimizer's step on steps that log."""
+    compiled: bool = False
+    """Read gradients on the host by a kernel that the C compiler makes at the start, in half the time."""
 
     def __post_init__(self) -> None:
         _require(self.depth >= 1, "gradients.depth", self.depth, "1 or more")

@@ -133,6 +133,7 @@ class MetricFamilies:
                 config.depth,
                 per_parameter=config.per_parameter,
                 report=report,
+                compiled=config.compiled,
                 context=self.collection.context,
             ),
         )

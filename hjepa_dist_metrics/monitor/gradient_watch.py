@@ -49,10 +49,15 @@ class GradientWatch:
 
     def read(self) -> None:
         """Read the gradients if the coming step logs them."""
-        if self._settings.enabled and self._is_due("scalars"):
-            self._guard(self._families.gradient_flow(self._model, self._settings).update)
-        if self._settings.enabled and self._is_due("histograms"):
-            self._guard(self._families.gradient_histograms(self._model, self._settings).update)
+        made = (
+            ("scalars", self._families.gradient_flow),
+            ("histograms", self._families.gradient_histograms),
+        )
+        if not self._settings.enabled:
+            return
+        flows = [make(self._model, self._settings) for family, make in made if self._is_due(family)]
+        if flows:
+            self._guard(lambda: flows[0].update(*flows[1:]))
 
     def clip_(self, max_norm: float) -> Tensor:
         """Read the gradients, then clip them; return the norm before."""

@@ -6,12 +6,8 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import ConfigError, DesyncError, GradientFlow, MetricCollection
-from hjepa_dist_metrics.metrics.elements import SUMS, device_stats, element_stats, exponent_counts
-from hjepa_dist_metrics.metrics.norms import BLOCK
 from hjepa_dist_metrics.values import Histogram, Scalar, Text
 from tests.ranks import run_ranks, try_ranks
-
-CPU = torch.device("cpu")
 
 
 class Encoder(nn.Module):
@@ -104,6 +100,21 @@ def test_each_parameter_where_asked():
     assert "gradients/predictor.weight_total_norm" not in flow_of(model)
 
 
+def test_numbers_and_histograms_of_one_look_are_those_of_two():
+    model = with_gradients()
+    numbers_flow, histograms = GradientFlow(model, report="numbers"), GradientFlow(model, report="histograms")
+    numbers_flow.update(histograms)
+    together, apart = numbers_flow.compute() | histograms.compute(), flow_of(model)
+    assert numbers(together) == numbers(apart)
+    assert set(together) == set(apart)
+    assert (together["gradients/predictor"].counts == apart["gradients/predictor"].counts).all()
+
+
+def test_the_compiled_kernel_gives_the_same():
+    model = with_gradients()
+    assert numbers(flow_of(model, compiled=True)) == pytest.approx(numbers(flow_of(model)), rel=1e-6)
+
+
 def test_the_first_nonfinite_parameter_is_named():
     model = with_gradients()
     model.predictor.bias.grad[1] = math.inf
@@ -187,86 +198,6 @@ def test_replicas_count_once_and_must_agree():
     for error in try_ranks(3, lambda context: body(context, 0.1)):
         assert isinstance(error, DesyncError)
         assert "on rank 2" in str(error)
-
-
-# -- kernels -------------------------------------------------------------------------------------------
-
-
-def awkward():
-    generator = torch.Generator().manual_seed(0)
-    big = torch.randn(3 * BLOCK + 17, generator=generator) * 1e-4 + 1e-5
-    big[5], big[BLOCK + 1], big[BLOCK + 2] = 0.0, 0.0, -0.0
-    return [
-        big,
-        torch.randn(7, 5, generator=generator).T,
-        torch.zeros(0),
-        torch.zeros(4),
-        torch.tensor(2.5),
-        torch.full((3,), -3.0),
-    ]
-
-
-@pytest.mark.parametrize("kernel", [lambda ts: element_stats(ts, CPU), device_stats])
-def test_kernels_against_numpy(kernel):
-    tensors = awkward()
-    found = kernel(tensors)
-    for i, tensor in enumerate(tensors):
-        x = tensor.double().numpy().ravel()
-        absolute = np.abs(x)
-        expected = [len(x), absolute.sum(), x.sum(), x @ x, (x == 0).sum(), 0]
-        # kernels of a GPU add up in a tree; on a CPU, in a row
-        tolerance = 1e-4 if kernel is device_stats else 1e-6
-        np.testing.assert_allclose(
-            found.sums[:, i], expected, rtol=tolerance, atol=1e-12, err_msg=f"tensor {i}"
-        )
-        assert found.largest[i] == absolute.max(initial=-math.inf)
-        assert found.smallest[i] == absolute.min(initial=math.inf)
-    grouped = found.by_column([0, 1, 1, 0, 2, 2], 4)
-    assert grouped.sums[0].tolist() == [3 * BLOCK + 21, 35, 4, 0]
-    assert grouped.smallest.tolist()[2:] == [2.5, math.inf]
-
-
-@pytest.mark.parametrize("kernel", [lambda ts: element_stats(ts, CPU), device_stats])
-def test_kernels_count_what_is_not_finite(kernel):
-    tensors = awkward()
-    tensors[0][[3, BLOCK + 9, BLOCK + 10]] = torch.tensor([math.nan, math.inf, -math.inf])
-    found = kernel(tensors)
-    assert found.sums[SUMS.index("nonfinite")].tolist() == [3, 0, 0, 0, 0, 0]
-    assert found.sums[SUMS.index("zeros"), 0] == 3
-    assert math.isnan(found.sums[1, 0])
-    assert math.isfinite(found.sums[1, 1])
-
-
-def test_no_tensors():
-    assert element_stats([], CPU).sums.shape == (6, 0)
-    assert exponent_counts([], [], 3).sum() == 0
-
-
-def test_sums_over_many_elements_are_exact():
-    x = torch.randn(10_000_019, generator=torch.Generator().manual_seed(1)) * 1e-3
-    found = element_stats([x], CPU).sums[:, 0]
-    wide = x.double().numpy()
-    assert float(found[1]) == pytest.approx(np.abs(wide).sum(), rel=1e-6)
-    assert float(found[3]) == pytest.approx(wide @ wide, rel=1e-6)
-
-
-@pytest.mark.parametrize("device_kernel", [False, True])
-def test_exponents_are_counted_exactly(monkeypatch, device_kernel):
-    if device_kernel:
-        from hjepa_dist_metrics.metrics import elements
-
-        monkeypatch.setattr(elements, "_host_count", elements._device_count)
-    tensors = awkward()
-    tensors[3][0] = math.inf
-    counts = exponent_counts(tensors, [0, 1, 1, 2, 2, 2], 3).numpy()
-    everything = np.concatenate([t.numpy().ravel() for t in (tensors[0],)])
-    _, exponents = np.frexp(np.abs(everything[everything != 0]))  # x = m 2^e with 1/2 <= m < 1
-    expected = np.bincount(exponents + 126, minlength=256)
-    assert ((counts[0, :256] + counts[0, 256:])[1:] == expected[1:]).all()
-    assert counts[0, 0] + counts[0, 256] == 3
-    assert counts[:, :256].sum() + counts[:, 256:].sum() == sum(t.numel() for t in tensors)
-    assert counts[2, 255] == 1
-    assert counts[2, 256 + 127 + 1] == 3  # -3 lies in (-4, -2]
 
 
 def test_a_histogram_of_powers_of_two():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import GradientClipping, GradientFlow, TrainingMonitor
-from hjepa_dist_metrics.metrics.elements import element_stats, exponent_counts
+from hjepa_dist_metrics.metrics.elements import read_elements
 from tests.monitor.test_monitor import config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -62,8 +62,8 @@ def test_the_devices_kernels_agree_with_the_hosts():
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(300_001, generator=generator) * 1e-3, torch.zeros(5), torch.randn(7, 9)]
     there = [t.cuda() for t in tensors]
-    host, device = element_stats(tensors, torch.device("cpu")), element_stats(there, torch.device("cuda", 0))
-    torch.testing.assert_close(device.sums.cpu(), host.sums, rtol=1e-5, atol=1e-9)
-    assert device.largest.tolist() == host.largest.tolist()
-    counts = exponent_counts(tensors, [0, 1, 0], 2)
-    assert torch.equal(exponent_counts(there, [0, 1, 0], 2).cpu(), counts)
+    host = read_elements(tensors, [0, 1, 0], 2, torch.device("cpu"), counting=True)
+    device = read_elements(there, [0, 1, 0], 2, torch.device("cuda", 0), counting=True)
+    torch.testing.assert_close(device.each.sums.cpu(), host.each.sums, rtol=1e-5, atol=1e-9)
+    assert device.each.largest.tolist() == host.each.largest.tolist()
+    assert torch.equal(device.counts.cpu(), host.counts)

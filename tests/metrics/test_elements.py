@@ -1,0 +1,194 @@
+"""The kernels that read every element, the host's, the compiled one and a device's, against NumPy."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from hjepa_dist_metrics.metrics import elements_device, elements_host, elements_native
+from hjepa_dist_metrics.metrics.elements import SUMS, Elements, read_elements
+from hjepa_dist_metrics.metrics.norms import BLOCK
+
+CPU = torch.device("cpu")
+
+
+def native(tensors, columns, size, counting):
+    kernel = elements_native.kernel()
+    assert kernel is not None
+    return elements_native.read(tensors, columns, size, counting, kernel)
+
+
+def device(tensors, columns, size, counting):
+    counts = elements_device.counts(tensors, columns, size) if counting else None
+    return Elements(elements_device.stats(tensors), counts)
+
+
+@pytest.fixture(params=["host", "native", "device"])
+def kernel(request):
+    if request.param == "native" and shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    return {"host": elements_host.read, "native": native, "device": device}[request.param]
+
+
+def awkward():
+    generator = torch.Generator().manual_seed(0)
+    big = torch.randn(3 * BLOCK + 17, generator=generator) * 1e-4 + 1e-5
+    big[5], big[BLOCK + 1], big[BLOCK + 2] = 0.0, 0.0, -0.0
+    return [
+        big,
+        torch.randn(7, 5, generator=generator).T,
+        torch.zeros(0),
+        torch.tensor([0.0, -0.0, 0.0, 0.0]),
+        torch.tensor(2.5),
+        torch.full((3,), -3.0),
+        torch.randn(8, generator=generator)[::2],
+    ]
+
+
+COLUMNS = [0, 1, 1, 0, 2, 2, 1]
+
+
+def exponents(x):
+    """Count by sign and exponent with frexp: x = m 2^e, 1/2 <= m < 1."""
+    counts = np.zeros(512, dtype=np.int64)
+    finite = np.isfinite(x)
+    _, e = np.frexp(np.abs(x[finite]))
+    code = np.where(np.abs(x[finite]) < 2.0**-126, 0, e + 126) + 256 * np.signbit(x[finite])
+    counts += np.bincount(code, minlength=512)
+    counts[255] += (x == np.inf).sum()
+    counts[511] += (x == -np.inf).sum()
+    return counts
+
+
+def test_against_numpy(kernel):
+    tensors = awkward()
+    read = kernel(tensors, COLUMNS, 4, True)
+    found = read.each
+    for i, tensor in enumerate(tensors):
+        x = tensor.double().numpy().ravel()
+        absolute = np.abs(x)
+        expected = [len(x), absolute.sum(), x.sum(), x @ x, (x == 0).sum(), 0]
+        # kernels of a GPU add up in a tree; on a CPU, in a row
+        tolerance = 1e-4 if kernel is device else 1e-6
+        np.testing.assert_allclose(
+            found.sums[:, i], expected, rtol=tolerance, atol=1e-12, err_msg=f"tensor {i}"
+        )
+        assert found.largest[i] == absolute.max(initial=-math.inf)
+        assert found.smallest[i] == absolute.min(initial=math.inf)
+    grouped = found.by_column(COLUMNS, 4)
+    assert grouped.sums[0].tolist() == [3 * BLOCK + 21, 39, 4, 0]
+    assert grouped.smallest.tolist()[2:] == [2.5, math.inf]
+    for column in range(4):
+        members = [t.numpy().ravel() for t, c in zip(tensors, COLUMNS, strict=True) if c == column]
+        expected = exponents(np.concatenate(members)) if members else np.zeros(512, dtype=np.int64)
+        assert (read.counts[column].numpy() == expected).all(), column
+
+
+def test_what_is_not_finite_is_counted(kernel):
+    tensors = awkward()
+    tensors[0][[3, BLOCK + 9, BLOCK + 10]] = torch.tensor([math.nan, math.inf, -math.inf])
+    tensors[4] = torch.tensor([math.inf, 1.0])
+    read = kernel(tensors, COLUMNS, 4, True)
+    found = read.each
+    assert found.sums[SUMS.index("nonfinite")].tolist() == [3, 0, 0, 0, 1, 0, 0]
+    assert found.sums[SUMS.index("zeros"), 0] == 3
+    assert math.isnan(found.sums[1, 0])
+    assert math.isfinite(found.sums[1, 1])
+    assert math.isnan(found.largest[0])
+    assert math.isnan(found.smallest[0])
+    assert (found.largest[4], found.smallest[4]) == (math.inf, 1.0)
+    assert read.counts[0, 255] + read.counts[0, 511] == 3
+    assert (read.counts[2, 255], read.counts[2, 511]) == (1, 0)
+
+
+def test_the_ends_of_float32(kernel):
+    x = torch.tensor([1e-40, -1e-40, 2.0**-126, 3.4e38, -3.4e38])
+    read = kernel([x], [0], 1, True)
+    assert read.each.sums[SUMS.index("zeros"), 0] == 0
+    assert read.each.smallest[0] == float(x[0])
+    assert read.each.largest[0] == float(x[3])
+    codes = {0: 1, 256: 1, 1: 1, 254: 1, 510: 1}
+    assert {i: int(n) for i, n in enumerate(read.counts[0]) if n} == codes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes(kernel, dtype):
+    if kernel is native and dtype == torch.float64:
+        kernel = elements_host.read  # which `read_elements` takes for them
+    x = (torch.randn(BLOCK + 3, generator=torch.Generator().manual_seed(0))).to(dtype)
+    read = kernel([x], [0], 1, True)
+    wide = x.double().numpy()
+    assert float(read.each.sums[3, 0]) == pytest.approx(wide @ wide, rel=1e-5)
+    assert read.each.largest[0] == np.abs(wide).max()
+    assert (read.counts[0].numpy() == exponents(x.float().numpy())).all()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sums_over_many_elements_are_exact(compiled):
+    x = torch.randn(10_000_019, generator=torch.Generator().manual_seed(1)) * 1e-3
+    found = read_elements([x], [0], 1, CPU, compiled=compiled).each.sums[:, 0]
+    wide = x.double().numpy()
+    assert float(found[1]) == pytest.approx(np.abs(wide).sum(), rel=1e-6)
+    assert float(found[3]) == pytest.approx(wide @ wide, rel=1e-6)
+
+
+def test_no_tensors():
+    read = read_elements([], [], 3, CPU, counting=True)
+    assert read.each.sums.shape == (6, 0)
+    assert read.counts.shape == (3, 512)
+    assert read.counts.sum() == 0
+
+
+# -- the compiled kernel ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anew(monkeypatch, tmp_path):
+    """A cache of its own, and no memory of an earlier attempt."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    elements_native.kernel.cache_clear()
+    yield tmp_path
+    elements_native.kernel.cache_clear()
+
+
+def compiler(path, script):
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_it_is_made_once_and_kept(anew, monkeypatch):
+    assert elements_native.kernel() is not None
+    (made,) = (anew / "cache" / "hjepa_dist_metrics").iterdir()
+    assert made.suffix == ".so"
+    elements_native.kernel.cache_clear()
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("compiled again"))
+    assert elements_native.kernel() is not None
+
+
+def test_without_it_torchs_kernels_go_on_and_say_so_once(anew, monkeypatch, caplog):
+    monkeypatch.setenv("CC", compiler(anew / "cc", "echo 'error: no such thing' >&2; exit 1"))
+    x = torch.arange(5.0)
+    for _ in range(2):
+        assert read_elements([x], [0], 1, CPU, compiled=True).each.sums[2, 0] == 10.0
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "no such thing" in message
+
+
+def test_a_compiler_is_found_or_missed(anew, monkeypatch, caplog):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(anew))
+    assert elements_native.kernel() is None
+    assert "there is no C compiler" in caplog.text
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_product_that_computes_something_else_is_not_used(anew, monkeypatch, caplog):
+    changed = anew / "elements.c"
+    changed.write_text(elements_native._SOURCE.read_text().replace("bits == 0", "bits == 1"))
+    monkeypatch.setattr(elements_native, "_SOURCE", changed)
+    assert elements_native.kernel() is None
+    assert "its results are not torch's" in caplog.text
