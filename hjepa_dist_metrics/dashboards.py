@@ -90,7 +90,7 @@ def load_dashboard(name: str) -> Dashboard:
 def _layout_of(chart: Chart) -> list[Any]:
     if chart.band:
         return ["Margin", list(chart.tags)]
-    return ["Multiline", [catalog.to_regex(tag) for tag in chart.tags]]
+    return ["Multiline", [catalog.chart_regex(tag) for tag in chart.tags]]
 
 
 def _parse(content: object, where: str) -> Dashboard:

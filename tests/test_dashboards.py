@@ -66,6 +66,17 @@ def test_lines_match_all_levels_and_nothing_else():
     ] == [*(True, True, False, False, False)]
 
 
+def test_lines_leave_out_what_has_an_entry_of_its_own():
+    charts = load_dashboards(["multimodal_training"])["Training Progress"]
+    _, (regex,) = charts["Training loss by term"]
+    shown = ("loss/train/total", "loss/train/image_text", "loss/train/epoch_means")
+    assert all(re.match(regex, tag) for tag in shown)
+    hidden = ("loss/train/epoch_mean", "loss/train/epoch_std", "loss/val/total", "loss/train/a/b")
+    assert not any(re.match(regex, tag) for tag in hidden)
+    _, means = charts["Epoch mean and scatter"]
+    assert [bool(re.match(regex, tag)) for regex, tag in zip(means, hidden, strict=False)] == [True, True]
+
+
 @pytest.mark.parametrize("levels", [1, 4])
 def test_bands_are_drawn_for_each_level(levels):
     charts = load_dashboards(["prediction"], num_levels=levels)["Prediction"]

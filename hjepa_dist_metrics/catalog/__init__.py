@@ -118,6 +118,18 @@ def find_pattern(tag: str) -> Entry | None:
     return next((entry for entry in _ENTRIES if entry.pattern == tag), None) or find(tag)
 
 
+def chart_regex(pattern: str) -> str:
+    """Return the pattern's regular expression, for Python and JavaScript, less tags with entries of their own.
+
+    `loss/train/{name}` stands for the terms of a loss, and not for `loss/train/epoch_mean`.
+    """
+    entry = find_pattern(pattern)
+    matched = [e for e in _ENTRIES if entry is not None and e is not entry and not e.is_pattern]
+    own = [to_regex(e.pattern) for e in matched if entry is not None and entry.matches(e.pattern)]
+    whole = to_regex(pattern)
+    return f"^(?!{'|'.join(regex[1:] for regex in own)}){whole[1:]}" if own else whole
+
+
 def explain(tag: str) -> str:
     """Return several lines on a tag or pattern; raises ConfigError, naming near tags, for an unknown one."""
     entry = find_pattern(tag)

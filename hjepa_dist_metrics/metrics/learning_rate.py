@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class LearningRate(DistributedMetric):
         self.optimizer = optimizer
         self.add_state("rates", Replicated(shape=(len(optimizer.param_groups),)))
         self.add_state("stage", Replicated())
+        self.add_state("course", Replicated(shape=(4,)))  # what the next stage is told from
         self._stages = _Stages()
 
     def update(self) -> None:
@@ -42,6 +44,17 @@ class LearningRate(DistributedMetric):
             stage = self._stages.after(float(rates[0]))
             if stage is not None:
                 self.stage.update(stage)
+            self.course.update(self._stages.numbers())
+
+    def reset(self) -> None:
+        """Forget the rates, but not their course, by which the next update tells the stage."""
+        super().reset()
+        self.course.update(self._stages.numbers())
+
+    def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
+        """Replace the states; the course of the rates goes on on every rank."""
+        super().load_states(packed, holder=holder)
+        self._stages = _Stages.of(self.course.value)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return one tag a group; {} before the first update."""
@@ -62,6 +75,22 @@ class _Stages:
         self._stage: int | None = None
         self._unchanged = 0
         self._fell = False
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> _Stages:
+        """Return stages that go on from `numbers()`."""
+        last, stage, unchanged, fell = numbers
+        stages = cls()
+        if last == last:
+            stages._last, stages._unchanged, stages._fell = float(last), int(unchanged), bool(fell)
+            stages._stage = None if stage != stage else int(stage)
+        return stages
+
+    def numbers(self) -> list[float]:
+        """Return all that is remembered; NaN for what is not known."""
+        last = math.nan if self._last is None else self._last
+        stage = math.nan if self._stage is None else float(self._stage)
+        return [last, stage, float(self._unchanged), float(self._fell)]
 
     def after(self, rate: float) -> int | None:
         """Return the stage with this rate as the newest; None after the first."""

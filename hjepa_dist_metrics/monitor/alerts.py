@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from hjepa_dist_metrics.monitor.config import AlertsConfig
+from hjepa_dist_metrics.monitor.remembering import memory_of, recall
 
 logger = logging.getLogger("hjepa_dist_metrics.alerts")
 
@@ -112,16 +113,20 @@ class AlertBook:
         return {f"alerts/{name}": float(watch.firing) for name, watch in self._watches.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return alerts and each rule's patience for a checkpoint; a rule's own baseline starts anew."""
+        """Return alerts, each rule's patience and what the rules have seen, for a checkpoint."""
         return {
             "alerts": [list(astuple(alert)) for alert in self.alerts],
             "watches": {name: list(astuple(watch)) for name, watch in self._watches.items()},
+            "memories": {name: memory_of(rule) for name, rule in self.rules.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.alerts = [Alert(*fields) for fields in state["alerts"]]
         self._watches = {name: _Watch(*fields) for name, fields in state["watches"].items()}
+        for name, memory in state["memories"].items():
+            if name in self.rules:
+                recall(self.rules[name], memory)
 
     def firing(self) -> set[str]:
         """Return the names of the rules that fire now."""

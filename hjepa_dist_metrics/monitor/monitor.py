@@ -378,6 +378,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             "cadences": {name: every.state_dict() for name, every in self._cadences.items()},
             "metrics": metrics,
             "alerts": self.alert_book.state_dict(),
+            "published": self._publisher.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -386,6 +387,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         for name, saved in state["cadences"].items():
             self._cadences[name].load_state_dict(saved)
         self.alert_book.load_state_dict(state["alerts"])
+        self._publisher.load_state_dict(state["published"])
         self.families.restore(state["metrics"]["metrics"], state["metrics"]["syncs"])
 
     # -- inside ----------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.monitor.alerts import AlertBook
 from hjepa_dist_metrics.monitor.output import Output
+from hjepa_dist_metrics.monitor.remembering import memory_of, recall
 from hjepa_dist_metrics.monitor.rules import Convergence
 from hjepa_dist_metrics.sync import SyncReport
 from hjepa_dist_metrics.values import Drawing, Scalar, Text, Value
@@ -51,6 +53,14 @@ class Publisher:
         """Return the alert rules that fire now."""
         with self._lock:
             return set() if self.alert_book is None else self.alert_book.firing()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next values are compared with, for a checkpoint."""
+        return {"convergence": memory_of(self._convergence)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        recall(self._convergence, state["convergence"])
 
     def publish(self, step: int, values: dict[str, Value], report: SyncReport | None) -> None:
         """Write a sync's values, their short names, what the sync cost, and the alerts they raise."""

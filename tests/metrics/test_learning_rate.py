@@ -47,6 +47,24 @@ def test_a_plateau_after_the_warmup_and_a_constant_rate_are_the_main_stage():
         assert [int(float(stage)) for stage in stages[1:]] == expected
 
 
+def test_the_stage_goes_on_from_a_checkpoint():
+    rates = [0.1, 0.2, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2]
+    whole, first = LearningRate(optimizer(0.0)), LearningRate(optimizer(0.0))
+
+    def stage(metric, rate):
+        metric.optimizer.param_groups[0]["lr"] = rate
+        metric.update()
+        return float(metric.compute()["learning_rate/warmup_stage"]) if rate != rates[0] else None
+
+    expected = [stage(whole, rate) for rate in rates]
+    assert [stage(first, rate) for rate in rates[:5]] == expected[:5]
+    first.reset()
+    second = LearningRate(optimizer(0.0))
+    second.load_state_dict(first.state_dict())
+    assert [stage(second, rate) for rate in rates[5:]] == expected[5:]
+    assert expected[-1] == 2.0
+
+
 def test_it_is_never_summed_over_ranks():
     def body(context):
         metric = LearningRate(optimizer(0.3))

@@ -68,7 +68,7 @@ def collapsing(log_dir, settings=None, steps=30, on_alert=None, own=0):
             monitor.step(samples=16, losses=1.0 / (1 + step), features=features)
             if monitor.should_stop:
                 break
-        return monitor.step_number, monitor.should_stop, [str(alert) for alert in monitor.alerts]
+    return monitor.step_number, monitor.should_stop, [str(alert) for alert in monitor.alerts]
 
 
 def collapsing_on_this_rank(log_dir, settings):
