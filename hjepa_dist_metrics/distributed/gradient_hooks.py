@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hjepa_dist_metrics.distributed.fully_sharded import fsdp_units
 from hjepa_dist_metrics.errors import ConfigError
 
 Measure = Callable[[Tensor], Tensor]
@@ -73,7 +74,12 @@ def _ddp_hook(seen: LocalGradients, inner: CommHook) -> CommHook:
 
 
 def _watch_fsdp(model: nn.Module, seen: LocalGradients) -> int:
-    units = [unit for module in model.modules() for unit in _fsdp_units(module)]
+    units = [
+        unit
+        for module in model.modules()
+        for unit in fsdp_units(module)
+        if hasattr(unit, "_reduce_scatter_comm")
+    ]
     if not units:
         raise ConfigError(
             "expected a model in DistributedDataParallel or fully_shard; one process measures micro-batches"
@@ -82,16 +88,6 @@ def _watch_fsdp(model: nn.Module, seen: LocalGradients) -> int:
         unit._reduce_scatter_comm = _SeeingReduceScatter(unit._reduce_scatter_comm, seen)
     mesh = units[0].mesh_info.mesh
     return int(mesh.size())
-
-
-def _fsdp_units(module: nn.Module) -> list[Any]:
-    """Return the parameter groups that `fully_shard` made of a module, none where it was not called."""
-    state = getattr(module, "_get_fsdp_state", lambda: None)()
-    groups = getattr(state, "_fsdp_param_groups", None)
-    if groups is None:  # before torch 2.10 a module had one group at most
-        group = getattr(state, "_fsdp_param_group", None)
-        groups = [] if group is None else [group]
-    return [group for group in groups if hasattr(group, "_reduce_scatter_comm")]
 
 
 class _SeeingReduceScatter:

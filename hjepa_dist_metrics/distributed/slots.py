@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
 from hjepa_dist_metrics.distributed.sharding import Layout, LayoutReader, flat_layout, local_piece
 from hjepa_dist_metrics.errors import ConfigError
 
@@ -84,7 +85,7 @@ def model_slots(model: nn.Module) -> list[Slot]:
     reader = LayoutReader()
     flat = dict(_flat_units(model))
     slots: list[Slot] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_parameters(model):
         if id(parameter) in flat:
             slots += flat[id(parameter)](name)
         else:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.distributed import unwrap
+from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
 from hjepa_dist_metrics.distributed.sharding import LayoutReader, local_piece
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
@@ -133,7 +134,7 @@ def expected_move(momentum: float, divergence: float) -> float:
 
 def _held(module: nn.Module) -> _Held:
     """Return parameters and floating-point buffers, detached, each in the order of their names."""
-    weights = sorted(module.named_parameters(), key=lambda item: item[0])
+    weights = sorted(stored_parameters(module), key=lambda item: item[0])
     layout, held = LayoutReader(), _Held({name: weight.shape for name, weight in weights}, [], [], [])
     for _, weight in weights:
         where = layout(weight)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
 from hjepa_dist_metrics.distributed.slots import Slot, model_slots, parameter_slots
 from hjepa_dist_metrics.errors import ConfigError
 
@@ -79,7 +80,7 @@ def optimizer_groups(optimizers: Optimizer | Sequence[Optimizer]) -> dict[str, l
 
 def _reader(source: Parameters) -> Callable[[], list[Tensor]] | None:
     if isinstance(source, nn.Module):
-        return lambda: list(source.parameters())
+        return lambda: [parameter for _, parameter in stored_parameters(source)]
     if isinstance(source, Optimizer):
         return lambda: [parameter for group in source.param_groups for parameter in group["params"]]
     return None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.distributed import unwrap
+from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
 from hjepa_dist_metrics.monitor.binning import TensorHistograms
 from hjepa_dist_metrics.values import Histogram
 
@@ -15,7 +16,7 @@ _INNER_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_w
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield names and parameters, the names without those of wrappers."""
-    for name, parameter in unwrap(model).named_parameters():
+    for name, parameter in stored_parameters(unwrap(model)):
         yield ".".join(part for part in name.split(".") if part not in _INNER_WRAPPERS), parameter
 
 

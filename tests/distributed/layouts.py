@@ -153,6 +153,14 @@ def fsdp2_accumulation() -> nn.Module:
     return _two_micro_steps(model, lambda: model.set_requires_gradient_sync(True))
 
 
+def fsdp2_not_resharded() -> nn.Module:
+    """Leave the units gathered after the backward: the modules show parameters that have no gradients."""
+    model = _sharded()
+    model.held = list(model.named_parameters())
+    model.set_reshard_after_backward(False)
+    return _step(model, _mine())
+
+
 def hsdp() -> nn.Module:
     return _step(_sharded(_mesh(2, dist.get_world_size() // 2, names=("replicate", "shard"))), _mine())
 
@@ -276,12 +284,13 @@ def accelerate_prepared() -> nn.Module:
 
 
 LAYOUTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "plain": (plain, (2,)),
+    "plain": (plain, (2, 4)),
     "ddp": (ddp, (2, 4)),
-    "ddp_static_graph_views": (ddp_static_graph_views, (2,)),
+    "ddp_static_graph_views": (ddp_static_graph_views, (2, 4)),
     "ddp_accumulation": (ddp_accumulation, (2, 4)),
     "fsdp2": (fsdp2, (2, 4)),
-    "fsdp2_accumulation": (fsdp2_accumulation, (2,)),
+    "fsdp2_accumulation": (fsdp2_accumulation, (2, 4)),
+    "fsdp2_not_resharded": (fsdp2_not_resharded, (2, 4)),
     "hsdp": (hsdp, (2, 4)),
     "tensor_parallel": (tensor_parallel, (2, 4)),
     "sequence_parallel": (sequence_parallel, (2, 4)),
@@ -290,13 +299,18 @@ LAYOUTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mixed": (mixed, (2, 4)),
     "fsdp1_flat": (fsdp1_flat, (2, 4)),
     "fsdp1_original": (fsdp1_original, (2, 4)),
-    "fsdp1_no_shard": (fsdp1_no_shard, (2,)),
+    "fsdp1_no_shard": (fsdp1_no_shard, (2, 4)),
     "fsdp1_hybrid": (fsdp1_hybrid, (4,)),
-    "compiled_ddp": (compiled_ddp, (2,)),
-    "compiled_fsdp2": (compiled_fsdp2, (2,)),
-    "accelerate_prepared": (accelerate_prepared, (2,)),
+    "compiled_ddp": (compiled_ddp, (2, 4)),
+    "compiled_fsdp2": (compiled_fsdp2, (2, 4)),
+    "accelerate_prepared": (accelerate_prepared, (2, 4)),
 }
 CASES = [(name, ranks) for name, (_, worlds) in LAYOUTS.items() for ranks in worlds]
+
+
+def held_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the named parameters that an optimizer made at the start holds."""
+    return getattr(model, "held", None) or list(model.named_parameters())
 
 
 def backward(name: str) -> nn.Module:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from hjepa_dist_metrics import ConfigError, GradientClipping, MetricCollection
 from hjepa_dist_metrics.distributed.slots import clean_name, model_slots
-from tests.distributed.layouts import CASES, Net, backward, data, loss_of, reference
+from tests.distributed.layouts import CASES, Net, backward, data, held_parameters, loss_of, reference
 
 MAX_NORM = 0.5
 # Parameters of several modules in one: no group can hold some of them.
@@ -21,11 +21,38 @@ FLAT = ("fsdp1_flat", "fsdp1_no_shard")
 
 
 def full_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return every gradient whole, by name, except FSDP1's, which cannot be had without its own machinery."""
+    """Return every gradient whole, by name."""
+    units = FullyShardedDataParallel.fsdp_modules(model)
+    if units and not units[0]._handle._use_orig_params:
+        return flat_gradients(model)
+    if units:
+        with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+            return stored_gradients(model)
+    return stored_gradients(model)
+
+
+def flat_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Put FSDP1's flat gradients together from all ranks' shards, take them apart by FSDP1's own lists."""
     found = {}
-    for name, parameter in model.named_parameters():
+    for place, unit in model.named_modules():
+        if not isinstance(unit, FullyShardedDataParallel):
+            continue
+        flat = unit._handle.flat_param
+        shards = [flat.grad]
+        if unit._handle.uses_sharded_strategy:
+            shards = [torch.empty_like(flat.grad) for _ in range(dist.get_world_size())]
+            dist.all_gather(shards, flat.grad)
+        whole = torch.cat([shard.reshape(-1) for shard in shards])[: sum(flat._numels)]
+        parts = zip(flat._fqns, flat._shapes, whole.split(list(flat._numels)), strict=True)
+        found |= {clean_name(f"{place}.{name}".lstrip(".")): part.view(shape) for name, shape, part in parts}
+    return found
+
+
+def stored_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in held_parameters(model):
         gradient = parameter.grad
-        if gradient is not None:
+        if gradient is not None and parameter.requires_grad:  # FSDP1 shows zeros of what is frozen
             whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
             found[clean_name(name)] = whole.detach().clone()
     return found
@@ -33,13 +60,12 @@ def full_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def clip_in(layout: str) -> tuple[float, dict[str, float], dict[str, torch.Tensor], list[str]]:
     model = backward(layout)
-    first = [p for n, p in model.named_parameters() if "blocks" in n]
-    rest = [p for n, p in model.named_parameters() if "blocks" not in n]
+    first = [p for n, p in held_parameters(model) if "blocks" in n]
+    rest = [p for n, p in held_parameters(model) if "blocks" not in n]
     clipping = GradientClipping(model, groups={"blocks": first, "rest": rest})
     norm = clipping.clip_(MAX_NORM)
     values = {tag: float(v) for tag, v in MetricCollection({"clip": clipping}).compute().items()}
-    fsdp1 = any(isinstance(m, FullyShardedDataParallel) for m in model.modules())
-    return float(norm), values, {} if fsdp1 else full_gradients(model), [s.name for s in model_slots(model)]
+    return float(norm), values, full_gradients(model), [s.name for s in model_slots(model)]
 
 
 def norm_of(net: nn.Module, *, blocks: bool | None = None) -> float:
@@ -65,8 +91,7 @@ def test_norm_and_clipped_gradients_are_those_of_one_process(gloo, layout: str, 
                 rest * coefficient, rel=1e-5
             )
         assert sorted(names) == sorted(n for n, _ in net.named_parameters())
-        if not layout.startswith("fsdp1"):
-            assert set(gradients) == set(expected)
+        assert set(gradients) == set(expected)
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
 

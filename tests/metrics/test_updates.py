@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, Updates
-from tests.distributed.layouts import CASES, backward, reference
+from tests.distributed.layouts import CASES, backward, held_parameters, reference
 
 RATE = 0.05
 
@@ -48,7 +48,7 @@ def expected_of(net):
 
 def updates_in(layout):
     model = backward(layout)
-    optimizer = adam([p for p in model.parameters() if p.requires_grad])
+    optimizer = adam([p for _, p in held_parameters(model) if p.requires_grad])
     updates = Updates(model, optimizer)
     updates.before()
     optimizer.step()
