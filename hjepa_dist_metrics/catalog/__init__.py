@@ -119,7 +119,7 @@ def find_pattern(tag: str) -> Entry | None:
 
 
 def chart_regex(pattern: str) -> str:
-    """Return the pattern's regular expression, for Python and JavaScript, less tags with entries of their own.
+    """Return the pattern's regular expression, for Python and JavaScript, less tags with own entries.
 
     `loss/train/{name}` stands for the terms of a loss, and not for `loss/train/epoch_mean`.
     """

@@ -1,4 +1,4 @@
-"""What a rule has seen, for checkpoints: the plain data that it keeps in attributes with a leading underscore."""
+"""What rules have seen, for checkpoints: the plain data in their attributes with a leading underscore."""
 
 from __future__ import annotations
 
