@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.watched import optimizer_list
 from hjepa_dist_metrics.states import Replicated
 
 WARMUP, MAIN, END = 0, 1, 2
@@ -20,21 +21,23 @@ _PATIENCE = 3  # updates without change before a plateau is believed
 class LearningRate(DistributedMetric):
     """Report `learning_rate/base_lr` (the first group's) and `learning_rate/param_group_{i}`.
 
+    Groups of several optimizers are numbered through, in the order in which these are given.
     From the second update on also `learning_rate/warmup_stage`, told from the course of the base rate: 0
     while it rises, 1 once it falls or has stayed for three updates, 2 where it has fallen and stays. Every
     rank must have the same: ranks that do not are named in a `DesyncError`.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.add_state("rates", Replicated(shape=(len(optimizer.param_groups),)))
+    def __init__(self, optimizers: Optimizer | Sequence[Optimizer]) -> None:
+        self.optimizers = optimizer_list(optimizers)
+        groups = sum(len(optimizer.param_groups) for optimizer in self.optimizers)
+        self.add_state("rates", Replicated(shape=(groups,)))
         self.add_state("stage", Replicated())
         self.add_state("course", Replicated(shape=(4,)))  # what the next stage is told from
         self._stages = _Stages()
 
     def update(self) -> None:
         """Read the rates."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
         if any(isinstance(rate, Tensor) for rate in rates):
             self.rates.update(
                 torch.stack([torch.as_tensor(r, dtype=torch.float64).reshape(()) for r in rates])

@@ -19,7 +19,7 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.elements import to_device
 from hjepa_dist_metrics.metrics.norms import square_sums
 from hjepa_dist_metrics.metrics.segments import Segments
-from hjepa_dist_metrics.metrics.watched import optimizer_groups
+from hjepa_dist_metrics.metrics.watched import optimizer_groups, optimizer_list
 from hjepa_dist_metrics.states.spread import SpreadSum
 
 FIELDS = ("count", "sum", "square_sum", "update_squares", "moment1_squares", "moment2_sum", "moments")
@@ -59,7 +59,7 @@ class Updates(DistributedMetric):
     ) -> None:
         if max_elements < 1:
             raise ConfigError(f"at least one element must be compared, got max_elements={max_elements}")
-        self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        self.optimizers = optimizer_list(optimizers)
         self.max_elements = max_elements
         groups = optimizer_groups(self.optimizers)
         self.segments = Segments(model, context=context, groups=groups)

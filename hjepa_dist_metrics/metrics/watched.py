@@ -63,14 +63,22 @@ class Watched:
             )
 
 
+def optimizer_list(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    """Return the optimizers, given one or several. ConfigError of none, and of what is no optimizer."""
+    listed = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
+    odd = [type(item).__name__ for item in listed if not hasattr(item, "param_groups")]
+    if odd or not listed:
+        raise ConfigError(f"expected an optimizer or a list of optimizers, got {odd or listed}")
+    return listed
+
+
 def optimizer_groups(optimizers: Optimizer | Sequence[Optimizer]) -> dict[str, list[Tensor]]:
     """Return the parameters of each group: by the group's "name", else "group0", "group1", ... in order.
 
     Groups of several optimizers are numbered through; of equal names, all but the first get a number.
     """
-    listed = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     found: dict[str, list[Tensor]] = {}
-    for group in (group for optimizer in listed for group in optimizer.param_groups):
+    for group in (group for optimizer in optimizer_list(optimizers) for group in optimizer.param_groups):
         name = str(group.get("name", f"group{len(found)}")).replace("/", ".")
         if name in found:
             name = f"{name}{len(found)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor, nn
@@ -108,13 +108,13 @@ class MetricFamilies:
         """Return the memory and load of every rank."""
         return self.ensure(_MEMORY, Memory, lambda: Memory(self.collection.context.device))
 
-    def learning_rate(self, optimizer: Optimizer) -> LearningRate:
+    def learning_rate(self, optimizers: Sequence[Optimizer]) -> LearningRate:
         """Return the learning-rate metric."""
-        return self.ensure("learning_rate", LearningRate, lambda: LearningRate(optimizer))
+        return self.ensure("learning_rate", LearningRate, lambda: LearningRate(optimizers))
 
-    def clipping(self, model: nn.Module, optimizer: Optimizer) -> GradientClipping:
-        """Return the model's clipping metric, by the optimizer's groups where it has several."""
-        return self.ensure("clipping", GradientClipping, lambda: self._make_clipping(model, optimizer))
+    def clipping(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> GradientClipping:
+        """Return the model's clipping metric, by the optimizers' groups where there are several."""
+        return self.ensure("clipping", GradientClipping, lambda: self._make_clipping(model, optimizers))
 
     def gradient_flow(self, model: nn.Module, config: GradientsConfig) -> GradientFlow:
         """Return the numbers of the gradients."""
@@ -138,10 +138,10 @@ class MetricFamilies:
             ),
         )
 
-    def updates(self, model: nn.Module, optimizer: Optimizer) -> Updates:
-        """Return the comparison of the parameters before and after the optimizer's step."""
+    def updates(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> Updates:
+        """Return the comparison of the parameters before and after the optimizers' steps."""
         context = self.collection.context
-        return self.ensure("updates", Updates, lambda: Updates(model, optimizer, context=context))
+        return self.ensure("updates", Updates, lambda: Updates(model, optimizers, context=context))
 
     def loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         """Return the loss metric for the keys of the first step's losses."""
@@ -179,9 +179,10 @@ class MetricFamilies:
         """Return the metric of the loss's last steps."""
         return self.ensure("stability", TrainingStability, TrainingStability)
 
-    def _make_clipping(self, model: nn.Module, optimizer: Optimizer) -> GradientClipping:
-        groups = optimizer_groups(optimizer) if len(optimizer.param_groups) > 1 else None
-        return GradientClipping(model, groups=groups, context=self.collection.context)
+    def _make_clipping(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> GradientClipping:
+        groups = optimizer_groups(optimizers)
+        many = groups if len(groups) > 1 else None
+        return GradientClipping(model, groups=many, context=self.collection.context)
 
     def _make_loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         levels = sum(1 for key in losses if key.removeprefix("loss_h").isdigit())

@@ -1,17 +1,15 @@
-"""When the monitor looks at gradients and updates: before clipping, and around the optimizer's own step."""
+"""When the monitor looks at gradients and updates: before clipping, and around the optimizers' own steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from hjepa_dist_metrics.metrics import Updates
 from hjepa_dist_metrics.monitor.config import GradientsConfig
 from hjepa_dist_metrics.monitor.families import MetricFamilies
+from hjepa_dist_metrics.monitor.update_watch import UpdateWatch
 
 Update = Callable[[], None]
 
@@ -27,16 +25,22 @@ class GradientWatch:
         self,
         families: MetricFamilies,
         model: nn.Module,
-        optimizer: Any,
+        optimizers: Sequence[Optimizer],
         settings: GradientsConfig,
         is_due: Callable[[str], bool],
         guard: Callable[[Update], None],
     ) -> None:
-        self._families, self._model, self._optimizer = families, model, optimizer
+        self._families, self._model, self._optimizers = families, model, optimizers
         self._settings, self._is_due, self._guard = settings, is_due, guard
         self._clips = False
         self._before_clipping: list[Update] = []
-        self._hooks = self._hook_steps()
+        compares = settings.enabled and settings.updates
+        self._updates = UpdateWatch(
+            optimizers if compares else (),
+            lambda: families.updates(model, optimizers),
+            lambda: is_due("scalars"),
+            guard,
+        )
 
     def before_clipping(self, observe: Update) -> None:
         """Call `observe` in every `clip_`, when the gradients are whole and not yet clipped."""
@@ -65,24 +69,12 @@ class GradientWatch:
         self.read()
         for observe in self._before_clipping:
             self._guard(observe)
-        return self._families.clipping(self._model, self._optimizer).clip_(max_norm)
+        return self._families.clipping(self._model, self._optimizers).clip_(max_norm)
+
+    def step(self) -> None:
+        """End the run's step."""
+        self._updates.finish()
 
     def release(self) -> None:
-        """Take the hooks off the optimizer."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _hook_steps(self) -> list[RemovableHandle]:
-        """Have the optimizer's steps that are logged compared; accelerate's optimizer wraps the real one."""
-        inner = getattr(self._optimizer, "optimizer", self._optimizer)
-        settings = self._settings
-        if not (settings.enabled and settings.updates and isinstance(inner, Optimizer)):
-            return []
-        return [
-            inner.register_step_pre_hook(lambda *_: self._compare(lambda updates: updates.before())),
-            inner.register_step_post_hook(lambda *_: self._compare(lambda updates: updates.update())),
-        ]
-
-    def _compare(self, action: Callable[[Updates], None]) -> None:
-        if self._is_due("scalars"):
-            self._guard(lambda: action(self._families.updates(self._model, self._optimizer)))
+        """Take the hooks off the optimizers."""
+        self._updates.release()

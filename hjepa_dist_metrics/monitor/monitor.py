@@ -18,6 +18,7 @@ from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.merging import Merged
+from hjepa_dist_metrics.metrics.watched import optimizer_list
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.ending import Ending
@@ -48,13 +49,14 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     same files where `resume` is true. `level_weights` are the objective's weights of its hierarchy levels.
     `hparams` are settings by name, for TensorBoard's table that compares runs. `encoders` are the context
     and the target encoder, where they are not the model's attributes `context_encoder` and `target_encoder`.
+    With several optimizers, a list of them, parameter groups are numbered through, or go by their "name".
     `on_alert` is called with each alert that begins, on every rank, at times on another thread.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         config: Any = None,
         *,
         context: ProcessContext | None = None,
@@ -66,7 +68,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         encoders: Encoders | None = None,
         on_alert: OnAlert | None = None,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizers = model, optimizer_list(optimizer)
         self.config: LoggingConfig = from_mapping(config)
         self.context = context or ProcessContext.current()
         self.step_number = start_step
@@ -92,7 +94,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._last_step_end: float | None = None
         self._own_seconds = 0.0
         self._gradients = GradientWatch(
-            self.families, model, optimizer, self.config.gradients, self.due, self._observe_in_time
+            self.families, model, self.optimizers, self.config.gradients, self.due, self._observe_in_time
         )
 
     # -- observing -------------------------------------------------------------------------------------
@@ -232,6 +234,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         begun, now = time.perf_counter(), self.step_number
         observing, represents = self._observing, self._is_due("representations", now)
         self.families.collection.raise_errors()
+        self._gradients.step()
         self._observe(lambda: self._observe_step(samples, losses, count, tokens, begun))
         if scalars:
             self._observe(lambda: self.families.scalars(scalars).update(scalars))
@@ -425,7 +428,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._speed.step(samples, tokens, 0.0 if start is None else now - start, self._own_seconds)
         self._last_step_end, self._own_seconds = now, 0.0
         if self._is_due("scalars", self.step_number):
-            self.families.learning_rate(self.optimizer).update()
+            self.families.learning_rate(self.optimizers).update()
         if losses is not None:
             named = losses if isinstance(losses, Mapping) else {"loss": losses}
             counts = samples if count is None else count

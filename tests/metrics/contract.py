@@ -74,7 +74,7 @@ def _feed_features(metric: Any, piece: slice) -> None:
 
 def _feed_rates(metric: Any, piece: slice) -> None:
     for step in range(piece.start, piece.stop):
-        metric.optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        metric.optimizers[0].param_groups[0]["lr"] = 0.1 / (1 + step)
         metric.update()
 
 

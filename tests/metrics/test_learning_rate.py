@@ -29,7 +29,7 @@ def test_the_stage_follows_the_course_of_the_rate():
     metric = LearningRate(optimizer(0.0))
     stages = []
     for rate in [0.1, 0.2, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]:
-        metric.optimizer.param_groups[0]["lr"] = rate
+        metric.optimizers[0].param_groups[0]["lr"] = rate
         metric.update()
         stages.append(metric.compute().get("learning_rate/warmup_stage"))
     assert stages[0] is None
@@ -41,7 +41,7 @@ def test_a_plateau_after_the_warmup_and_a_constant_rate_are_the_main_stage():
         metric = LearningRate(optimizer(0.0))
         stages = []
         for rate in rates:
-            metric.optimizer.param_groups[0]["lr"] = float(rate)
+            metric.optimizers[0].param_groups[0]["lr"] = float(rate)
             metric.update()
             stages.append(metric.compute().get("learning_rate/warmup_stage"))
         assert [int(float(stage)) for stage in stages[1:]] == expected
@@ -52,7 +52,7 @@ def test_the_stage_goes_on_from_a_checkpoint():
     whole, first = LearningRate(optimizer(0.0)), LearningRate(optimizer(0.0))
 
     def stage(metric, rate):
-        metric.optimizer.param_groups[0]["lr"] = rate
+        metric.optimizers[0].param_groups[0]["lr"] = rate
         metric.update()
         return float(metric.compute()["learning_rate/warmup_stage"]) if rate != rates[0] else None
 
