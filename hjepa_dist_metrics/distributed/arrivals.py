@@ -42,11 +42,17 @@ class ArrivalBoard:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     arrived: int = 0
+    posted: int = 0
 
     def arrive(self) -> None:
-        """Post this rank's next sync; the one thing done at every sync, and so the one that must not wait."""
+        """Count this rank's next sync, still to be posted."""
         self.arrived += 1
-        self.store.set(self._key("arrived", self.rank), str(self.arrived))
+
+    def post(self) -> None:
+        """Post at which sync this rank is, once; done at every sync, and so without waiting for the store."""
+        if self.posted < self.arrived:
+            self.posted = self.arrived
+            self.store.set(self._key("arrived", self.rank), str(self.arrived))
 
     def missing(self) -> tuple[int, ...]:
         """Return the places of the ranks that have not reached the sync at which this rank is."""
@@ -77,6 +83,7 @@ class ArrivalBoard:
         return error
 
     def _explain(self, cause: str, started: float) -> RankFailureError | SyncTimeoutError:
+        self.post()  # where the operation did not even start
         # Live ranks that are merely slower get the rest of the timeout to show up: accusing whoever is not
         # there at the moment of the failure would name them along with the dead one.
         # A closed connection may also be that of a rank that has just given up, and is about to say so.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from hjepa_dist_metrics.distributed.channel import Channel
+
+_HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class ProcessContext:
         counts once, and only the first replica is main.
         """
         where = torch.device(device) if device is not None else _default_device()
+        if group is None and dims is None:
+            return _of_job(where)
         if not (dist.is_available() and dist.is_initialized()):
             return cls(rank=0, world_size=1, device=where, is_main=True)
         outside: Any = dist.GroupMember.NON_GROUP_MEMBER
@@ -86,4 +91,25 @@ class ProcessContext:
 def _default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    return _HOST
+
+
+# The whole job's context, with the process group it was read from: metrics ask for it at every sync.
+_latest: tuple[ProcessContext, weakref.ref[dist.ProcessGroup] | None] | None = None
+
+
+def _of_job(device: torch.device) -> ProcessContext:
+    global _latest
+    world = dist.group.WORLD if dist.is_available() else None
+    if _latest is not None:
+        context, known = _latest
+        if (known() if known is not None else None) is world and context.device == device:
+            return context
+    if world is None:
+        context, known = ProcessContext(0, 1, device, is_main=True), None
+    else:
+        rank = dist.get_rank()
+        context = ProcessContext(rank, dist.get_world_size(), device, is_main=rank == 0)
+        known = weakref.ref(world)
+    _latest = context, known
+    return context

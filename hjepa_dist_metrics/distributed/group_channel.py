@@ -50,26 +50,38 @@ class GroupChannel:
         self._process = os.getpid()
 
     def begin(self) -> None:
-        """Post this rank's arrival, so that the others can tell who is missing; connect at the first sync."""
+        """Come to the next sync, and connect at the first; the others learn of it with the first exchange."""
         if os.getpid() != self._process:
             raise ConfigError("a forked process is not a rank: sync metrics in the process that trains")
+        self._raise_broken()
         self._started = self.board.clock()
-        self._guard(self.board.arrive)
+        self.board.arrive()
         if self._group is None:
             self._guard(self._connect)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Gather equally sized tensors; see `Channel`."""
         out = tensor.new_empty((self.world_size, tensor.numel()))
-        self._guard(lambda: dist.all_gather(list(out.unbind(0)), tensor.contiguous(), group=self._group))
+        self._run(lambda group: group.allgather([list(out.unbind(0))], [tensor.contiguous()]))
         return out
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks in place; see `Channel`."""
-        self._guard(lambda: dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group))
+        self._run(lambda group: group.allreduce([tensor]))
         return tensor
 
+    def _run(self, start: Callable[[Any], Any]) -> None:
+        """Start an operation, post this rank's arrival while it is under way, and wait for it."""
+
+        def run() -> None:
+            work = start(self._group)
+            self.board.post()
+            work.wait()
+
+        self._guard(run)
+
     def _connect(self) -> None:
+        self.board.post()  # first: to connect is to wait for the others
         if self._simulated is not None:
             self._group = self._simulated
             return
@@ -81,8 +93,7 @@ class GroupChannel:
         self._group = dist.ProcessGroupGloo(store, self.rank, self.world_size, limit)
 
     def _guard(self, operation: Callable[[], Any]) -> None:
-        if self._broken is not None:
-            raise self._broken.with_traceback(None)
+        self._raise_broken()
         cause = _failure_of(operation)
         if cause is None:
             return
@@ -90,6 +101,10 @@ class GroupChannel:
         self._group = None
         self._broken = self.board.explain(cause, self._started)
         raise self._broken
+
+    def _raise_broken(self) -> None:
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
 
 
 def _failure_of(operation: Callable[[], Any]) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merger
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.values import Scalar, Value
+
+if TYPE_CHECKING:
+    from hjepa_dist_metrics.metrics.roster import Merged
 
 
 class DistributedMetric(ABC):
@@ -56,6 +59,9 @@ class DistributedMetric(ABC):
         super().__init_subclass__(**kwargs)
         if "update" in cls.__dict__:
             cls.update = _guarded(cls.__dict__["update"])  # type: ignore[method-assign]
+        if "compute_from" in cls.__dict__ and "compute_many" not in cls.__dict__:
+            # What a parent does for many at once is the parent's formula.
+            cls.compute_many = DistributedMetric.__dict__["compute_many"]  # type: ignore[method-assign]
 
     def add_state(self, name: str, state: State) -> None:
         """Keep `state` under `name`; it is reachable as `self.<name>`."""
@@ -82,6 +88,15 @@ class DistributedMetric(ABC):
     @abstractmethod
     def compute_from(self, states: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return tags and values (or plain numbers) from merged states: a pure function of them."""
+
+    @classmethod
+    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
+        """Return tags and values of all `metrics`, which are of this class, in order.
+
+        A class of which there are hundreds can do that faster than with a call of `compute_from` for each.
+        """
+        for name, metric in metrics.items():
+            yield from metric.compute_from(merged.get(name, {})).items()
 
     def compute(self) -> dict[str, Value]:
         """Merge the states over ranks and return the values: the same on every rank.

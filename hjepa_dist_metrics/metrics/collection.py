@@ -10,9 +10,10 @@ from typing import Any
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric, as_value, pack_states
-from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merged, Merger
+from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merger
+from hjepa_dist_metrics.metrics.roster import Merged
 from hjepa_dist_metrics.sync import SyncHandle, SyncReport
-from hjepa_dist_metrics.values import Value
+from hjepa_dist_metrics.values import Scalar, Value
 
 Formulas = Callable[[Mapping[str, DistributedMetric], Merged], Any]
 
@@ -77,10 +78,11 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         metrics and their merged states, and what it returns is the result.
         """
         self.raise_errors()
-        if not self.context.is_member:
+        context = self.context
+        if not context.is_member:
             return {}
         metrics, then = self._select(formulas or apply_formulas, names)
-        return self._merger.merge(metrics, self.context, self.sync_timeout, then)
+        return self._merger.merge(metrics, context, self.sync_timeout, then)
 
     def compute_async(
         self, formulas: Formulas | None = None, names: Sequence[str] | None = None
@@ -91,10 +93,11 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         runs on the sync's thread.
         """
         self.raise_errors()
-        if not self.context.is_member:
+        context = self.context
+        if not context.is_member:
             return SyncHandle(_completed({}))
         metrics, then = self._select(formulas or apply_formulas, names)
-        future = self._merger.merge_async(metrics, self.context, self.sync_timeout, then)
+        future = self._merger.merge_async(metrics, context, self.sync_timeout, then)
         handle: SyncHandle[Any] = SyncHandle(future)
         self._handles.append(handle)
         return handle
@@ -153,22 +156,33 @@ class MetricCollection(Mapping[str, DistributedMetric]):
     def _select(
         self, formulas: Formulas, names: Sequence[str] | None
     ) -> tuple[dict[str, DistributedMetric], Callable[[Merged], Any]]:
-        metrics = {name: self._metrics[name] for name in (self._metrics if names is None else names)}
+        metrics = dict(self._metrics) if names is None else {name: self._metrics[name] for name in names}
         return metrics, lambda merged: formulas(metrics, merged)
 
 
 def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> dict[str, Value]:
     """Return every metric's values by tag; ConfigError where two metrics write one tag."""
     results: dict[str, Value] = {}
+    expected = 0
+    for kind, names in merged.runs:
+        run = metrics if len(names) == len(metrics) else {name: metrics[name] for name in names}
+        found = list(kind.compute_many(run, merged))
+        results.update({tag: Scalar(v) if type(v) is float else as_value(v) for tag, v in found})
+        expected += len(found)
+        if len(results) != expected:
+            raise _two_writers(metrics, merged)
+    return results
+
+
+def _two_writers(metrics: Mapping[str, DistributedMetric], merged: Merged) -> ConfigError:
     writers: dict[str, str] = {}
     for name, metric in metrics.items():
-        for tag, value in metric.compute_from(merged.get(name, {})).items():
+        for tag in metric.compute_from(merged.get(name, {})):
             if tag in writers:
                 both = f"metrics {writers[tag]!r} and {name!r}"
-                raise ConfigError(f"{both} both write {tag!r}: give one of them a name")
+                return ConfigError(f"{both} both write {tag!r}: give one of them a name")
             writers[tag] = name
-            results[tag] = as_value(value)
-    return results
+    return ConfigError("two metrics write the same tag")
 
 
 def _completed(value: Any) -> Future[Any]:

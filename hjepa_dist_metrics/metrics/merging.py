@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext, open_channel
-from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.sync import Plan, SyncReport, SyncThread, Ticket, exchange, snapshot
+from hjepa_dist_metrics.metrics.roster import Merged, Roster
+from hjepa_dist_metrics.sync import SyncReport, SyncThread, Ticket, exchange, snapshot
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.base import DistributedMetric
 
 R = TypeVar("R")
 DEFAULT_SYNC_TIMEOUT = 60.0
-_SEPARATOR = "."
 
-Merged = dict[str, dict[str, State]]
 Then = Callable[[Merged], R]
 
 # One for the process: the order in which syncs are asked for is then the order in which they run, also over
@@ -40,7 +38,7 @@ class Merger:
         self.number = 0
         self.report: SyncReport | None = None
         self._wave = _Wave()
-        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._rosters: dict[tuple[str, ...], Roster] = {}
 
     def merge(
         self, metrics: Mapping[str, DistributedMetric], context: ProcessContext, timeout: float, then: Then[R]
@@ -81,10 +79,9 @@ class Merger:
         then: Then[R],
         copy: bool,
     ) -> Callable[[], R]:
-        states = flatten(metrics)
-        names = tuple(states)
-        plan = self._plans[names] = Plan.of(states, self._plans.get(names))
-        taken = snapshot(states, plan, copy)
+        names = tuple(metrics)
+        roster = self._rosters[names] = Roster.of(metrics, self._rosters.get(names))
+        taken = snapshot(roster.states, roster.plan, copy)
         failures = {name: m.failure for name, m in metrics.items() if m.failure is not None}
 
         def job() -> R:
@@ -92,24 +89,6 @@ class Merger:
             channel = open_channel(context, timeout)
             self.number += 1
             merged, self.report = exchange(taken, channel, Ticket(self.number, failures, waited))
-            return then(unflatten(merged))
+            return then(Merged(roster, merged))
 
         return job
-
-
-def flatten(metrics: Mapping[str, DistributedMetric]) -> dict[str, State]:
-    """Return every state under "<metric>.<state>"."""
-    return {
-        f"{owner}{_SEPARATOR}{name}": state
-        for owner, metric in metrics.items()
-        for name, state in metric.states.items()
-    }
-
-
-def unflatten(states: Mapping[str, State]) -> Merged:
-    """Return the states by metric and name."""
-    nested: Merged = {}
-    for key, state in states.items():
-        owner, _, name = key.rpartition(_SEPARATOR)
-        nested.setdefault(owner, {})[name] = state
-    return nested

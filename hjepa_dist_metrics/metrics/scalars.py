@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.states import Replicated, Sum
+from hjepa_dist_metrics.states import Mean, Replicated
+from hjepa_dist_metrics.values import Value
+
+if TYPE_CHECKING:
+    from hjepa_dist_metrics.metrics.roster import Merged
 
 
 class WeightedMean(DistributedMetric):
@@ -18,21 +23,26 @@ class WeightedMean(DistributedMetric):
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
-        self.add_state("total", Sum())
-        self.add_state("count", Sum())
+        self.add_state("mean", Mean())
 
     def update(self, value: Tensor | float, count: Tensor | float = 1) -> None:
         """Add a mean over `count` samples."""
-        mean = torch.as_tensor(value).detach().to(torch.float64)
-        counted = torch.as_tensor(count).detach().to(mean.device, torch.float64, non_blocking=True)
-        # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
-        self.total.update(torch.where(counted > 0, mean * counted, torch.zeros_like(mean)))
-        self.count.update(counted)
+        self.mean.update(value, count)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the mean; {} before the first update."""
-        total, count = states["total"].value, states["count"].value
-        return {self.tag: total / count} if count else {}
+        mean = states["mean"]
+        return {self.tag: mean.value} if mean.count else {}
+
+    @classmethod
+    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
+        """Return the means in one pass over plain numbers."""
+        names = tuple(metrics)
+        fields = merged.numbers(names, "mean")
+        if fields is None:
+            return super().compute_many(metrics, merged)
+        sums = zip(metrics.values(), *fields, strict=True)
+        return [(metric.tag, total / count) for metric, total, count in sums if count]
 
 
 class ReplicatedScalars(DistributedMetric):

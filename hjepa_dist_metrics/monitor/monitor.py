@@ -17,7 +17,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
-from hjepa_dist_metrics.metrics.merging import Merged
+from hjepa_dist_metrics.metrics.roster import Merged
 from hjepa_dist_metrics.metrics.watched import optimizer_list
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping

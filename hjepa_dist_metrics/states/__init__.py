@@ -6,7 +6,6 @@ from hjepa_dist_metrics.states.extremes import (
     Max as Max,
     Min as Min,
     Replicated as Replicated,
-    Sum as Sum,
 )
 from hjepa_dist_metrics.states.grouped import GroupSums as GroupSums
 from hjepa_dist_metrics.states.histogram import Histogram as Histogram
@@ -16,4 +15,5 @@ from hjepa_dist_metrics.states.named import NamedSums as NamedSums
 from hjepa_dist_metrics.states.per_rank import PerRank as PerRank
 from hjepa_dist_metrics.states.recent import Recent as Recent
 from hjepa_dist_metrics.states.samples import Concat as Concat, Sample as Sample
+from hjepa_dist_metrics.states.sums import Mean as Mean, Sum as Sum
 from hjepa_dist_metrics.states.unsized import Unsized as Unsized, of_width as of_width, resolved as resolved

@@ -25,6 +25,8 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 
+# A column of a host block [fields, n]: the block, its numbers as Python floats, and the column's place.
+Column = tuple[np.ndarray[Any, Any], Sequence[Sequence[float]], int]
 Numeric = Tensor | np.ndarray[Any, Any] | Sequence[float] | float | int | bool
 
 
@@ -39,7 +41,7 @@ class State(ABC):
     @property
     @abstractmethod
     def signature(self) -> str:
-        """Describe kind, shape, dtype and edges: equal signatures can be merged."""
+        """Describe kind, shape, dtype and edges: equal signatures can be merged. An object keeps its own."""
 
     @abstractmethod
     def empty(self) -> Self:
@@ -110,9 +112,9 @@ class RowState(State):
     """
 
     fields: ClassVar[int]
-    _data: Tensor | None
-    _numbers: Sequence[float] | None
-    _source: tuple[Tensor, int] | None
+    # Whether merging is adding. Blocks that add are added as what they are, with no call of `merge_rows`.
+    additive: ClassVar[bool] = False
+    _source: Column
 
     def __init__(self, shape: Sequence[int] = ()) -> None:
         self.shape = tuple(int(s) for s in shape)
@@ -151,32 +153,28 @@ class RowState(State):
         theirs = other.data.to(self.data.device, non_blocking=True)
         return self.holding(self.merge_rows(torch.stack([self.data, theirs])))
 
-    @property
+    @cached_property
     def data(self) -> Tensor:
         """Return the float64 block [fields, n]."""
-        if self._data is None:
-            assert self._source is not None
-            block, column = self._source
-            self._data = block[:, column : column + 1]
-        return self._data
-
-    @data.setter
-    def data(self, data: Tensor) -> None:
-        self._data, self._numbers, self._source = data, None, None
+        block, _, column = self._source
+        return torch.from_numpy(block[:, column : column + 1])
 
     def holding(self, data: Tensor) -> Self:
         """Return a state of this signature around a float64 block."""
         state = object.__new__(type(self))
-        state.__dict__.update(self.__dict__, _data=data, _numbers=None, _source=None)
+        state.__dict__.update(self.__dict__, data=data)
         return state
 
-    def holding_column(self, block: Tensor, column: int, numbers: Sequence[float]) -> Self:
-        """Return a state of one element: a column of a host block, whose fields are `numbers`.
+    def reading(self, source: Column) -> Self:
+        """Return a state of one element that reads a merged column, and cuts its tensor when it is asked for.
 
-        The tensor is made when somebody asks for it: hundreds of them would cost more than their merge.
+        Hundreds of tensors would cost more than their merge.
         """
         state = object.__new__(type(self))
-        state.__dict__.update(self.__dict__, _data=None, _numbers=numbers, _source=(block, column))
+        attributes = state.__dict__
+        attributes.update(self.__dict__)
+        attributes.pop("data", None)
+        attributes["_source"] = source
         return state
 
     def pack(self) -> dict[str, Tensor]:
@@ -196,8 +194,9 @@ class RowState(State):
 
     def _field(self, index: int) -> Any:
         """Return one field as a float, or as a host array where the state has a shape."""
-        if self._numbers is not None:
-            return self._numbers[index]
+        if "data" not in self.__dict__:
+            _, numbers, column = self._source
+            return numbers[index][column]
         values = self.data[index]
         return values.item() if not self.shape else values.cpu().numpy().reshape(self.shape)
 

@@ -1,4 +1,4 @@
-"""Sums, extremes with the rank that holds them, and values that every rank must share."""
+"""Extremes with the rank that holds them, and values that every rank must share."""
 
 from __future__ import annotations
 
@@ -10,34 +10,6 @@ from torch import Tensor
 from hjepa_dist_metrics.states.base import Numeric, RowState
 
 _NAN = float("nan")
-
-
-class Sum(RowState):
-    """Add up values: `.value`.
-
-    With a shape, `update` takes [..., *shape] and adds over the leading dimensions.
-    """
-
-    fields = 1
-
-    @classmethod
-    def _blank(cls, size: int) -> Tensor:
-        return torch.zeros((1, size), dtype=torch.float64, device="cpu")
-
-    @classmethod
-    def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Add the rows in rank order."""
-        return rows.sum(dim=0)
-
-    @property
-    def value(self) -> Any:
-        """Return the sum; 0 of nothing."""
-        return self._field(0)
-
-    def update(self, values: Numeric) -> None:
-        """Add every value."""
-        batch = self._batch(values)
-        self.data = self.data + batch.sum(dim=0)
 
 
 class _Extreme(RowState):

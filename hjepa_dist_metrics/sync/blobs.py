@@ -12,10 +12,10 @@ from torch import Tensor
 _ALIGN = 8
 
 
-def encode_blob(tensors: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-    """Return uint8 bytes: the length of a JSON index, the index, then each tensor's bytes."""
+def encode_blob(tensors: Mapping[str, Mapping[str, Tensor]]) -> Tensor | None:
+    """Return uint8 bytes: the length of a JSON index, the index, each tensor's bytes; None of nothing."""
     if not tensors:
-        return torch.zeros(0, dtype=torch.uint8)
+        return None
     index, parts = [], []
     for owner, named in tensors.items():
         for name, tensor in named.items():

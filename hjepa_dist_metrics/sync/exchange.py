@@ -13,10 +13,10 @@ Rows merge in rank order on every rank, so every rank holds the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +24,8 @@ from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.blobs import encode_blob
 from hjepa_dist_metrics.sync.frame import Gathered, Ticket, gather_states
-from hjepa_dist_metrics.sync.plan import Plan, RowGroup, cut
+from hjepa_dist_metrics.sync.merged import MergedStates
+from hjepa_dist_metrics.sync.plan import Floats, Plan, RowGroup, cut
 from hjepa_dist_metrics.sync.schema import raise_conflicts
 from hjepa_dist_metrics.sync.snapshot import Snapshot
 
@@ -77,7 +78,7 @@ class _Meter:
         return result
 
 
-def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[dict[str, State], SyncReport]:
+def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedStates, SyncReport]:
     """Return the states merged over the channel's ranks, and what that cost.
 
     Raises the same `DesyncError` on every rank where the ranks disagree or one of them failed, and the
@@ -87,20 +88,41 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[dict[st
     meter.begin()
     others = [taken.others[name] for name in plan.others]
     blocks = [*taken.rows(), *(rows for state in others if (rows := state.rows()) is not None)]
-    sent = torch.cat([block.reshape(-1) for block in blocks]) if blocks else _NOTHING
-    blob = encode_blob({name: s.pack() for name, s in taken.others.items() if travels_as_bytes(s)})
-    gathered = gather_states(meter, plan.schema, ticket, sent, blob)
-    cuts = cut(gathered.rows, [(block.shape[0], block.shape[1]) for block in blocks])
+    sent = _flat([block.numpy() for block in blocks])
+    gathered = gather_states(meter, plan.schema, ticket, sent, encode_blob(_bytes_of(plan, others)))
+    cuts = cut(gathered.rows, [block.shape for block in blocks])
     grouped, single = cuts[: len(plan.groups)], cuts[len(plan.groups) :]
-    raise_conflicts(
-        (group.kind, group.names, group.widths, rows)
-        for group, rows in zip(plan.groups, grouped, strict=True)
-    )
-    merged = _merge_rows(taken, plan.groups, grouped)
-    merged.update(zip(plan.others, _merge_others(meter, others, single, gathered, plan), strict=True))
+    merged_rows = _merge_rows(plan.groups, grouped)
+    merged_others = _merge_others(meter, plan, others, single, gathered) if others else {}
+    merged = MergedStates(plan, taken.originals, merged_rows, merged_others)
     seconds = time.perf_counter() - meter.started
     slowest = _slowest(gathered.waits)
     return merged, SyncReport(meter.collectives, meter.sent_bytes, seconds, meter.waited, slowest)
+
+
+def _flat(blocks: Sequence[Floats]) -> Floats:
+    if len(blocks) == 1:
+        return blocks[0].reshape(-1)
+    return np.concatenate([block.reshape(-1) for block in blocks]) if blocks else np.zeros(0)
+
+
+def _bytes_of(plan: Plan, others: Sequence[State]) -> dict[str, dict[str, Tensor]]:
+    named = zip(plan.others, others, strict=True)
+    return {name: state.pack() for name, state in named if travels_as_bytes(state)}
+
+
+def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats]) -> list[Floats]:
+    """Return each group's merged block; raise where ranks contradict each other."""
+    rows = [
+        block if group.kind.additive else torch.from_numpy(block)
+        for group, block in zip(groups, gathered, strict=True)
+    ]
+    raise_conflicts((g, r) for g, r in zip(groups, rows, strict=True) if isinstance(r, Tensor))
+    with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, which is reported as such
+        return [
+            group.kind.merge_rows(block).numpy() if isinstance(block, Tensor) else block.sum(axis=0)
+            for group, block in zip(groups, rows, strict=True)
+        ]
 
 
 def travels_as_bytes(state: State) -> bool:
@@ -109,36 +131,21 @@ def travels_as_bytes(state: State) -> bool:
     return kind.rows is State.rows and kind.summed is State.summed
 
 
-def _merge_rows(taken: Snapshot, groups: Sequence[RowGroup], gathered: Sequence[Tensor]) -> dict[str, State]:
-    originals: Mapping[str, Any] = taken.originals
-    merged: dict[str, State] = {}
-    for group, rows in zip(groups, gathered, strict=True):
-        block = group.kind.merge_rows(rows)
-        if group.scalar:
-            # Single numbers leave the block together: an `item` for each would cost more than the merge.
-            for column, (name, numbers) in enumerate(zip(group.names, block.t().tolist(), strict=True)):
-                merged[name] = originals[name].holding_column(block, column, numbers)
-            continue
-        for name, part in zip(group.names, block.split_with_sizes(group.widths, dim=1), strict=True):
-            merged[name] = originals[name].holding(part)
-    return merged
-
-
 def _merge_others(
-    meter: _Meter, states: Sequence[State], rows: Sequence[Tensor], gathered: Gathered, plan: Plan
-) -> list[State]:
-    queue = iter(rows)
+    meter: _Meter, plan: Plan, states: Sequence[State], rows: Sequence[Floats], gathered: Gathered
+) -> dict[str, State]:
+    queue = map(torch.from_numpy, rows)
     own = [_NOTHING if state.rows() is None else next(queue) for state in states]
     totals = _add_up(meter, [s.summed(meter.rank, g) for s, g in zip(states, own, strict=True)])
     centred = _add_up(
         meter, [s.centred(meter.rank, g, t) for s, g, t in zip(states, own, totals, strict=True)]
     )
-    return [
-        _merge_bytes(state, [tensors[name] for tensors in gathered.blobs])
+    return {
+        name: _merge_bytes(state, [tensors[name] for tensors in gathered.blobs])
         if travels_as_bytes(state)
         else state.assemble(r, t, c)
         for name, state, r, t, c in zip(plan.others, states, own, totals, centred, strict=True)
-    ]
+    }
 
 
 def _add_up(meter: _Meter, vectors: Sequence[Tensor | None]) -> list[Tensor]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from hjepa_dist_metrics.states import RowState, State
 from hjepa_dist_metrics.sync.schema import Schema
+
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,17 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the schema of a set of states and their grouping; the same on every rank that has the same set."""
+    """Hold the schema of a set of states and their grouping; the same on every rank that has the same set.
+
+    `places` says of each row state in which group it travels and at which column of its block it begins.
+    """
 
     schema: Schema
     groups: tuple[RowGroup, ...]
     others: tuple[str, ...]
     names: tuple[str, ...]
     signatures: tuple[str, ...]
+    places: Mapping[str, tuple[int, int]]
 
     @classmethod
     def of(cls, states: Mapping[str, State], last: Plan | None = None) -> Plan:
@@ -58,14 +67,23 @@ class Plan:
         groups = tuple(
             RowGroup(kind, scalar, *zip(*members, strict=True)) for (kind, scalar), members in kinds.items()
         )
-        return cls(schema, groups, tuple(others), names, signatures)
+        places = {
+            name: (index, column)
+            for index, group in enumerate(groups)
+            for name, column in zip(group.names, _starts(group.widths), strict=True)
+        }
+        return cls(schema, groups, tuple(others), names, signatures, places)
 
 
-def cut(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+def _starts(widths: Sequence[int]) -> Iterator[int]:
+    return itertools.accumulate(widths[:-1], initial=0)
+
+
+def cut(flat: Floats, shapes: Sequence[Sequence[int]]) -> list[Floats]:
     """Cut [W, n] into blocks [W, fields, columns] of the given shapes."""
-    sizes = [fields * columns for fields, columns in shapes]
-    parts = flat.split_with_sizes([*sizes, flat.shape[1] - sum(sizes)], dim=1)
-    return [
-        part.reshape(len(flat), fields, columns)
-        for part, (fields, columns) in zip(parts, shapes, strict=False)
-    ]
+    blocks, start = [], 0
+    for fields, columns in shapes:
+        end = start + fields * columns
+        blocks.append(flat[:, start:end].reshape(len(flat), fields, columns))
+        start = end
+    return blocks

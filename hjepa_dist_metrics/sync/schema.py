@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.errors import DesyncError
-from hjepa_dist_metrics.states import RowState
 from hjepa_dist_metrics.version import __version__
+
+if TYPE_CHECKING:
+    from hjepa_dist_metrics.sync.plan import RowGroup
 
 _MOST_DIFFERENCES = 10
 
@@ -74,20 +77,19 @@ def disagreement(reports: Sequence[Report]) -> DesyncError:
     return DesyncError("the ranks cannot sync their metrics: " + "; ".join(shown))
 
 
-def raise_conflicts(
-    blocks: Iterable[tuple[type[RowState], Sequence[str], Sequence[int], Tensor]],
-) -> None:
+def raise_conflicts(gathered: Iterable[tuple[RowGroup, Tensor]]) -> None:
     """Raise where ranks hold different values of something replicated.
 
-    Each block is a class of states, their names and widths, and every rank's rows, [W, fields, columns].
+    `gathered` are groups of states with every rank's rows, [W, fields, columns].
     """
     found = []
-    for kind, names, widths, rows in blocks:
-        conflicts = kind.conflicts(rows)
+    for group, rows in gathered:
+        conflicts = group.kind.conflicts(rows)
         if conflicts is None or not bool(conflicts.any()):
             continue
+        widths = group.widths
         parts = zip(
-            names, conflicts.split_with_sizes(widths, 1), rows.split_with_sizes(widths, 2), strict=True
+            group.names, conflicts.split_with_sizes(widths, 1), rows.split_with_sizes(widths, 2), strict=True
         )
         for name, conflict, values in parts:
             if bool(conflict.any()):

@@ -55,9 +55,9 @@ def _take_rows(
 ) -> list[tuple[Tensor, Tensor | None]]:
     rows: Mapping[str, Any] = states
     data: list[Tensor] = [rows[name].data for name in group.names]
+    if (joined := _joined(data)) is not None:
+        return [(_to_host(taken, joined), None)]
     devices = dict.fromkeys(tensor.device for tensor in data)
-    if len(devices) == 1:
-        return [(_to_host(taken, torch.cat(data, dim=1)), None)]
     owners = torch.repeat_interleave(torch.tensor(group.widths, device="cpu"))
     pieces: list[tuple[Tensor, Tensor | None]] = []
     for device in devices:
@@ -65,6 +65,19 @@ def _take_rows(
         columns = torch.isin(owners, torch.tensor(here, device="cpu")).nonzero()[:, 0]
         pieces.append((_to_host(taken, torch.cat([data[i] for i in here], dim=1)), columns))
     return pieces
+
+
+def _joined(data: list[Tensor]) -> Tensor | None:
+    """Return the blocks side by side, None where they lie on several devices.
+
+    Tried and not looked up: to ask hundreds of tensors for their devices takes as long as to join them.
+    """
+    try:
+        return torch.cat(data, dim=1)
+    except RuntimeError:
+        if len({tensor.device for tensor in data}) == 1:
+            raise
+        return None
 
 
 def _take_others(taken: Snapshot, states: Mapping[str, State]) -> None:

@@ -48,14 +48,19 @@ class World:
             self.add(f"p/{what}/{place}", 1)
 
 
+def come(board: ArrivalBoard) -> None:
+    board.arrive()
+    board.post()
+
+
 def test_the_rank_that_did_not_come_is_named_and_everybody_says_the_same():
     world = World()
     for place in (0, 1):
-        world.boards[place].arrive()
+        come(world.boards[place])
     world.now += 2.0
     first = world.boards[0].explain(TIMED_OUT, 100.0)
     second = world.boards[1].explain(CLOSED, 100.5)
-    world.boards[2].arrive()
+    come(world.boards[2])
     late = world.boards[2].explain(CLOSED, world.now)
     assert isinstance(first, SyncTimeoutError)
     assert first.ranks == (2,)
@@ -64,7 +69,7 @@ def test_the_rank_that_did_not_come_is_named_and_everybody_says_the_same():
 
 def test_a_dead_rank_is_named_and_a_slow_one_gets_its_time():
     world = World()
-    world.boards[0].arrive()
+    come(world.boards[0])
     world.at(1.0, 1, "arrived")
     error = world.boards[0].explain(CLOSED, 100.0)
     assert isinstance(error, RankFailureError)
@@ -76,7 +81,7 @@ def test_a_dead_rank_is_named_and_a_slow_one_gets_its_time():
 def test_a_rank_that_dies_after_arriving_is_the_one_that_reports_no_failure():
     world = World()
     for board in world.boards:
-        board.arrive()
+        come(board)
     world.at(0.2, 1, "failed")
     error = world.boards[0].explain(CLOSED, 100.0)
     assert isinstance(error, RankFailureError)
@@ -87,7 +92,7 @@ def test_a_rank_that_dies_after_arriving_is_the_one_that_reports_no_failure():
 def test_a_rank_that_went_on_to_the_next_sync_is_not_accused():
     world = World()
     for board in world.boards:
-        board.arrive()
+        come(board)
     world.at(0.1, 1, "arrived")
     assert world.boards[0].explain(CLOSED, 100.0).ranks == (2,)  # type: ignore[attr-defined]
 
@@ -95,7 +100,7 @@ def test_a_rank_that_went_on_to_the_next_sync_is_not_accused():
 def test_all_report_a_failure_when_only_the_network_broke():
     world = World()
     for board in world.boards:
-        board.arrive()
+        come(board)
     for place in (1, 2):
         world.at(0.1, place, "failed")
     error = world.boards[0].explain("no route to host", 100.0)
@@ -106,7 +111,7 @@ def test_all_report_a_failure_when_only_the_network_broke():
 
 def test_ranks_are_named_by_their_global_numbers():
     world = World(ranks=(4, 6, 9))
-    world.boards[0].arrive()
+    come(world.boards[0])
     world.now += 2.0
     error = world.boards[0].explain(TIMED_OUT, 100.0)
     assert error.ranks == (6, 9)  # type: ignore[attr-defined]
@@ -115,7 +120,7 @@ def test_ranks_are_named_by_their_global_numbers():
 
 def test_a_store_that_is_gone_is_said_to_be():
     world = World()
-    world.boards[1].arrive()
+    come(world.boards[1])
     world.broken = True
     error = world.boards[1].explain(CLOSED, 100.0)
     assert isinstance(error, RankFailureError)
@@ -123,10 +128,22 @@ def test_a_store_that_is_gone_is_said_to_be():
     assert "Broken pipe" in str(error)
 
 
+def test_a_sync_is_posted_once_and_at_the_latest_when_it_fails():
+    world = World()
+    come(world.boards[1])
+    world.boards[1].post()
+    assert world.counts["p/arrived/1"] == 1
+    world.boards[0].arrive()
+    world.now += 2.0
+    error = world.boards[0].explain(TIMED_OUT, 100.0)
+    assert world.counts["p/arrived/0"] == 1
+    assert error.ranks == (2,)  # type: ignore[attr-defined]
+
+
 def test_the_wait_for_the_others_conclusions_is_short():
     world = World()
     for place in (0, 1):
-        world.boards[place].arrive()
+        come(world.boards[place])
     world.now += 2.0
     world.boards[0].explain(TIMED_OUT, 100.0)
     assert world.now <= 103.0

@@ -49,7 +49,7 @@ def test_the_mean_over_1797_digits_on_four_ranks_is_exact():
         for (batch,), mask in zip(loader, valid_samples(sampler).batches(64), strict=True):
             metrics["true"].update(batch[mask].mean(), mask.sum())
             metrics["padded"].update(batch.mean(), len(batch))
-        counts = metrics.compute(lambda _, merged: {n: s["count"].value for n, s in merged.items()})
+        counts = metrics.compute(lambda _, merged: {n: s["mean"].count for n, s in merged.items()})
         return metrics.compute(), counts
 
     assert len(digits) == 1797

@@ -1,0 +1,107 @@
+"""Which states a set of metrics has, and what a sync of them brought back, by metric and name."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from hjepa_dist_metrics.states import State
+from hjepa_dist_metrics.sync import MergedStates, Plan
+
+if TYPE_CHECKING:
+    from hjepa_dist_metrics.metrics.base import DistributedMetric
+
+_SEPARATOR = "."
+Picker = Callable[[Sequence[float]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Roster:
+    """List the states of a set of metrics, with the plan of their sync.
+
+    `states` has each under "<metric>.<state>", `members` each metric's states by those names, and `runs` the
+    metrics in order, those of one class that follow each other together. All of it is worked out once and
+    kept while the metrics hold the same objects.
+    """
+
+    held: Sequence[Mapping[str, State]]
+    states: Mapping[str, State]
+    members: Mapping[str, Mapping[str, str]]
+    runs: Sequence[tuple[type[DistributedMetric], tuple[str, ...]]]
+    plan: Plan
+    pickers: dict[tuple[tuple[str, ...], str], tuple[int, Picker] | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, DistributedMetric], last: Roster | None = None) -> Roster:
+        """Return the roster of `metrics`: `last`, of the same metrics, where that still holds."""
+        held = [metric.states for metric in metrics.values()]
+        if last is not None and held == last.held:  # states are equal where they are the same object
+            return last
+        kept = [dict(states) for states in held]
+        named = zip(metrics, kept, strict=True)
+        states = {f"{owner}{_SEPARATOR}{name}": s for owner, mine in named for name, s in mine.items()}
+        plan = Plan.of(states, last.plan if last is not None else None)
+        if last is not None and plan is last.plan:
+            return replace(last, held=kept, states=states)
+        keys = iter(states)
+        named = zip(metrics, kept, strict=True)
+        members = {owner: {name: next(keys) for name in mine} for owner, mine in named if mine}
+        runs = [
+            (kind, tuple(owners))
+            for kind, owners in itertools.groupby(metrics, lambda name: type(metrics[name]))
+        ]
+        return cls(kept, states, members, runs, plan)
+
+    def picker(self, owners: tuple[str, ...], state: str) -> tuple[int, Picker] | None:
+        """Return the group in which a state of all `owners` lies, and what picks its numbers from a field.
+
+        None unless all of them are single numbers of one class.
+        """
+        if (owners, state) not in self.pickers:
+            self.pickers[owners, state] = self._picker([self.members.get(o, {}).get(state) for o in owners])
+        return self.pickers[owners, state]
+
+    def _picker(self, names: Sequence[str | None]) -> tuple[int, Picker] | None:
+        places = [self.plan.places.get(name) if name is not None else None for name in names]
+        groups = {place[0] for place in places if place is not None}
+        if None in places or len(groups) != 1 or not self.plan.groups[group := groups.pop()].scalar:
+            return None
+        columns = [place[1] for place in places if place is not None]
+        if len(columns) == 1:
+            return group, lambda numbers: (numbers[columns[0]],)
+        return group, operator.itemgetter(*columns)
+
+
+class Merged(Mapping[str, Mapping[str, State]]):
+    """Hold merged states by metric and name; metrics without states are left out."""
+
+    def __init__(self, roster: Roster, states: MergedStates) -> None:
+        self._roster, self._states = roster, states
+
+    def __getitem__(self, owner: str) -> Mapping[str, State]:
+        return self._states.select(self._roster.members[owner])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._roster.members)
+
+    def __len__(self) -> int:
+        return len(self._roster.members)
+
+    @property
+    def runs(self) -> Sequence[tuple[type[DistributedMetric], tuple[str, ...]]]:
+        """Return the metrics in order, those of one class that follow each other together."""
+        return self._roster.runs
+
+    def numbers(self, owners: tuple[str, ...], state: str) -> Sequence[Sequence[float]] | None:
+        """Return the fields of the state `state` of all `owners`, [fields][owners], without making states.
+
+        None unless all of them are single numbers of one class.
+        """
+        picked = self._roster.picker(owners, state)
+        if picked is None:
+            return None
+        group, pick = picked
+        return [pick(field) for field in self._states.numbers[group]]

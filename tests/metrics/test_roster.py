@@ -1,0 +1,115 @@
+"""Which states a collection syncs, and formulas that run over many metrics at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection, WeightedMean
+from hjepa_dist_metrics.metrics.roster import Roster
+from hjepa_dist_metrics.states import Max, Mean, Sum
+from tests.ranks import run_ranks
+
+
+def means(count: int) -> dict[str, DistributedMetric]:
+    made = {f"m{i}": WeightedMean(f"m{i}") for i in range(count)}
+    for i, mean in enumerate(made.values()):
+        mean.update(float(i), 2)
+    return dict(made)
+
+
+class Scaled(WeightedMean):
+    """Has a formula of its own, which the parent's way of computing many must not replace."""
+
+    def compute_from(self, states):
+        return {f"{tag}_x10": 10 * value for tag, value in super().compute_from(states).items()}
+
+
+class Extended(WeightedMean):
+    """Keeps one more state, and the parent's formula."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(tag)
+        self.add_state("largest", Max())
+
+
+def test_a_roster_is_kept_until_the_metrics_hold_other_states():
+    metrics = means(3)
+    roster = Roster.of(metrics)
+    metrics["m1"].update(3.0)
+    assert Roster.of(metrics, roster) is roster
+    metrics["m1"].reset()
+    after = Roster.of(metrics, roster)
+    assert after is not roster
+    assert after.plan is roster.plan
+    assert after.states["m1.mean"] is metrics["m1"].states["mean"]
+    metrics["m1"].add_state("more", Sum())
+    grown = Roster.of(metrics, after)
+    assert "m1.more" in grown.states
+    assert grown.plan.schema != roster.plan.schema
+
+
+def test_metrics_that_change_between_syncs_are_synced_as_they_are():
+    def body(context):
+        collection = MetricCollection(means(3), context=context)
+        seen = [{tag: v.value for tag, v in collection.compute().items()}]
+        collection["m1"].reset()
+        seen.append({tag: v.value for tag, v in collection.compute().items()})
+        collection["m1"].update(7.0)
+        collection.add("late", WeightedMean("late"))
+        collection["late"].update(float(context.rank), 1)
+        seen.append({tag: v.value for tag, v in collection.compute().items()})
+        return seen
+
+    expected = [{"m0": 0.0, "m1": 1.0, "m2": 2.0}, {"m0": 0.0, "m2": 2.0}]
+    expected.append({"m0": 0.0, "m1": 7.0, "m2": 2.0, "late": 0.5})
+    assert run_ranks(2, body) == [expected] * 2
+
+
+def test_many_at_once_give_what_each_gives_alone():
+    metrics = means(4) | {"empty": WeightedMean("empty"), "nan": WeightedMean("nan")}
+    metrics["nan"].update(float("nan"), 1)
+    together = MetricCollection(metrics).compute()
+    alone = {tag: value for metric in metrics.values() for tag, value in metric.compute().items()}
+    assert list(together) == list(alone) == ["m0", "m1", "m2", "m3", "nan"]
+    assert [repr(v) for v in together.values()] == [repr(v) for v in alone.values()]
+
+
+def test_values_come_in_the_order_of_the_metrics():
+    mixed = {"s": Scaled("s"), "a": WeightedMean("a"), "e": Extended("e"), "b": WeightedMean("b")}
+    for metric in mixed.values():
+        metric.update(2.0, 3)
+    values = MetricCollection(mixed).compute()
+    assert {tag: value.value for tag, value in values.items()} == {
+        "s_x10": 20.0,
+        "a": 2.0,
+        "e": 2.0,
+        "b": 2.0,
+    }
+    assert list(values) == ["s_x10", "a", "e", "b"]
+
+
+def test_a_state_of_another_kind_under_the_same_name_is_computed_one_by_one():
+    class Odd(WeightedMean):
+        def __init__(self, tag: str) -> None:
+            self.tag = tag
+            self.add_state("mean", Mean() if tag == "single" else Sum(shape=(2,)))
+
+        def update(self, value: float, count: float = 1) -> None:
+            self.mean.update(value)
+
+        @classmethod
+        def compute_many(cls, metrics, merged):
+            assert merged.numbers(tuple(metrics), "mean") is None
+            assert merged.numbers(tuple(metrics), "absent") is None
+            return super(WeightedMean, cls).compute_many({}, merged)
+
+    assert MetricCollection({"a": Odd("single"), "b": Odd("wide")}).compute() == {}
+
+
+@pytest.mark.parametrize("other", [WeightedMean, Scaled])
+def test_two_metrics_that_write_one_tag_are_named(other):
+    metrics = {"one": other("t"), "more": WeightedMean("u"), "two": other("t")}
+    for metric in metrics.values():
+        metric.update(1.0)
+    with pytest.raises(ConfigError, match=r"metrics 'one' and 'two' both write 't(_x10)?'"):
+        MetricCollection(metrics).compute()
