@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hjepa_dist_metrics.distributed.fully_sharded import fsdp_units
+from hjepa_dist_metrics.distributed.fully_sharded import fsdp_units, stored_parameters
 from hjepa_dist_metrics.errors import ConfigError
 
 Measure = Callable[[Tensor], Tensor]
@@ -30,13 +31,18 @@ class LocalGradients:
             measured = self.measure(gradient)
             self._total = measured if self._total is None else self._total + measured
 
-    def take(self) -> Tensor:
-        """Return the total and start anew. ConfigError where no reduction came by."""
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Measure what is reduced in the body."""
+        self.enabled = True
+        try:
+            yield
+        finally:
+            self.enabled = False
+
+    def take(self) -> Tensor | None:
+        """Return the total and start anew; None where no reduction came by."""
         total, self._total = self._total, None
-        if total is None:
-            raise ConfigError(
-                "no gradient was reduced: the backward must run inside, with gradient synchronisation on"
-            )
         return total
 
 
@@ -46,10 +52,12 @@ def watch_gradients(
     """Show `seen` the local gradients of a DDP or FSDP2 model; return over how many ranks they are averaged.
 
     DDP takes one communication hook: give yours here instead of registering it, and it is called after.
-    FSDP2's own reduce-scatter, or the one that was set, goes on below. ConfigError for other models.
+    FSDP2's own reduce-scatter, or the one that was set, goes on below. ConfigError for other models, and
+    where some of the gradients take another way.
     """
     ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
     if ddp is not None:
+        _require_seen(model, {id(parameter) for parameter in ddp.parameters()})
         ddp.register_comm_hook(state, _ddp_hook(seen, hook or _default_hook(ddp, state)))
         return int(ddp.process_group.size())
     if hook is not None:
@@ -84,10 +92,23 @@ def _watch_fsdp(model: nn.Module, seen: LocalGradients) -> int:
         raise ConfigError(
             "expected a model in DistributedDataParallel or fully_shard; one process measures micro-batches"
         )
+    held = [(unit, parameter) for unit in units for parameter in unit.fsdp_params]
+    _require_seen(model, {id(parameter.sharded_param) for _, parameter in held})
+    if any(p.sharded_param.device_mesh.size() != unit.mesh_info.mesh.size() for unit, p in held):
+        raise ConfigError(
+            "the model is tensor parallel too: a rank's reduce-scatter has a part of its gradient only"
+        )
     for unit in units:
         unit._reduce_scatter_comm = _SeeingReduceScatter(unit._reduce_scatter_comm, seen)
     mesh = units[0].mesh_info.mesh
     return int(mesh.size())
+
+
+def _require_seen(model: nn.Module, seen: set[int]) -> None:
+    trained = [(name, p) for name, p in stored_parameters(model) if p.requires_grad]
+    missed = [name for name, parameter in trained if id(parameter) not in seen]
+    if missed:
+        raise ConfigError(f"{len(missed)} parameters are reduced elsewhere, {missed[0]!r} for one: no noise")
 
 
 class _SeeingReduceScatter:

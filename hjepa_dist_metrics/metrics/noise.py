@@ -50,46 +50,53 @@ class GradientNoise(DistributedMetric):
         self._columns = columns_of(self.watched)
         self._model, self._hook, self._hook_state = model, hook, hook_state
         self._local: LocalGradients | None = None
-        self._ranks = 1
+        self.ranks = 1  # over which gradients are averaged
         self._pending: tuple[Tensor, float] | None = None
         self.add_state("smoothed", ByRank(4))  # |G_b|^2, 1 / b, |G_B|^2, 1 / B
         if hook is not None:
-            self._listen()
+            self.listen()
 
-    def _listen(self) -> LocalGradients:
+    def listen(self) -> LocalGradients:
+        """Hook the model's reduction now, and not at the first measurement; return what it will see.
+
+        ConfigError for a model that is neither in DistributedDataParallel nor `fully_shard`, or not wholly.
+        """
         if self._local is None:
             local = LocalGradients(lambda gradient: square_sum([gradient], gradient.device))
-            self._ranks = watch_gradients(self._model, local, self._hook, self._hook_state)
+            self.ranks = watch_gradients(self._model, local, self._hook, self._hook_state)
             self._local = local
         return self._local
 
     @contextmanager
     def measuring(self, samples: float) -> Iterator[None]:
         """Measure the backward in the body, of `samples` samples on this rank, the same on every rank."""
-        local = self._listen()
-        local.enabled = True
-        try:
+        local = self.listen()
+        with local.looking():
             yield
-        finally:
-            local.enabled = False
-        self._pending = (local.take(), samples)
-        self.large(samples * self._ranks)
+        total = local.take()
+        if total is None:
+            raise ConfigError(
+                "no gradient was reduced: the backward must run inside, with gradient synchronisation on"
+            )
+        self._pending = (total, samples)
+        self.large(samples * self.ranks)
 
     def small(self, samples: float, scale: float = 1.0) -> None:
         """Read the gradient of the first micro-batch, of `samples` samples, after its backward.
 
         Its loss was the mean over those samples, divided by `scale` (the number of micro-batches, usually).
         """
-        self._pending = (self._squares() * scale * scale, samples)
+        self._pending = (self.squares() * scale * scale, samples)
 
     def large(self, samples: float) -> None:
         """Read the gradient of the whole batch, of `samples` samples, before the optimizer's step."""
         if self._pending is None:
             raise ConfigError("there is no small batch to compare with: call small() or use measuring()")
         (small, count), self._pending = self._pending, None
-        self.update(small, count, self._squares(), samples)
+        self.update(small, count, self.squares(), samples)
 
-    def _squares(self) -> Tensor:
+    def squares(self) -> Tensor:
+        """Return the squared norm of the gradient as it is, 0-d. A collective call where it is sharded."""
         self.watched.require_unchanged()
         return group_square_sums(self.watched, self._columns).sum()
 

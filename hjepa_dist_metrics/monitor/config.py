@@ -149,6 +149,8 @@ class GradientsConfig:
     """Write every parameter's numbers too: thousands of tags."""
     updates: bool = True
     """Compare the parameters before and after the optimizer's step on steps that log."""
+    noise: bool = False
+    """Estimate the gradient noise scale under DDP and FSDP2, and from micro-batches on one process."""
     compiled: bool = False
     """Read gradients on the host by a kernel that the C compiler makes at the start, in half the time."""
 

@@ -14,6 +14,7 @@ from hjepa_dist_metrics.metrics import (
     DistributedMetric,
     GradientClipping,
     GradientFlow,
+    GradientNoise,
     HierarchicalLoss,
     LearningRate,
     Memory,
@@ -142,6 +143,10 @@ class MetricFamilies:
         """Return the comparison of the parameters before and after the optimizers' steps."""
         context = self.collection.context
         return self.ensure("updates", Updates, lambda: Updates(model, optimizers, context=context))
+
+    def gradient_noise(self, make: Callable[[], GradientNoise]) -> GradientNoise:
+        """Return the estimate of the gradient's noise."""
+        return self.ensure("gradient_noise", GradientNoise, make)
 
     def loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         """Return the loss metric for the keys of the first step's losses."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hjepa_dist_metrics.distributed.gradient_hooks import CommHook
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics import GradientNoise
 from hjepa_dist_metrics.monitor.config import GradientsConfig
 from hjepa_dist_metrics.monitor.families import MetricFamilies
+from hjepa_dist_metrics.monitor.noise_watch import NoiseWatch
 from hjepa_dist_metrics.monitor.update_watch import UpdateWatch
 
 Update = Callable[[], None]
@@ -34,6 +40,9 @@ class GradientWatch:
         self._settings, self._is_due, self._guard = settings, is_due, guard
         self._clips = False
         self._before_clipping: list[Update] = []
+        self._noise: NoiseWatch | None = None
+        if settings.noise:
+            self.watch_noise()
         compares = settings.enabled and settings.updates
         self._updates = UpdateWatch(
             optimizers if compares else (),
@@ -41,6 +50,22 @@ class GradientWatch:
             lambda: is_due("scalars"),
             guard,
         )
+
+    def watch_noise(
+        self, model: nn.Module | None = None, hook: CommHook | None = None, state: Any = None
+    ) -> None:
+        """Estimate the gradient's noise from now on; see `TrainingMonitor.watch_gradient_noise`."""
+        if self._noise is not None:
+            raise ConfigError("the gradient's noise is watched already: by the config, or by hand")
+        noise = self._families.gradient_noise(
+            lambda: GradientNoise(model or self._model, hook=hook, hook_state=state)
+        )
+        many = self._families.collection.context.world_size > 1
+        self._noise = NoiseWatch(noise, many, lambda: self._is_due("scalars"), self._guard)
+
+    def backward(self) -> AbstractContextManager[None]:
+        """Measure the body, a backward, where that is needed."""
+        return nullcontext() if self._noise is None else self._noise.backward()
 
     def before_clipping(self, observe: Update) -> None:
         """Call `observe` in every `clip_`, when the gradients are whole and not yet clipped."""
@@ -71,9 +96,11 @@ class GradientWatch:
             self._guard(observe)
         return self._families.clipping(self._model, self._optimizers).clip_(max_norm)
 
-    def step(self) -> None:
-        """End the run's step."""
+    def step(self, samples: int) -> None:
+        """End the run's step, of `samples` samples on this rank."""
         self._updates.finish()
+        if self._noise is not None:
+            self._noise.step(samples)
 
     def release(self) -> None:
         """Take the hooks off the optimizers."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.distributed.gradient_hooks import CommHook
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
@@ -123,9 +124,20 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
         Where `clip_grad_norm_` is called they are read there, which is right under a GradScaler too.
         """
-        with self._speed.phase("backward"):
+        with self._gradients.backward(), self._speed.phase("backward"):
             yield
         self._gradients.after_backward()
+
+    def watch_gradient_noise(
+        self, model: nn.Module | None = None, *, hook: CommHook | None = None, hook_state: Any = None
+    ) -> None:
+        """Estimate the gradient noise scale (arXiv 1812.06162) from the `backward` of the steps that log.
+
+        What `logging.gradients.noise: true` does by itself. Here give the wrapped model where the monitor has
+        another, and DDP's communication hook of your own instead of registering it. On many ranks the model
+        must be in DistributedDataParallel or `fully_shard`; on one process the loop must accumulate.
+        """
+        self._gradients.watch_noise(model, hook, hook_state)
 
     def observe_gradients(self) -> None:
         """Read the gradients if the coming `step` logs them: after `unscale_`, in a loop without clipping."""
@@ -234,7 +246,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         begun, now = time.perf_counter(), self.step_number
         observing, represents = self._observing, self._is_due("representations", now)
         self.families.collection.raise_errors()
-        self._gradients.step()
+        self._gradients.step(samples)
         self._observe(lambda: self._observe_step(samples, losses, count, tokens, begun))
         if scalars:
             self._observe(lambda: self.families.scalars(scalars).update(scalars))
