@@ -117,11 +117,13 @@ class Graph:
 class Drawing:
     """Hold a picture that is yet to be drawn: `draw()` returns it.
 
-    What it reads must not change any more: it is drawn later, on the thread that writes, by the process that
-    writes.
+    What it reads must not change any more: it is drawn later, by the process that writes or on its behalf.
+    `sketch()` returns what draws it elsewhere: a picklable function, without arguments, that returns a
+    matplotlib figure. Without it the picture is drawn by `draw`.
     """
 
     draw: Callable[[], Image]
+    sketch: Callable[[], Callable[[], object]] | None = None
 
 
 Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding | Video | Graph | Drawing

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 import hjepa_dist_metrics
+import hjepa_dist_metrics.figures
 
-SOURCE = Path(hjepa_dist_metrics.__file__)
 
-
-def typed_names():
+def typed_names(package=hjepa_dist_metrics):
     """Names that the type checkers see, by the module that they come from."""
-    (block,) = (node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.If))
+    source = Path(package.__file__).read_text()
+    (block,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
     return {
-        (statement.module.removeprefix("hjepa_dist_metrics."), alias.name)
+        (statement.module.removeprefix(f"{package.__name__}."), alias.name)
         for statement in block.body
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
@@ -26,6 +26,15 @@ def typed_names():
 def test_type_checkers_and_the_interpreter_see_the_same_names():
     homes = hjepa_dist_metrics._HOMES
     assert typed_names() == {(home, name) for home, names in homes.items() for name in names}
+
+
+def test_the_figures_names_are_all_there_too():
+    homes = hjepa_dist_metrics.figures._HOMES
+    assert typed_names(hjepa_dist_metrics.figures) == {
+        (home, n) for home, names in homes.items() for n in names
+    }
+    for name in (name for names in homes.values() for name in names):
+        assert callable(getattr(hjepa_dist_metrics.figures, name))
 
 
 @pytest.mark.parametrize(

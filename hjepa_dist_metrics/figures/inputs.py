@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+from typing_extensions import TypeIs
 
 from hjepa_dist_metrics.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -20,11 +23,17 @@ Grid: TypeAlias = tuple[int, int]
 
 def host(values: ArrayLike) -> Floats:
     """Return float64 on the host, of a tensor of any dtype and device, an array or nested sequences."""
-    if isinstance(values, Tensor):
-        return values.detach().to("cpu", torch.float64).numpy()
-    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
-        return host(torch.stack([torch.as_tensor(v) for v in values]))
+    if is_tensor(values):
+        return values.detach().cpu().double().numpy()
+    if isinstance(values, (list, tuple)) and values and is_tensor(values[0]):
+        return np.stack([host(v) for v in values])
     return np.asarray(values, dtype=np.float64)
+
+
+def is_tensor(value: object) -> TypeIs[Tensor]:
+    """Return whether a value is a tensor, without importing torch: what draws a run's figures has none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def tokens(values: ArrayLike, name: str) -> Floats:
@@ -53,12 +62,12 @@ def picture(image: ArrayLike) -> Floats:
     Takes [C, H, W] or [1, C, H, W] with C of 1 or 3 (as models do), [H, W] or [H, W, 3]. Values outside
     [0, 1] are stretched to it, except bytes, which are divided by 255. ConfigError for another shape.
     """
-    is_bytes = getattr(image, "dtype", None) in (torch.uint8, np.dtype(np.uint8))
+    is_bytes = str(getattr(image, "dtype", "")) in ("torch.uint8", "uint8")
     array = host(image)
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
     # Three rows of pixels or three channels? A tensor's first dimension is the channels.
-    channels_first = isinstance(image, Tensor) or array.shape[-1] not in (1, 3)
+    channels_first = is_tensor(image) or array.shape[-1] not in (1, 3)
     if array.ndim == 3 and array.shape[0] in (1, 3) and channels_first:
         array = array.transpose(1, 2, 0)
     if array.ndim == 2:
@@ -75,7 +84,7 @@ def picture(image: ArrayLike) -> Floats:
 
 def pictures(images: ArrayLike) -> list[Floats]:
     """Return the pictures of a batch [B, C, H, W] (or [B, H, W]), or of one image."""
-    if isinstance(images, (Tensor, np.ndarray)):
+    if isinstance(images, np.ndarray) or is_tensor(images):
         if images.ndim == 4 or (images.ndim == 3 and images.shape[0] not in (1, 3) and images.shape[-1] != 3):
             return [picture(image) for image in images]
         return [picture(images)]

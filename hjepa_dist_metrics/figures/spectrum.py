@@ -59,10 +59,20 @@ def visualize_spectrum(
         drawn[0].semilogy(
             np.arange(1, len(sigma) + 1), shown, color=colour(number), ls=style, marker=marker, label=name
         )
+    _decades(drawn[0])
     plot_area(drawn[0])
     legend(drawn[0])
     describe(drawn[0], "", "number", "singular value / largest")
     return finish(figure, "Spectrum of the features", save_path, dpi)
+
+
+def _decades(ax: Axes) -> None:
+    """Mark each decade with plain text: matplotlib's own formulas take two thirds of the drawing's time."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.yaxis.set_major_locator(LogLocator(numticks=12))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def visualize_gram_matrices(

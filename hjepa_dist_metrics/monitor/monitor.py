@@ -340,6 +340,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     def flush(self) -> None:
         """Wait for the syncs under way and make everything readable: before a checkpoint, for instance."""
         self.families.collection.close()
+        self._publisher.finish_drawing()
         self._sink.flush()
 
     def finish(self) -> None:
@@ -383,6 +384,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def _release(self) -> None:
         self._gradients.release()
+        self._publisher.close()
         self._sink.close()
 
     def state_dict(self) -> dict[str, Any]:

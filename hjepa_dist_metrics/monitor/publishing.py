@@ -10,6 +10,7 @@ from typing import Any
 from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.monitor.alerts import AlertBook
+from hjepa_dist_metrics.monitor.drawing import FINISH_SECONDS, Studio
 from hjepa_dist_metrics.monitor.output import Output
 from hjepa_dist_metrics.monitor.remembering import memory_of, recall
 from hjepa_dist_metrics.monitor.rules import Convergence
@@ -44,6 +45,17 @@ class Publisher:
         # Written with the first values.
         self._notes: dict[str, Value] = {"notes/how_to_read": Text(catalog.how_to_read())} if explain else {}
         self._lock = threading.Lock()
+        self._studio = Studio(sink.write) if context.is_main else None
+
+    def finish_drawing(self) -> None:
+        """Wait for the figures that are being drawn, for at most a minute."""
+        if self._studio is not None:
+            self._studio.drain(FINISH_SECONDS)
+
+    def close(self) -> None:
+        """Wait for the figures that are being drawn, for at most a minute, and draw no more."""
+        if self._studio is not None:
+            self._studio.close()
 
     def also_as(self, names: Mapping[str, str]) -> None:
         """Write numbers under second tags too: `names` maps a tag to its other one."""
@@ -69,7 +81,7 @@ class Publisher:
         self.write(step, {**values, **_cost(report)})
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Judge values and write them; drawings are drawn on the writing thread."""
+        """Judge values and write them; drawings are drawn later, beside the training."""
         numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
         alerts = self._judge(step, numbers)
         with self._lock:
@@ -97,10 +109,12 @@ class Publisher:
         return {**values, "alerts/log": Text(log)} if begun else values
 
     def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:
-        from hjepa_dist_metrics.monitor.run_figures import draw
+        if self._studio is None:
+            return
+        from hjepa_dist_metrics.monitor.run_figures import resolution
 
         numbers = dict(self.latest)
-        self.sink.write_later(step, lambda: draw(drawings, numbers))
+        self._studio.draw(step, drawings | resolution(numbers))
 
 
 def _cost(report: SyncReport | None) -> dict[str, Value]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
+from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures import run
 from hjepa_dist_metrics.figures.canvas import to_image
 from hjepa_dist_metrics.figures.inputs import Grid, grid_of, host
@@ -28,13 +27,13 @@ from hjepa_dist_metrics.metrics.collapse import token_ids
 from hjepa_dist_metrics.metrics.prediction import gram_matrices
 from hjepa_dist_metrics.metrics.spectrum import eigenvalues
 from hjepa_dist_metrics.states import Covariance, Lowest, Sample, Sum
-from hjepa_dist_metrics.values import Drawing, Value
+from hjepa_dist_metrics.values import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-logger = logging.getLogger("hjepa_dist_metrics.monitor")
-
+# What draws a figure from arrays that it holds, and can go to another process.
+Sketch = Callable[[], "Figure"]
 _SCENES, _POINTS, _PATCHES = 4, 256, 12
 # Pixels travel as whole numbers, with this many steps to the unit.
 _STEPS = 4096.0
@@ -167,10 +166,10 @@ class RunFigures(DistributedMetric):
         """Return a `Drawing` a figure; {} before the first image."""
         if not states["count"].value:
             return {}
-        figures: dict[str, Callable[[], Figure]] = {
+        figures: dict[str, Callable[[], Sketch]] = {
             "masking/geometry_analysis": lambda: self._geometry(states),
-            "masking/coverage": lambda: run.coverage_map(
-                host(states["coverage"].value), states["count"].value, self.grid
+            "masking/coverage": lambda: partial(
+                run.coverage_map, host(states["coverage"].value), states["count"].value, self.grid
             ),
             "patches/similarity_heatmap": lambda: self._heatmap(states),
         }
@@ -181,13 +180,13 @@ class RunFigures(DistributedMetric):
         for i in present:
             for kind in ("prediction", "target"):
                 tag = f"prediction/level{i}_gram_{kind}"
-                figures[tag] = functools.partial(self._gram, states, i, kind)
+                figures[tag] = partial(self._gram, states, i, kind)
         if present:
             figures["collapse/spectrum"] = lambda: self._spectrum(states, present)
         if sum(len(states[f"points{i}"].rows_kept) for i in present) > 2:
             tag = f"embeddings/{self.method}_pred_vs_target"
             figures[tag] = lambda: self._map(states, present)
-        return {tag: Drawing(lambda make=make: to_image(make())) for tag, make in figures.items()}  # type: ignore[misc]
+        return {tag: _drawing(sketch) for tag, sketch in figures.items()}
 
     def _scenes(self, states: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
         """Return images [k, C, H, W], masks, cosines and tokens that count [k, N] of the sampled images."""
@@ -197,27 +196,27 @@ class RunFigures(DistributedMetric):
         parts = [rows[:, pixels + i * patches : pixels + (i + 1) * patches] for i in range(3)]
         return images, parts[0] > 0.5, parts[1], parts[2] > 0.5
 
-    def _geometry(self, states: Mapping[str, Any]) -> Figure:
+    def _geometry(self, states: Mapping[str, Any]) -> Sketch:
         images, masks, _, _ = self._scenes(states)
         sizes = host(states["sizes"].value).reshape(self.grid[0] + 1, self.grid[1] + 1)
         coverage = host(states["coverage"].value)
-        return run.mask_geometry(coverage, states["count"].value, sizes, self.grid, images, masks)
+        return partial(run.mask_geometry, coverage, states["count"].value, sizes, self.grid, images, masks)
 
-    def _heatmap(self, states: Mapping[str, Any]) -> Figure:
+    def _heatmap(self, states: Mapping[str, Any]) -> Sketch:
         images, _, cosines, counted = self._scenes(states)
-        return run.similarity_heatmap(images, cosines, counted, self.grid)
+        return partial(run.similarity_heatmap, images, cosines, counted, self.grid)
 
-    def _patches(self, states: Mapping[str, Any], name: str, sign: float) -> Figure:
+    def _patches(self, states: Mapping[str, Any], name: str, sign: float) -> Sketch:
         labels = states[name].labels
         patches = (labels[:, 2:] / _STEPS).reshape(-1, *self.crop)
         title = "Hardest patches" if name == "hardest" else "Easiest patches"
-        return run.patch_grid(patches, sign * states[name].scores, labels[:, :2], title)
+        return partial(run.patch_grid, patches, sign * states[name].scores, labels[:, :2], title)
 
-    def _gram(self, states: Mapping[str, Any], level: int, kind: str) -> Figure:
+    def _gram(self, states: Mapping[str, Any], level: int, kind: str) -> Sketch:
         matrix = gram_matrices(states, level)[kind]
-        return visualize_gram_matrices({f"{kind}s, level {level}": matrix}, figsize=(5.0, 4.4))
+        return partial(visualize_gram_matrices, {f"{kind}s, level {level}": matrix}, figsize=(5.0, 4.4))
 
-    def _spectrum(self, states: Mapping[str, Any], levels: Sequence[int]) -> Figure:
+    def _spectrum(self, states: Mapping[str, Any], levels: Sequence[int]) -> Sketch:
         spectra = {}
         for i in levels:
             joint = states[f"joint{i}"]
@@ -225,13 +224,17 @@ class RunFigures(DistributedMetric):
             for kind, part in (("predictions", slice(0, dim)), ("targets", slice(dim, None))):
                 mean = joint.mean[part]
                 values = eigenvalues(joint.matrix[part, part], float(mean @ mean))
-                spectra[f"level {i}, {kind}"] = values.sqrt()
-        return visualize_spectrum(spectra)
+                spectra[f"level {i}, {kind}"] = host(values.sqrt())
+        return partial(visualize_spectrum, spectra)
 
-    def _map(self, states: Mapping[str, Any], levels: Sequence[int]) -> Figure:
+    def _map(self, states: Mapping[str, Any], levels: Sequence[int]) -> Sketch:
         rows = [host(states[f"points{i}"].rows_kept) for i in levels]
         halves = [np.split(r, 2, axis=1) for r in rows]
-        return run.prediction_map([h[0] for h in halves], [h[1] for h in halves], self.method)
+        return partial(run.prediction_map, [h[0] for h in halves], [h[1] for h in halves], self.method)
+
+
+def _drawing(sketch: Callable[[], Sketch]) -> Drawing:
+    return Drawing(lambda: to_image(sketch()()), sketch)
 
 
 def observed(
@@ -252,23 +255,6 @@ def observed(
     return Observed(images, mask.flatten(1), predictions, targets, grid=grid, **more)
 
 
-def draw(drawings: Mapping[str, Drawing], numbers: Mapping[str, float]) -> dict[str, Value]:
-    """Return the pictures, and that of the hierarchy's `numbers` by tag where there are any.
-
-    One that cannot be drawn is reported and left out.
-    """
-    images: dict[str, Value] = {}
-    for tag, drawing in (dict(drawings) | resolution(numbers)).items():
-        try:
-            images[tag] = drawing.draw()
-        except MissingExtraError as error:
-            logger.error("no figures are drawn: %s", error)
-            return {}
-        except Exception as error:
-            logger.error("the figure %s could not be drawn: %s: %s", tag, type(error).__name__, error)
-    return images
-
-
 def resolution(numbers: Mapping[str, float]) -> dict[str, Drawing]:
     """Return `hierarchy/resolution`, drawn from the hierarchy's numbers by tag; {} where there are none."""
     kinds = ("num_tokens", "compute_share", "memory_share")
@@ -278,4 +264,4 @@ def resolution(numbers: Mapping[str, float]) -> dict[str, Drawing]:
     if levels == 0:
         return {}
     bars = [[numbers[f"hierarchy/level{i}_{kind}"] for i in range(levels)] for kind in kinds]
-    return {"hierarchy/resolution": Drawing(lambda: to_image(visualize_hierarchy_resolution(*bars)))}
+    return {"hierarchy/resolution": _drawing(lambda: partial(visualize_hierarchy_resolution, *bars))}

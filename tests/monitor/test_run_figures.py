@@ -10,7 +10,8 @@ from torch import nn
 
 from hjepa_dist_metrics import MetricCollection, TrainingMonitor
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.monitor.run_figures import Observed, RunFigures, draw, observed
+from hjepa_dist_metrics.monitor.drawing import draw
+from hjepa_dist_metrics.monitor.run_figures import Observed, RunFigures, observed, resolution
 from hjepa_dist_metrics.reference.hjepa.masking import MultiBlockMaskGenerator
 from hjepa_dist_metrics.values import Drawing, Image
 from tests.ranks import run_ranks
@@ -166,7 +167,7 @@ def test_a_figure_that_fails_is_reported_and_the_others_are_written(caplog, monk
 
     good = Image(np.zeros((2, 2, 3), np.uint8))
     with caplog.at_level(logging.ERROR):
-        images = draw({"a/b": Drawing(fail), "c/d": Drawing(lambda: good)}, {})
+        images = draw({"a/b": Drawing(fail), "c/d": Drawing(lambda: good)})
     assert images == {"c/d": good}
     assert "the figure a/b could not be drawn: ValueError: no pen" in caplog.text
 
@@ -177,7 +178,7 @@ def test_without_matplotlib_one_line_says_what_to_install(caplog, monkeypatch):
     metric = RunFigures(seen(batch()))
     metric.update(seen(batch()))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert draw(metric.compute_from(metric.states), {}) == {}
+    assert draw(metric.compute_from(metric.states)) == {}
     assert len(caplog.records) == 1
     assert "hjepa-dist-metrics[figures]" in caplog.text
 
@@ -188,8 +189,8 @@ def test_the_hierarchys_numbers_become_bars():
         for i in (0, 1)
         for k in ("num_tokens", "compute_share", "memory_share")
     }
-    assert set(draw({}, numbers)) == {"hierarchy/resolution"}
-    assert draw({}, {"loss/total": 1.0}) == {}
+    assert set(draw(resolution(numbers))) == {"hierarchy/resolution"}
+    assert resolution({"loss/total": 1.0}) == {}
 
 
 @pytest.mark.parametrize(
