@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,8 +31,8 @@ class LearningRate(DistributedMetric):
         groups = sum(len(optimizer.param_groups) for optimizer in self.optimizers)
         self.add_state("rates", Replicated(shape=(groups,)))
         self.add_state("stage", Replicated())
-        self.add_state("course", Replicated(shape=(4,)))  # what the next stage is told from
-        self._stages = _Stages()
+        # Not a state: a rank that ran out of batches has seen less of the schedule than the others.
+        self.stages = Stages()
 
     def update(self) -> None:
         """Read the rates."""
@@ -44,20 +43,9 @@ class LearningRate(DistributedMetric):
             )
         else:
             self.rates.update(rates)
-            stage = self._stages.after(float(rates[0]))
+            stage = self.stages.after(float(rates[0]))
             if stage is not None:
                 self.stage.update(stage)
-            self.course.update(self._stages.numbers())
-
-    def reset(self) -> None:
-        """Forget the rates, but not their course, by which the next update tells the stage."""
-        super().reset()
-        self.course.update(self._stages.numbers())
-
-    def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
-        """Replace the states; the course of the rates goes on on every rank."""
-        super().load_states(packed, holder=holder)
-        self._stages = _Stages.of(self.course.value)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return one tag a group; {} before the first update."""
@@ -70,7 +58,7 @@ class LearningRate(DistributedMetric):
         return tags | ({"learning_rate/warmup_stage": stage} if stage == stage else {})
 
 
-class _Stages:
+class Stages:
     """Tell the stage of a schedule from the rates seen so far."""
 
     def __init__(self) -> None:
@@ -78,22 +66,6 @@ class _Stages:
         self._stage: int | None = None
         self._unchanged = 0
         self._fell = False
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> _Stages:
-        """Return stages that go on from `numbers()`."""
-        last, stage, unchanged, fell = numbers
-        stages = cls()
-        if last == last:
-            stages._last, stages._unchanged, stages._fell = float(last), int(unchanged), bool(fell)
-            stages._stage = None if stage != stage else int(stage)
-        return stages
-
-    def numbers(self) -> list[float]:
-        """Return all that is remembered; NaN for what is not known."""
-        last = math.nan if self._last is None else self._last
-        stage = math.nan if self._stage is None else float(self._stage)
-        return [last, stage, float(self._unchanged), float(self._fell)]
 
     def after(self, rate: float) -> int | None:
         """Return the stage with this rate as the newest; None after the first."""

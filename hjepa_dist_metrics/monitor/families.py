@@ -30,6 +30,7 @@ from hjepa_dist_metrics.metrics import (
 from hjepa_dist_metrics.metrics.gradients import Report
 from hjepa_dist_metrics.metrics.watched import optimizer_groups
 from hjepa_dist_metrics.monitor.config import FiguresConfig, GradientsConfig
+from hjepa_dist_metrics.monitor.remembering import memory_of, recall
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.monitor.run_figures import Observed, RunFigures
@@ -60,6 +61,7 @@ class MetricFamilies:
         self.level_weights = None if level_weights is None else list(level_weights)
         self._custom: dict[str, str] = {}
         self._restored: dict[str, Any] = {}
+        self._memories: dict[str, Any] = {}
 
     def names(self, families: Iterable[str]) -> list[str]:
         """Return the metrics of the given cadence families."""
@@ -81,9 +83,13 @@ class MetricFamilies:
         self._custom[name] = family
         self._add(name, metric)
 
-    def restore(self, packed: Mapping[str, Any], syncs: int) -> None:
+    def memories(self) -> dict[str, Any]:
+        """Return what metrics remember beside their states, for a checkpoint."""
+        return {n: memory_of(m.stages) for n, m in self.collection.items() if isinstance(m, LearningRate)}
+
+    def restore(self, packed: Mapping[str, Any], syncs: int, memories: Mapping[str, Any]) -> None:
         """Continue from a collection's saved states; metrics that do not exist yet take theirs when made."""
-        self._restored = dict(packed)
+        self._restored, self._memories = dict(packed), dict(memories)
         self.collection.resume_at(syncs)
         for name in [name for name in self._restored if name in self.collection]:
             self._load(name)
@@ -211,4 +217,7 @@ class MetricFamilies:
 
     def _load(self, name: str) -> None:
         holder = self.collection.context.rank == 0
-        self.collection[name].load_states(self._restored.pop(name), holder=holder)
+        metric = self.collection[name]
+        metric.load_states(self._restored.pop(name), holder=holder)
+        if isinstance(metric, LearningRate):
+            recall(metric.stages, self._memories.get(name, {}))

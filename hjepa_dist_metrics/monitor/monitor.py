@@ -394,6 +394,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             "step_number": self.step_number,
             "cadences": {name: every.state_dict() for name, every in self._cadences.items()},
             "metrics": metrics,
+            "memories": self.families.memories(),
             "alerts": self.alert_book.state_dict(),
             "published": self._publisher.state_dict(),
         }
@@ -405,7 +406,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self._cadences[name].load_state_dict(saved)
         self.alert_book.load_state_dict(state["alerts"])
         self._publisher.load_state_dict(state["published"])
-        self.families.restore(state["metrics"]["metrics"], state["metrics"]["syncs"])
+        self.families.restore(state["metrics"]["metrics"], state["metrics"]["syncs"], state["memories"])
 
     # -- inside ----------------------------------------------------------------------------------------
 

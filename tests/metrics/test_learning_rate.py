@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import DesyncError, LearningRate, MetricCollection, ReplicatedScalars
+from hjepa_dist_metrics.monitor.remembering import memory_of, recall
 from tests.ranks import run_ranks, try_ranks
 
 
@@ -60,7 +61,7 @@ def test_the_stage_goes_on_from_a_checkpoint():
     assert [stage(first, rate) for rate in rates[:5]] == expected[:5]
     first.reset()
     second = LearningRate(optimizer(0.0))
-    second.load_state_dict(first.state_dict())
+    recall(second.stages, memory_of(first.stages))
     assert [stage(second, rate) for rate in rates[5:]] == expected[5:]
     assert expected[-1] == 2.0
 
