@@ -90,6 +90,6 @@ def _any_double(tensors: Sequence[Tensor]) -> bool:
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """Return a host tensor on a device, without waiting for it."""
-    if device.type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":  # a copy from memory that is not pinned waits, whatever it was asked
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)

@@ -29,7 +29,7 @@ def test_a_step_off_cadence_does_not_wait_for_the_device(tmp_path, strict):
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).cuda()
     optimizer = torch.optim.AdamW(model.parameters())
     x = torch.randn(16, 64, device="cuda")
-    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=1000)) as monitor:
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=1000, sync="inline")) as monitor:
         for step in range(8):
             strict(step > 0)  # step 0 logs
             with monitor.forward():
