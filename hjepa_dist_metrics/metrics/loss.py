@@ -13,6 +13,7 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.states import Sum
 
 Count = float | int | Tensor
+_UNWEIGHTED = "loss_unweighted"
 
 
 def contributions(losses: Sequence[float], weights: Sequence[float]) -> list[float]:
@@ -45,18 +46,18 @@ class HierarchicalLoss(DistributedMetric):
         if len(self.weights) != num_levels:
             raise ConfigError(f"expected {num_levels} level weights, got {list(self.weights)}")
         self.levels = [f"loss_h{i}" for i in range(num_levels)]
-        self.keys = ["loss", "loss_unweighted", *self.levels, *self.extra]
+        self.keys = ["loss", _UNWEIGHTED, *self.levels, *self.extra]
         for name in ("sums", "counts", "bad"):
             self.add_state(name, Sum(shape=(len(self.keys),)))
 
     def update(self, losses: Mapping[str, Any], count: Count | Mapping[str, Count] = 1) -> None:
         """Add mean losses over `count` samples or tokens.
 
-        `losses` holds "loss" and "loss_h0", ...; "loss_unweighted" is their mean where it is missing.
-        `count` may differ between keys: a mapping with the same keys.
+        `losses` holds "loss" and "loss_h0", ...; where "loss_unweighted" is missing, it is the mean of the
+        levels' means over the whole job. `count` may differ between keys: a mapping with the same keys.
         """
-        values = self._values(losses)
-        counts = self._counts(count, values)
+        values, given = self._values(losses)
+        counts = self._counts(count, values) * given
         finite = torch.isfinite(values)
         # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
         seen = counts > 0
@@ -64,17 +65,17 @@ class HierarchicalLoss(DistributedMetric):
         self.counts.update(counts)
         self.bad.update((seen & ~finite).to(torch.float64))
 
-    def _values(self, losses: Mapping[str, Any]) -> Tensor:
+    def _values(self, losses: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the losses in the order of `keys`, with 1 for each that is there, else 0."""
         required = ["loss", *self.levels, *self.extra]
         missing = [key for key in required if key not in losses]
         if missing:
             raise ConfigError(f"expected the losses {required}, got {sorted(losses)} without {missing}")
-        keys = [key for key in self.keys if key in losses]
-        given = _stack([losses[key] for key in keys])
-        if "loss_unweighted" in losses:
-            return given
-        parts = given[1 : 1 + self.num_levels] if self.levels else given[:1]
-        return torch.cat([given[:1], parts.mean()[None], given[1:]])
+        values = _stack([losses[key] for key in self.keys if key in losses])
+        given, nothing = torch.ones_like(values), values.new_zeros(1)
+        if _UNWEIGHTED in losses:
+            return values, given
+        return torch.cat([values[:1], nothing, values[1:]]), torch.cat([given[:1], nothing, given[1:]])
 
     def _counts(self, count: Count | Mapping[str, Count], values: Tensor) -> Tensor:
         if not isinstance(count, (Mapping, Tensor)):
@@ -94,13 +95,16 @@ class HierarchicalLoss(DistributedMetric):
         if not counts.any():
             return {}
         means = {key: s / c if c > 0 else 0.0 for key, s, c in zip(self.keys, sums, counts, strict=True)}
+        seen = [means[key] for key, c in zip(self.keys, counts, strict=True) if key in self.levels and c > 0]
+        if seen and not counts[self.keys.index(_UNWEIGHTED)]:
+            means[_UNWEIGHTED] = sum(seen) / len(seen)
         tags = {"loss/total": means["loss"], "loss/nonfinite": bad.sum()}
         tags |= {f"loss/{key.removeprefix('loss_')}": means[key] for key in self.extra}
         return tags | self._level_tags(means, bad[2 : 2 + self.num_levels]) if self.levels else tags
 
     def _level_tags(self, means: Mapping[str, float], bad: Sequence[float]) -> dict[str, Any]:
         losses = [means[key] for key in self.levels]
-        tags: dict[str, Any] = {"loss/unweighted": means["loss_unweighted"]}
+        tags: dict[str, Any] = {"loss/unweighted": means[_UNWEIGHTED]}
         tags |= {f"loss/h{i}": loss for i, loss in enumerate(losses)}
         shares = contributions(losses, self.weights)
         tags |= {f"loss/contribution_h{i}": share for i, share in enumerate(shares)}

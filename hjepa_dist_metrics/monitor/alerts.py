@@ -65,12 +65,13 @@ class AlertBook:
     on_alert: OnAlert | None = None
     alerts: list[Alert] = field(default_factory=list)
     _watches: dict[str, _Watch] = field(default_factory=dict)
+    _broken: set[str] = field(default_factory=set)
 
     def evaluate(self, step: int, numbers: Numbers) -> list[Alert]:
         """Return the alerts that begin at this step."""
         begun = []
         for name, rule in self.rules.items():
-            findings = rule(numbers)
+            findings = self._ask(name, rule, numbers)
             if findings is None:
                 continue
             watch = self._watches.setdefault(name, _Watch())
@@ -79,6 +80,16 @@ class AlertBook:
                 begun.append(Alert(step, name, worst.tag, worst.value, worst.reason))
         self.alerts += begun
         return begun
+
+    def _ask(self, name: str, rule: Rule, numbers: Numbers) -> list[Finding] | None:
+        """Return a rule's findings; None where it fails, which is told once and does not end the run."""
+        try:
+            return rule(numbers)
+        except Exception:
+            if name not in self._broken:
+                self._broken.add(name)
+                logger.exception("the alert rule %r failed; what it cannot judge is passed over", name)
+            return None
 
     def notify(self, begun: Sequence[Alert]) -> None:
         """Call the user's function; what goes wrong in it is reported and does not end the run."""

@@ -15,7 +15,8 @@ _CHANCE = 3.0  # standard errors within which a contrast may come from pairs wit
 def misaligned_rule(numbers: Numbers) -> list[Finding] | None:
     """Find pairs of modalities whose right pairs are no more alike than all pairs; None without any."""
     found = []
-    seen = list(_pairs(numbers, "diagonal_similarity"))
+    pairs = _pairs(numbers, "diagonal_similarity")
+    seen = [(prefix, diagonal) for prefix, diagonal in pairs if prefix + "mean_similarity" in numbers]
     for prefix, diagonal in seen:
         everything = numbers[prefix + "mean_similarity"]
         if not diagonal > everything:  # NaN is bad too

@@ -10,21 +10,28 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def memory_of(thing: object) -> dict[str, Any]:
-    """Return the private attributes that hold numbers, texts, or containers of them; {} of a function.
+    """Return the private attributes that hold numbers, texts, or containers of them; {} where there are none.
 
     Deques and sets become lists, so that any format of checkpoints can hold them. What else a rule keeps, a
     lock or a tensor, is its own affair.
     """
-    kept = {name: value for name, value in vars(thing).items() if name.startswith("_")}
+    kept = {name: value for name, value in _attributes(thing).items() if name.startswith("_")}
     return {name: _to_plain(value) for name, value in kept.items() if _is_plain(value)}
 
 
 def recall(thing: object, memory: Mapping[str, Any]) -> None:
     """Give an object its memory back; what it does not know, of another version, is left out."""
+    attributes = _attributes(thing)
     for name, saved in memory.items():
-        present = vars(thing).get(name)
-        if name in vars(thing) and _is_plain(present):
+        present = attributes.get(name)
+        if name in attributes and _is_plain(present):
             setattr(thing, name, _like(present, saved))
+
+
+def _attributes(thing: object) -> dict[str, Any]:
+    """Return an object's attributes; {} of one that has no place for any."""
+    found: dict[str, Any] = getattr(thing, "__dict__", {})
+    return found
 
 
 def _is_plain(value: object) -> bool:

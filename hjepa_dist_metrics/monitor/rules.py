@@ -21,6 +21,8 @@ from hjepa_dist_metrics.values import Scalar, Value
 
 _RECENT = 30
 _LEAST_RECENT = 5
+_LEAST_GAIN = 0.02  # of the start
+_LEAST_KEPT = 0.5  # of the best gain
 _LEAST_MOVE = 0.01  # of the move that the momentum implies
 _LEAST_STEP = 1e-4  # below 1 - momentum = this, float32 weights may stand still rightly
 _REPEATED_BATCHES = 0.25
@@ -32,6 +34,8 @@ _VANISHING = 1e-5
 _EXPLODING = 100.0
 _IMBALANCE = 98.0
 _OVERFIT = 1.1
+_COUNT_OF_BAD = re.compile(r"[/_]nonfinite$")
+_BAD_STEPS = "gradient/nonfinite_steps"
 _CONTRIBUTION = re.compile(r"loss/contribution_h\d+")
 
 
@@ -47,7 +51,7 @@ class RunRules:
             "loss_spike": loss_spike,
             "vanishing_gradients": NormRule(norm, low=True),
             "exploding_gradients": NormRule(norm, low=False),
-            "nonfinite": nonfinite,
+            "nonfinite": Nonfinite(),
             "level_imbalance": level_imbalance,
             "overfitting": Overfitting(),
             "misaligned_modalities": misaligned_rule,
@@ -59,12 +63,14 @@ class RunRules:
 class CollapseRule:
     """Judge every stream's rank, spread and similarity by the catalog's limits for its width and rows.
 
-    Untrained networks map all images near each other: a number beyond its limit counts only while it is no
-    better than at the start of the run, so that a run which leaves a bad start is not called ill.
+    Untrained networks map all images near each other: a number beyond its limit is excused while it is better
+    than at the start of the run, so that a run which leaves a bad start is not called ill. It must keep half
+    of what it has won at best: a fall back to the start is a collapse.
     """
 
     dims: Callable[[], Mapping[str, int]]
     _start: dict[str, float] = field(default_factory=dict)
+    _best: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, numbers: Numbers) -> list[Finding] | None:
         """Return what is beyond its limits; None where no stream was measured."""
@@ -83,21 +89,29 @@ class CollapseRule:
             if tag not in numbers or entry is None or entry.limits is None:
                 continue
             value, limits = numbers[tag], entry.limits(dim, count)
-            start = self._start.setdefault(tag, value)
             sign = 1.0 if limits.low_is_bad else -1.0
-            better = sign * (value - start) > 0.02 * abs(start)
-            if limits.judge(value) == "bad" and not better:
+            start, best = self._remember(tag, value, sign)
+            least = max(_LEAST_GAIN * abs(start), _LEAST_KEPT * sign * (best - start))
+            if limits.judge(value) == "bad" and not sign * (value - start) > least:
                 side = "below" if limits.low_is_bad else "above"
                 bound = f"{side} {limits.bad:.4g}, the bound for D={dim}, n={count}"
-                yield Finding(tag, value, f"{bound}; {start:.4g} at the start")
+                yield Finding(tag, value, f"{bound}; {start:.4g} at the start, {best:.4g} at best")
+
+    def _remember(self, tag: str, value: float, sign: float) -> tuple[float, float]:
+        """Return the number's first value and its best so far."""
+        start = self._start.setdefault(tag, value)
+        best = self._best.setdefault(tag, start)
+        if sign * (value - best) > 0:
+            best = self._best[tag] = value
+        return start, best
 
 
 def frozen_teacher(numbers: Numbers) -> list[Finding] | None:
     """Find a teacher that moves less than a hundredth of what its momentum implies."""
-    tag = "ema/update_magnitude"
-    if tag not in numbers:
+    tag, needed = "ema/update_magnitude", ("ema/momentum_current", "ema/relative_divergence")
+    if not {tag, *needed} <= numbers.keys():
         return None
-    momentum, divergence = numbers["ema/momentum_current"], numbers["ema/relative_divergence"]
+    momentum, divergence = (numbers[name] for name in needed)
     due = expected_move(momentum, divergence)
     if 1.0 - momentum < _LEAST_STEP or not 0 < due < math.inf or not numbers[tag] < _LEAST_MOVE * due:
         return []
@@ -108,13 +122,13 @@ def frozen_teacher(numbers: Numbers) -> list[Finding] | None:
 def repeated_masks(numbers: Numbers) -> list[Finding] | None:
     """Find batches of masks that repeat each other, and one mask for nearly all images."""
     batches, collision = "masking/repeated_batches", "masking/collision_probability"
-    if batches not in numbers:
+    if not {batches, collision} & numbers.keys():
         return None
     found = []
-    if numbers[batches] >= _REPEATED_BATCHES:
+    if numbers.get(batches, 0.0) >= _REPEATED_BATCHES:
         reason = "whole batches of masks come again: a shared seed, or a generator that stands still"
         found.append(Finding(batches, numbers[batches], reason))
-    if numbers[collision] > _COLLISIONS:
+    if numbers.get(collision, 0.0) > _COLLISIONS:
         found.append(Finding(collision, numbers[collision], "most images have the same mask"))
     return found
 
@@ -129,19 +143,36 @@ def loss_spike(numbers: Numbers) -> list[Finding] | None:
     return [Finding(tag, numbers[tag], reason, at_once=True)] if high else []
 
 
-def nonfinite(numbers: Numbers) -> list[Finding] | None:
-    """Find NaN and infinite losses and features by their counts; the first bad level of the loss first."""
-    counted = [tag for tag in numbers if re.search(r"[/_]nonfinite$", tag)]
-    found = [
-        Finding(tag, numbers[tag], "NaN or infinite values were seen", at_once=True)
-        for tag in counted
-        if numbers[tag] > 0
-    ]
-    level = numbers.get("loss/first_nonfinite_level")
-    if level is not None:
-        reason = "the first level that is NaN or infinite"
-        found.insert(0, Finding(f"loss/h{int(level)}", math.nan, reason, at_once=True))
-    return found if counted else None
+@dataclass
+class Nonfinite:
+    """Find NaN and infinite losses, features and gradients by their counts; the first bad level first.
+
+    Not every log has every count: one that was bad stays so until it is seen again.
+    """
+
+    _bad: set[str] = field(default_factory=set)
+    _steps: float = 0.0
+
+    def __call__(self, numbers: Numbers) -> list[Finding] | None:
+        """Judge the counts that are there; None where there are none, or only clean ones beside a bad one."""
+        counts = {tag: value for tag, value in numbers.items() if _COUNT_OF_BAD.search(tag)}
+        bad = {tag: value for tag, value in counts.items() if value > 0}
+        self._bad = (self._bad - counts.keys()) | bad.keys()
+        found = [Finding(tag, value, "NaN or infinite values were seen", True) for tag, value in bad.items()]
+        found += self._gradients(numbers)
+        level = numbers.get("loss/first_nonfinite_level")
+        if level is not None:
+            reason = "the first level that is NaN or infinite"
+            found.insert(0, Finding(f"loss/h{int(level)}", math.nan, reason, at_once=True))
+        known = counts or _BAD_STEPS in numbers
+        return found if found or (known and not self._bad) else None
+
+    def _gradients(self, numbers: Numbers) -> list[Finding]:
+        """Find steps since the last look whose gradient was bad; their count goes on over the whole run."""
+        steps, before = numbers.get(_BAD_STEPS, self._steps), self._steps
+        self._steps = steps
+        reason = "steps had a NaN or infinite gradient by now; where a loss scaler seeks its scale, some do"
+        return [Finding(_BAD_STEPS, steps, reason, at_once=True)] if steps > before else []
 
 
 def level_imbalance(numbers: Numbers) -> list[Finding] | None:

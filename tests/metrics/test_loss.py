@@ -36,6 +36,33 @@ def test_counts_by_level():
     assert values["loss/total"] == pytest.approx((3.0 * 5 + 9.0 * 7) / 12, rel=1e-12)
 
 
+@pytest.mark.parametrize("split", [[], [3], [0, 1, 4]])
+def test_the_unweighted_loss_is_the_mean_of_the_levels_for_every_split(split):
+    rng = np.random.default_rng(1)
+    values, masked = rng.random((8, 2, 5)), rng.random((8, 2, 5)) < 0.4
+    masked[0, 1] = False  # the first sample has nothing at level 1: its mean is NaN, over a count of 0
+
+    def mean(part, level):
+        chosen = part[0][:, level][part[1][:, level]]
+        return chosen.mean() if len(chosen) else math.nan
+
+    loss = HierarchicalLoss(2)
+    for part in zip(np.split(values, split), np.split(masked, split), strict=True):
+        levels = {f"loss_h{i}": mean(part, i) for i in range(2)}
+        counts = {f"loss_h{i}": int(part[1][:, i].sum()) for i in range(2)}
+        loss.update({"loss": 1.0, **levels}, counts)
+    found, whole = numbers(loss.compute()), (values, masked)
+    expected = [mean(whole, level) for level in range(2)]
+    assert found["loss/unweighted"] == pytest.approx(sum(expected) / 2, rel=1e-12)
+    assert found["loss/nonfinite"] == 0
+
+
+def test_a_level_without_anything_does_not_count_in_the_unweighted_loss():
+    loss = HierarchicalLoss(2)
+    loss.update({"loss": 3.0, "loss_h0": 3.0, "loss_h1": math.nan}, {"loss_h0": 2, "loss_h1": 0})
+    assert numbers(loss.compute())["loss/unweighted"] == 3.0
+
+
 def test_ranks_with_uneven_counts_equal_the_mean_over_everything():
     rng = np.random.default_rng(0)
     samples = rng.normal(size=(40, 3)) ** 2
@@ -64,7 +91,8 @@ def test_nonfinite_loss_is_counted_and_its_level_named():
     assert math.isnan(values["loss/total"])
     assert values["loss/h0"] == 1.0
     assert values["loss/first_nonfinite_level"] == 1
-    assert values["loss/nonfinite"] == 4  # total, unweighted, h1, h2
+    assert values["loss/nonfinite"] == 3  # total, h1, h2
+    assert math.isnan(values["loss/unweighted"])
 
 
 def test_a_mean_over_nothing_is_not_a_finding():

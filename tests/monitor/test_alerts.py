@@ -125,3 +125,26 @@ def test_the_page_that_explains_the_run_is_written_once(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard/run")).Reload()
     (page,) = events.Tensors("notes/how_to_read/text_summary")
     assert b"# How to read this run" in page.tensor_proto.string_val[0]
+
+
+def test_a_rule_that_fails_is_told_of_once_and_the_others_go_on(caplog):
+    alerts = book(patience=1)
+    alerts.rules["broken"] = lambda numbers: [Finding("y", numbers["y"], "there is no y")]
+    begun = [alerts.evaluate(step, {"x": 2.0}) for step in range(3)]
+    assert [[alert.rule for alert in each] for each in begun] == [["high"], [], []]
+    assert caplog.text.count("the alert rule 'broken' failed") == 1
+    assert [alert.rule for alert in alerts.evaluate(3, {"x": 2.0, "y": 1.0})] == ["broken"]
+    assert caplog.text.count("KeyError") == 1
+
+
+def test_numbers_of_ones_own_need_no_others(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with TrainingMonitor(model, optimizer, {"log_dir": str(tmp_path)}) as monitor:
+        for tag in (
+            "alignment/text_vs_image/diagonal_similarity",
+            "ema/update_magnitude",
+            "masking/repeated_batches",
+        ):
+            monitor.log({tag: 0.5})
+    assert monitor.latest["ema/update_magnitude"] == 0.5

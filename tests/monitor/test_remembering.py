@@ -94,3 +94,20 @@ def test_what_is_not_plain_is_left_alone():
     recall(other, {**memory, "_gone": 1, "_lock": 2})
     assert (other._seen, other._lock, hasattr(other, "_gone")) == ({"c"}, lock, False)
     assert memory_of(lambda numbers: None) == {}
+    assert memory_of(print) == {}
+    recall(print, {"_seen": 1})
+
+
+class Slotted:
+    """A user's rule without a dictionary of attributes."""
+
+    __slots__ = ("calls",)
+
+    def __call__(self, numbers):
+        return None
+
+
+def test_a_rule_without_attributes_is_no_hindrance_to_a_checkpoint():
+    state = json.loads(json.dumps(book({"own": Slotted()}).state_dict()))
+    assert state["memories"] == {"own": {}}
+    book({"own": Slotted()}).load_state_dict(state)

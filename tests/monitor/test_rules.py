@@ -1,21 +1,25 @@
 """Each alert rule on numbers made by hand: what it finds, what it leaves alone, when it cannot tell."""
 
 import math
+import re
 
 import pytest
 
+from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.catalog import ALERT_RULES
+from hjepa_dist_metrics.monitor.alerts import AlertBook
+from hjepa_dist_metrics.monitor.config import AlertsConfig
 from hjepa_dist_metrics.monitor.reconstruction_rules import reconstruction_rules
 from hjepa_dist_metrics.monitor.rules import (
     CollapseRule,
     Convergence,
+    Nonfinite,
     NormRule,
     Overfitting,
     RunRules,
     frozen_teacher,
     level_imbalance,
     loss_spike,
-    nonfinite,
     repeated_masks,
 )
 from hjepa_dist_metrics.values import Scalar
@@ -62,6 +66,22 @@ def test_a_bad_start_is_no_collapse_while_it_gets_better():
     assert tags(rule(collapse_numbers(similarity=0.985))) == ["collapse/mean_similarity"]
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "best", "back"),
+    [
+        ("rank", 2.0, 30.0, 2.2),
+        ("similarity", 0.99, 0.2, 0.95),
+        ("std", 0.0005, 0.1, 0.0006),
+        ("similarity", 0.99, 0.7, 0.93),  # better than the warning was never needed
+    ],
+)
+def test_a_fall_back_to_a_bad_start_is_a_collapse(name, start, best, back):
+    rule = CollapseRule(lambda: {"collapse/": 64})
+    assert len(rule(collapse_numbers(**{name: start}))) == 1
+    assert rule(collapse_numbers(**{name: best})) == []
+    assert len(rule(collapse_numbers(**{name: back}))) == 1
+
+
 def test_collapse_looks_at_each_stream_and_at_nothing_else():
     rule = CollapseRule(lambda: {"collapse/": 64, "collapse/context_": 64})
     numbers = collapse_numbers() | collapse_numbers(rank=1.0, prefix="collapse/context_")
@@ -97,6 +117,14 @@ def test_a_teacher_is_frozen_where_it_moves_less_than_its_momentum_says(numbers,
 
 def test_a_teacher_without_a_move_yet_cannot_be_judged():
     assert frozen_teacher({"ema/momentum_current": 0.9}) is None
+    assert frozen_teacher({"ema/update_magnitude": 0.1}) is None
+
+
+@pytest.mark.parametrize("tag", sorted({entry.pattern for entry in catalog.entries()}))
+def test_no_rule_stumbles_over_a_number_alone(tag):
+    alone = re.sub(r"\{\w+\}", "0", tag)
+    for rule in (*RunRules(lambda: {"collapse/": 8}).rules.values(), *reconstruction_rules().values()):
+        rule({alone: 1.0})
 
 
 def test_repeated_masks():
@@ -106,6 +134,8 @@ def test_repeated_masks():
     one = healthy | {"masking/collision_probability": 0.9}
     assert tags(repeated_masks(one)) == ["masking/collision_probability"]
     assert repeated_masks({}) is None
+    assert repeated_masks({"masking/repeated_batches": 0.0}) == []
+    assert tags(repeated_masks({"masking/collision_probability": 0.9})) == ["masking/collision_probability"]
 
 
 def test_a_loss_spike_must_be_far_and_high():
@@ -120,7 +150,8 @@ def test_a_loss_spike_must_be_far_and_high():
 
 
 def test_nonfinite_names_the_first_level():
-    clean = {"loss/nonfinite": 0.0, "collapse/context_nonfinite": 0.0, "gradient/nonfinite_steps": 3.0}
+    nonfinite = Nonfinite()
+    clean = {"loss/nonfinite": 0.0, "collapse/context_nonfinite": 0.0, "gradient/nonfinite_steps": 0.0}
     assert nonfinite(clean) == []
     dirty = clean | {
         "loss/nonfinite": 2.0,
@@ -130,7 +161,34 @@ def test_nonfinite_names_the_first_level():
     found = nonfinite(dirty)
     assert tags(found) == ["loss/h1", "loss/nonfinite", "hierarchy/level0_nonfinite"]
     assert all(finding.at_once for finding in found)
-    assert nonfinite({"loss/total": math.nan}) is None
+    assert Nonfinite()({"loss/total": math.nan}) is None
+
+
+def test_a_bad_count_stays_bad_until_it_is_seen_again():
+    nonfinite, fast, slow = Nonfinite(), {"loss/nonfinite": 0.0}, "collapse/nonfinite"
+    assert tags(nonfinite(fast | {slow: 5.0})) == [slow]
+    assert [nonfinite(fast) for _ in range(9)] == [None] * 9
+    assert tags(nonfinite(fast | {slow: 4.0})) == [slow]
+    assert nonfinite(fast | {slow: 0.0}) == []
+    assert nonfinite(fast) == []
+
+
+def test_a_condition_that_lasts_is_one_alert():
+    alerts = AlertBook(AlertsConfig(), {"nonfinite": Nonfinite()})
+    for step in range(100):
+        slow = {"collapse/nonfinite": 5.0} if step % 10 == 0 else {}
+        alerts.evaluate(step, {"loss/nonfinite": 0.0, **slow})
+    assert (len(alerts.alerts), alerts.firing()) == (1, {"nonfinite"})
+
+
+def test_a_bad_gradient_between_logs_is_found_when_it_is_counted():
+    nonfinite, steps = Nonfinite(), "gradient/nonfinite_steps"
+    assert nonfinite({steps: 0.0}) == []
+    found = nonfinite({steps: 1.0})
+    assert (tags(found), found[0].at_once) == ([steps], True)
+    assert nonfinite({steps: 1.0}) == []  # the count is that of the whole run
+    assert nonfinite({"loss/total": 1.0}) is None
+    assert tags(nonfinite({steps: 3.0})) == [steps]
 
 
 def test_level_imbalance():
