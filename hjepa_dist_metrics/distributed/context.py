@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,8 +89,11 @@ class ProcessContext:
         return cls(rank, dist.get_world_size(group), device, is_main=main, group=group)
 
 
+_cuda_is_available = functools.cache(torch.cuda.is_available)
+
+
 def _default_device() -> torch.device:
-    if torch.cuda.is_available():
+    if _cuda_is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return _HOST
 

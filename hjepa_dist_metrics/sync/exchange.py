@@ -88,8 +88,8 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     meter.begin()
     others = [taken.others[name] for name in plan.others]
     blocks = [*taken.rows(), *(rows for state in others if (rows := state.rows()) is not None)]
-    sent = _flat([block.numpy() for block in blocks])
-    gathered = gather_states(meter, plan.schema, ticket, sent, encode_blob(_bytes_of(plan, others)))
+    blob = encode_blob(_bytes_of(plan, others)) if others else None
+    gathered = gather_states(meter, plan.schema, ticket, _flat([block.numpy() for block in blocks]), blob)
     cuts = cut(gathered.rows, [block.shape for block in blocks])
     grouped, single = cuts[: len(plan.groups)], cuts[len(plan.groups) :]
     merged_rows = _merge_rows(plan.groups, grouped)
@@ -113,15 +113,14 @@ def _bytes_of(plan: Plan, others: Sequence[State]) -> dict[str, dict[str, Tensor
 
 def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats]) -> list[Floats]:
     """Return each group's merged block; raise where ranks contradict each other."""
-    rows = [
-        block if group.kind.additive else torch.from_numpy(block)
-        for group, block in zip(groups, gathered, strict=True)
-    ]
-    raise_conflicts((g, r) for g, r in zip(groups, rows, strict=True) if isinstance(r, Tensor))
+    pairs = list(zip(groups, gathered, strict=True))
+    tensors = [None if group.kind.additive else torch.from_numpy(rows) for group, rows in pairs]
+    if any(rows is not None for rows in tensors):
+        raise_conflicts((g, rows) for g, rows in zip(groups, tensors, strict=True) if rows is not None)
     with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, which is reported as such
         return [
-            group.kind.merge_rows(block).numpy() if isinstance(block, Tensor) else block.sum(axis=0)
-            for group, block in zip(groups, rows, strict=True)
+            np.add.reduce(rows) if tensor is None else group.kind.merge_rows(tensor).numpy()
+            for (group, rows), tensor in zip(pairs, tensors, strict=True)
         ]
 
 

@@ -43,6 +43,8 @@ def snapshot(states: Mapping[str, State], plan: Plan, copy: bool = True) -> Snap
     taken = Snapshot(plan, states)
     for group in plan.groups:
         taken.blocks.append(_take_rows(taken, states, group))
+    if not plan.others:
+        return taken
     if copy or any(t.device.type != "cpu" for name in plan.others for t in states[name].pack().values()):
         _take_others(taken, {name: states[name] for name in plan.others})
     else:
@@ -95,8 +97,8 @@ def _take_others(taken: Snapshot, states: Mapping[str, State]) -> None:
 
 
 def _to_host(taken: Snapshot, flat: Tensor) -> Tensor:
-    if flat.device.type != "cuda":
-        return flat.cpu()
+    if not flat.is_cuda:
+        return flat if flat.is_cpu else flat.cpu()
     host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
     host.copy_(flat, non_blocking=True)
     event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
