@@ -96,6 +96,38 @@ def _measure_dim(count: int, dim: int, rounds: int) -> list[Cell]:
     ]
 
 
+def measure_memory(counts: Sequence[int], dim: int) -> list[Cell]:
+    """Return the peak memory of every way for several numbers of rows a rank; runs on every rank."""
+    cells = []
+    for way in WAYS.values():
+        way(draw(2, dim, 0))  # what a library sets up at its first call is not the rows' memory
+    for count in counts:
+        rows = draw(count, dim, dist.get_rank())
+        for name, way in WAYS.items():
+            peak = peak_bytes(partial(way, rows))
+            cells.append(
+                {"way": name, "ranks": dist.get_world_size(), "rows": count, "dim": dim, "peak": peak}
+            )
+    return cells
+
+
+def memory_report(cells: Sequence[Cell]) -> str:
+    """Return the table of peak memory over rows in Markdown: what grows with them, and what does not."""
+    counts = list(dict.fromkeys(cell["rows"] for cell in cells))
+    peaks = {(cell["way"], cell["rows"]): cell["peak"] for cell in cells}
+    first = cells[0]
+    head = [
+        f"peak memory, MB, D={first['dim']}, {first['ranks']} ranks",
+        *(f"N={n:,} a rank" for n in counts),
+    ]
+    rows = [[way, *(_megabytes(peaks[way, n]) for n in counts)] for way in WAYS]
+    return markdown(head, rows)
+
+
+def _megabytes(size: int | None) -> str:
+    return "?" if size is None else f"{size / 1e6:.0f}"
+
+
 def draw(count: int, dim: int, rank: int) -> Tensor:
     """Return a rank's rows: a falling spectrum about a mean that is not zero."""
     rng = torch.Generator().manual_seed(rank)
@@ -135,7 +167,7 @@ def report(cells: Sequence[Cell]) -> str:
         [
             f"{cell['way']}, {cell['ranks']} ranks, D={cell['dim']}, N={cell['rows']} a rank",
             milliseconds(cell["seconds"]),
-            "?" if cell["peak_bytes"] is None else f"{cell['peak_bytes'] / 1e6:.0f}",
+            _megabytes(cell["peak_bytes"]),
             f"{cell['sent_bytes'] / 1e6:.1f}",
             str(cell["collectives"]),
             f"{cell['relative_error']:.0e}",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import math
 import multiprocessing
 import os
 import sys
@@ -78,6 +80,28 @@ def _rank(
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return a type of command-line arguments: whole numbers, `least` or more."""
+
+    def number(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text!r}")
+        return int(text)
+
+    return number
+
+
+def positive(text: str) -> float:
+    """Read a command-line argument that is a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
 
 
 def timed(operation: Callable[[], Any]) -> float:

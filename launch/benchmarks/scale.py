@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks._ranks import markdown, median, milliseconds, on_ranks, timed, write
+from benchmarks._ranks import markdown, median, milliseconds, on_ranks, positive, timed, whole, write
 from hjepa_dist_metrics import Collapse, DistributedMetric, MetricCollection, ProcessContext, WeightedMean
 
 WORLDS = (8, 64, 256, 1024, 4096, 16384)
@@ -218,19 +218,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmark.py scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    worlds = [world for world in (2, 4, 8) if world <= (os.cpu_count() or 2)] or [2]
+    # Alpha and beta are told apart by sizes, what a ring adds with each rank by numbers of ranks.
+    worlds = [2, 4, *([8] if (os.cpu_count() or 1) >= 8 else [])]
     sizes = [8, 512, 4096, 16384, 65536, 1 << 20, 1 << 22]
     add = parser.add_argument
     add(
         "--ranks",
-        type=int,
+        type=whole(2),
         nargs="+",
         default=worlds,
-        help="ranks to measure on (default: as there are cores)",
+        help="ranks to measure on (default 2 and 4, and 8 where there are as many cores)",
     )
-    add("--sizes", type=int, nargs="+", default=sizes, help="bytes a rank to measure with")
-    add("--rounds", type=int, default=30, help="repetitions of each (default 30)")
-    add("--latency-us", type=float, help="do not measure: microseconds of a step on your network")
-    add("--gbit", type=float, default=10.0, help="with --latency-us: Gbit/s of a rank's link (default 10)")
+    add("--sizes", type=whole(1), nargs="+", default=sizes, help="bytes a rank to measure with")
+    add("--rounds", type=whole(1), default=30, help="repetitions of each (default 30)")
+    add("--latency-us", type=positive, help="do not measure: microseconds of a step on your network")
+    add("--gbit", type=positive, default=10.0, help="with --latency-us: Gbit/s of a rank's link (default 10)")
     add("--out", default="results/benchmarks", help="folder of scale.md")
     return parser

@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from benchmarks import _covariance
+from benchmarks import _covariance, _training
 from benchmarks._methods import METHODS, PEERS, Sync, quiet, require_peers
-from benchmarks._ranks import counted, markdown, median, milliseconds, on_ranks, timed, write
-from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
+from benchmarks._plot import plot
+from benchmarks._ranks import counted, markdown, median, milliseconds, on_ranks, positive, timed, whole, write
+from hjepa_dist_metrics.errors import ConfigError
 
 Cell = dict[str, Any]
 _FEWEST_ROUNDS = 3
@@ -28,18 +28,50 @@ def run(argv: Sequence[str]) -> int:
     """Measure, print the tables and write sync.md, sync.json and sync.png."""
     options = _parser().parse_args(argv)
     _check_methods(options.methods)
-    scalars = (options.methods, options.metrics, options.rounds, options.seconds)
-    cells = [cell for world in options.ranks for cell in on_ranks(world, measure, *scalars)]
-    rows = (options.rows, options.dims, options.covariance_rounds)
-    covariances = [cell for world in options.ranks for cell in on_ranks(world, _covariance.measure, *rows)]
-    text = "\n\n".join([report(cells), _covariance.report(covariances)])
+    data: dict[str, list[Cell]] = {}
+    sections = [section(options, data) for section in (_scalars, _training_thread, _covariances, _memory)]
+    text = "\n\n".join(section for section in sections if section)
+    if not text:
+        raise ConfigError("nothing to measure: give --metrics, --dims or --memory-rows")
     print(text)
     write(options.out, "sync.md", text)
-    data = {"scalars": cells, "covariance": covariances}
     write(options.out, "sync.json", json.dumps(data, indent=1))
-    if options.plot:
-        print(f"\nplot: {plot(cells, options.out)}")
+    if options.plot and "scalars" in data:
+        print(f"\nplot: {plot(data['scalars'], options.out)}")
     return 0
+
+
+def _scalars(options: argparse.Namespace, data: dict[str, list[Cell]]) -> str:
+    if not options.metrics:
+        return ""
+    how = (options.methods, options.metrics, options.rounds, options.seconds)
+    data["scalars"] = [cell for world in options.ranks for cell in on_ranks(world, measure, *how)]
+    return report(data["scalars"])
+
+
+def _training_thread(options: argparse.Namespace, data: dict[str, list[Cell]]) -> str:
+    if not options.metrics:
+        return ""
+    data["training thread"] = on_ranks(options.ranks[0], _training.measure)
+    return _training.report(data["training thread"], options.ranks[0])
+
+
+def _covariances(options: argparse.Namespace, data: dict[str, list[Cell]]) -> str:
+    if not (options.dims and options.covariance_rounds):
+        return ""
+    how = (options.rows, options.dims, options.covariance_rounds)
+    data["covariance"] = [
+        cell for world in options.ranks for cell in on_ranks(world, _covariance.measure, *how)
+    ]
+    return _covariance.report(data["covariance"])
+
+
+def _memory(options: argparse.Namespace, data: dict[str, list[Cell]]) -> str:
+    if not options.memory_rows:
+        return ""
+    how = (options.memory_rows, options.memory_dim)
+    data["memory"] = on_ranks(options.ranks[0], _covariance.measure_memory, *how)
+    return _covariance.memory_report(data["memory"])
 
 
 def _check_methods(methods: Sequence[str]) -> None:
@@ -138,35 +170,6 @@ def _table(cells: Sequence[Cell], world: int) -> str:
     return markdown(head, rows)
 
 
-def plot(cells: Sequence[Cell], folder: str) -> Path:
-    """Draw time over number of metrics, one panel for each number of ranks; write sync.png."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "bench", "The plot (leave it out with --no-plot)") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    worlds = list(dict.fromkeys(cell["ranks"] for cell in cells))
-    figure, panels = pyplot.subplots(
-        1, len(worlds), figsize=(5.5 * len(worlds), 4), squeeze=False, sharey=True
-    )
-    for panel, world in zip(panels[0], worlds, strict=True):
-        for method in dict.fromkeys(cell["method"] for cell in cells):
-            mine = [c for c in cells if (c["method"], c["ranks"]) == (method, world)]
-            line = [(c["metrics"], 1e3 * c["seconds"]) for c in mine]
-            width = 2.5 if method == "ours" else 1.2
-            panel.plot(*zip(*line, strict=True), marker="o", markersize=3, linewidth=width, label=method)
-        panel.set(xscale="log", yscale="log", xlabel="scalar metrics", title=f"{world} gloo ranks")
-        panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("one sync, ms (median, slowest rank)")
-    panels[0][-1].legend(fontsize=8)
-    path = Path(folder) / "sync.png"
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
-    return path
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmark.py sync",
@@ -174,14 +177,25 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of gloo ranks")
-    add("--metrics", type=int, nargs="+", default=[1, 10, 50, 100, 200], help="numbers of scalar metrics")
+    add("--ranks", type=whole(1), nargs="+", default=[2, 4], help="numbers of gloo ranks")
+    add(
+        "--metrics", type=whole(1), nargs="*", default=[1, 10, 50, 100, 200], help="numbers of scalar metrics"
+    )
     add("--methods", nargs="+", default=list(METHODS), help=f"ours, packed and others ({', '.join(PEERS)})")
-    add("--rounds", type=int, default=40, help="rounds in which every method runs once")
-    add("--seconds", type=float, default=4.0, help="time for one method at one size, about")
-    add("--rows", type=int, default=4096, help="rows a rank of the covariance comparison")
-    add("--dims", type=int, nargs="+", default=[384, 1024], help="widths of its rows")
-    add("--covariance-rounds", type=int, default=5, help="its rounds")
+    add("--rounds", type=whole(1), default=40, help="rounds in which every method runs once")
+    add("--seconds", type=positive, default=4.0, help="time for one method at one size, about")
+    add("--rows", type=whole(2), default=4096, help="rows a rank of the covariance comparison")
+    add("--dims", type=whole(1), nargs="*", default=[384, 1024], help="widths of its rows; none: no table")
+    add("--covariance-rounds", type=whole(0), default=5, help="its rounds; 0: no table")
+    rows = [1024, 4096, 16384]
+    add(
+        "--memory-rows",
+        type=whole(2),
+        nargs="*",
+        default=rows,
+        help="rows a rank of the memory table; none: no table",
+    )
+    add("--memory-dim", type=whole(1), default=1024, help="their width")
     add("--out", default="results/benchmarks", help="folder of sync.md, sync.json and sync.png")
     add("--no-plot", dest="plot", action="store_false", help="do not draw sync.png")
     return parser

@@ -57,6 +57,7 @@ def test_sync_counts_collectives_and_bytes_and_checks_the_values(tmp_path: Path)
     result = benchmark(
         *("sync", "--ranks", "2", "--metrics", "1", "3", "--rounds", "2", "--seconds", "0.01"),
         *("--rows", "64", "--dims", "8", "--covariance-rounds", "1", "--out", str(tmp_path), "--no-plot"),
+        *("--memory-rows", "64", "128", "--memory-dim", "8"),
         *("--methods", "ours", "packed", "accelerate", "torchmetrics"),
         cwd=tmp_path,
     )
@@ -71,14 +72,59 @@ def test_sync_counts_collectives_and_bytes_and_checks_the_values(tmp_path: Path)
     covariance = {cell["way"]: cell for cell in data["covariance"]}
     assert covariance["ours"]["relative_error"] < 1e-9
     assert covariance["gather and SVD"]["sent_bytes"] == 64 * 8 * 4
+    assert [cell["rows"] for cell in data["memory"] if cell["way"] == "ours"] == [64, 128]
+    shares = [cell["what"] for cell in data["training thread"]]
+    assert shares == ["100 scalars", "100 scalars, 2 covariances of 384"]
+    assert all(cell["fastest"] > 0 for cell in data["training thread"])
+
+
+def test_tables_that_nobody_asked_for_are_left_out(tmp_path: Path):
+    few = ("sync", "--ranks", "1", "--rounds", "1", "--no-plot", "--out", str(tmp_path))
+    result = benchmark(
+        *(*few, "--methods", "ours", "packed", "--metrics", "1", "--memory-rows", "--dims", "8"),
+        *("--covariance-rounds", "0"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert set(json.loads((tmp_path / "sync.json").read_text())) == {"scalars", "training thread"}
+    assert "effective rank" not in result.stdout
+    nothing = benchmark(*few, "--metrics", "--dims", "--memory-rows", cwd=tmp_path)
+    assert nothing.returncode == 2
+    (line,) = nothing.stderr.strip().splitlines()
+    assert "nothing to measure: give --metrics, --dims or --memory-rows" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("sync --ranks 0", "argument --ranks: expected a whole number, 1 or more, got '0'"),
+        ("sync --metrics 1 -5", "argument --metrics: expected a whole number, 1 or more, got '-5'"),
+        ("sync --covariance-rounds -1", "argument --covariance-rounds: expected a whole number, 0 or more"),
+        ("sync --seconds nan", "argument --seconds: expected a number above 0, got 'nan'"),
+        ("scale --ranks 1", "argument --ranks: expected a whole number, 2 or more, got '1'"),
+        ("scale --sizes big", "argument --sizes: expected a whole number, 1 or more, got 'big'"),
+        ("scale --rounds 0", "argument --rounds: expected a whole number, 1 or more, got '0'"),
+        ("scale --latency-us 1 --gbit 0", "argument --gbit: expected a number above 0, got '0'"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_told_in_one_line(arguments: str, expected: str, tmp_path: Path):
+    result = benchmark(*arguments.split(), cwd=tmp_path)
+    assert result.returncode == 2
+    assert expected in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
 
 
 def test_scale_predicts_up_to_16384_ranks(tmp_path: Path):
     result = benchmark(
-        *("scale", "--ranks", "2", "--sizes", "8", "65536", "--rounds", "3", "--out", str(tmp_path)),
+        *("scale", "--ranks", "2", "4", "--sizes", "8", "65536", "--rounds", "3", "--out", str(tmp_path)),
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
+    assert all(
+        f"| {kind}, {n} ranks, 8 B |" in result.stdout
+        for kind in ("all_gather", "all_reduce")
+        for n in (2, 4)
+    )
     rows = [line.split("|") for line in result.stdout.splitlines()]
     predictions = [[cell.strip() for cell in row[1:-1]] for row in rows if len(row) == 10]
     worlds = [row[0] for row in predictions if row[0].replace(",", "").isdigit()]
