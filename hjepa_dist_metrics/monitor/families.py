@@ -62,6 +62,7 @@ class MetricFamilies:
         self._custom: dict[str, str] = {}
         self._restored: dict[str, Any] = {}
         self._memories: dict[str, Any] = {}
+        self._judged: dict[str, int] = {}
 
     def names(self, families: Iterable[str]) -> list[str]:
         """Return the metrics of the given cadence families."""
@@ -167,12 +168,15 @@ class MetricFamilies:
         return self.ensure("scalars", ReplicatedScalars, lambda: ReplicatedScalars(list(tags)))
 
     def collapse(
-        self, name: str | None, features: Tensor, *, short: str | None = None, full: bool = True
+        self, name: str | None, features: Tensor, *, short: str | None = None, judged: bool = True
     ) -> Collapse:
-        """Return the collapse metric of a stream of features."""
+        """Return the collapse metric of a stream of features; the alert looks at it where `judged`."""
         key = _COLLAPSE if name is None else f"{_COLLAPSE}_{name}"
         dim = features.shape[-1]
-        return self.ensure(key, Collapse, lambda: Collapse(dim, name, short=short, full=full))
+        metric = self.ensure(key, Collapse, lambda: Collapse(dim, name, short=short))
+        if judged:
+            self._judged[metric.prefix] = metric.dim
+        return metric
 
     def figures(self, first: Observed, config: FiguresConfig) -> RunFigures:
         """Return what the figures are drawn from, made for the shapes of the first batch."""
@@ -183,8 +187,8 @@ class MetricFamilies:
         return cast("RunFigures", self.collection[FIGURES])
 
     def collapse_dims(self) -> dict[str, int]:
-        """Return the width of each stream that the alerts judge, by its tag prefix."""
-        return {m.prefix: m.dim for m in self.collection.values() if isinstance(m, Collapse) and m.full}
+        """Return the width of each stream that the collapse alert judges, by its tag prefix."""
+        return dict(self._judged)
 
     def stability(self) -> TrainingStability:
         """Return the metric of the loss's last steps."""

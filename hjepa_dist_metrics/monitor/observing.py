@@ -1,4 +1,9 @@
-"""What a step of self-distillation shows, and which metrics it feeds."""
+"""What a step of self-distillation shows, and which metrics it feeds.
+
+The collapse alert judges the context's and the target's finest level and the streams that users name. Coarser
+levels are means of tokens, alike by design, and predictions rightly have a lower rank than their targets:
+they keep what the context tells of those. Both have the whole table, to be read.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +56,7 @@ class Observing:
         self._collapse(None, features[0], short="target").update(features[0], masks[0], ids)
         for i, (level, mask) in enumerate(zip(features, masks, strict=True)):
             if i:
-                self._collapse(f"level{i}", level, full=False).update(level, mask, ids)
+                self._collapse(f"level{i}", level, judged=False).update(level, mask, ids)
 
     def context(self, features: Tensor, valid: Tensor | None, ids: Tensor | None) -> None:
         """Add the context encoder's features."""
@@ -72,7 +77,7 @@ class Observing:
         quality.update(predictions, targets, valid, ids)
         for i, level in enumerate(predictions):
             mask = None if valid is None else valid[i]
-            self._collapse(f"prediction{i}", level, full=False).update(level, mask, ids)
+            self._collapse(f"prediction{i}", level, judged=False).update(level, mask, ids)
 
     def mask(self, mask: Tensor, count_blocks: bool) -> None:
         """Add masks, [B, N] or [B, rows, columns], True = masked."""
@@ -106,6 +111,6 @@ class Observing:
         return self._encoders
 
     def _collapse(
-        self, name: str | None, features: Tensor, *, short: str | None = None, full: bool = True
+        self, name: str | None, features: Tensor, *, short: str | None = None, judged: bool = True
     ) -> Collapse:
-        return self.families.collapse(name, features, short=short, full=full)
+        return self.families.collapse(name, features, short=short, judged=judged)

@@ -75,11 +75,13 @@ def test_levels_predictions_and_context(tmp_path):
         target, stream = Collapse(DIM, short="target"), Collapse(DIM, "context", short="context")
         target.update(levels[0], None, ids)
         stream.update(context, seen)
-        coarse, predicted = Collapse(DIM, "level1", full=False), Collapse(DIM, "prediction1", full=False)
+        coarse, predicted = Collapse(DIM, "level1"), Collapse(DIM, "prediction1")
         coarse.update(levels[1], None, ids)
         predicted.update(predictions[1], valid[1], ids)
         for metric in (hierarchy, quality, target, stream, coarse, predicted):
             same(monitor, metric)
+        # Coarse levels and predictions are alike, and of low rank, by design.
+        assert monitor.families.collapse_dims() == {"collapse/": DIM, "collapse/context_": DIM}
 
 
 @pytest.mark.parametrize("shape", [(IMAGES, 16), (IMAGES, 2, 8)])
