@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 ALERT_RULES: dict[str, str] = {
-    "collapse": "features of the context, of the target's finest level or of a stream that you named lose their "
-    "rank or their spread, or point all the same way; coarser levels (means of tokens, alike by design) and "
-    "predictions (rightly of lower rank than their targets) are shown and not judged",
+    "collapse": "features of the context, of the target's finest level or of a stream that you named lose "
+    "their rank or their spread, or point all the same way; coarser levels (means of tokens, alike by "
+    "design) and predictions (rightly of lower rank than their targets) are shown and not judged",
     "frozen_teacher": "the target encoder does not move although its momentum is below 1",
     "repeated_masks": "the same mask is drawn again and again",
     "loss_spike": "the loss jumps far out of its recent range",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -62,17 +64,20 @@ def pairwise(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return cosine and squared distance of every pair i < j of unit rows [k, D], float64 [k (k - 1) / 2]."""
     rows = rows.to(torch.float64)
     gram = rows @ rows.T
-    first, second = _pairs(len(rows))
-    cosines = gram.reshape(-1).index_select(0, first * len(rows) + second)
-    squares = gram.diagonal()
-    distances = cosines.mul(-2.0).add_(squares.index_select(0, first)).add_(squares.index_select(0, second))
+    squares = gram.diagonal().clone()
+    cosines = _above(gram)
+    distances = _above(gram.mul_(-2.0).add_(squares).add_(squares[:, None]))
     return cosines, distances.clamp_(min=0.0)
 
 
+def _above(matrix: Tensor) -> Tensor:
+    """Return what lies above the diagonal, row by row; NumPy picks it faster than torch."""
+    return torch.from_numpy(matrix.numpy()[_upper(len(matrix))])
+
+
 @functools.lru_cache(maxsize=8)
-def _pairs(size: int) -> tuple[Tensor, Tensor]:
-    first, second = torch.triu_indices(size, size, offset=1, device="cpu")
-    return first, second
+def _upper(size: int) -> npt.NDArray[np.bool_]:
+    return np.triu(np.ones((size, size), dtype=np.bool_), 1)
 
 
 def participation_ratio(covariance: Tensor) -> float:

@@ -1,8 +1,10 @@
 """How much slower training is with all metrics on: the default run, logging off against on, in turns.
 
 Four kinds of run take turns: `off` (no monitor at all, torch's own gradient clipping), `observe` (metrics are
-updated, nothing is synced or written), `sync` (at the default cadences, merged but not written) and `all`. A
-run's time is that of its steps, the first ones left out; syncs and files run on while the next step trains.
+updated, nothing is synced or written), `sync` (at the default cadences, merged but neither written nor drawn)
+and `all`. Each is the whole default run, since what is done once, as figures are, must be shared out over its
+own number of steps. Milliseconds are those of the steps, the first ones left out; processor seconds are those
+of all ranks from the start of the run to its end, background threads and the process that draws included.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import argparse
 import cProfile
 import dataclasses
 import pstats
+import resource
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks._ranks import markdown, median, milliseconds, on_ranks, write
@@ -75,33 +80,60 @@ class NoMonitor(AbstractContextManager["NoMonitor"]):
         return plain[name] if name in plain else lambda *_, **__: nullcontext()
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Hold what a run took: seconds a step, and processor seconds of the whole, rank by rank summed.
+
+    `training` is the training threads' time, `background` that of all other threads, `drawing` that of the
+    process that draws figures.
+    """
+
+    step: float
+    training: float
+    background: float
+    drawing: float
+
+    @property
+    def processor(self) -> float:
+        """Return all processor seconds."""
+        return self.training + self.background + self.drawing
+
+
 def run(argv: Sequence[str]) -> int:
-    """Measure, print the table and what dominates, and write overhead.md."""
+    """Measure, print the tables and what dominates, and write overhead.md."""
     options = _parser().parse_args(argv)
-    overrides = [*options.overrides, "--training.max_steps", str(options.steps + _WARM)]
-    overrides += ["--training.probe_every_epochs", "0"]
+    overrides = [*options.overrides, "--training.probe_every_epochs", "0"]
+    if options.steps is not None:
+        overrides += ["--training.max_steps", str(options.steps + _WARM)]
     arguments = ["--config", options.config, *overrides]
     parse(arguments)  # so that a mistake is told once and not by every rank
     with tempfile.TemporaryDirectory() as folder:
-        times, hot = on_ranks(options.ranks, measure, arguments, options.rounds, folder)
-    text = "\n\n".join([report(times, options.ranks), hot])
+        found = on_ranks(options.ranks, measure, arguments, options.rounds, folder, options.profile)
+    costs, steps, hot = found
+    text = "\n\n".join(filter(None, [report(costs, options.ranks, steps), hot]))
     print(text)
     write(options.out, "overhead.md", text)
     return 0
 
 
-def measure(arguments: Sequence[str], rounds: int, folder: str) -> tuple[dict[str, list[float]], str]:
-    """Return the seconds a step of every run by kind, and where the training thread's time goes."""
+def measure(
+    arguments: Sequence[str], rounds: int, folder: str, profiled: bool
+) -> tuple[dict[str, list[Cost]], int, str]:
+    """Return what every run took by kind, its steps, and where the training thread's time goes."""
     torch.set_num_threads(1)
     config = parse(arguments)
     settings = {kind: variant(config.logging, kind, folder) for kind in KINDS}
-    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    costs: dict[str, list[Cost]] = {kind: [] for kind in KINDS}
+    steps = 0
     for _ in range(rounds):
         for kind in KINDS:
-            times[kind].append(seconds_a_step(config, settings[kind], watched=kind != "off"))
+            cost, steps = cost_of(config, settings[kind], watched=kind != "off")
+            costs[kind].append(cost)
+    if not profiled:
+        return costs, steps, ""
     profile = cProfile.Profile()
-    profile.runcall(seconds_a_step, config, settings["all"], watched=True)
-    return times, hottest(profile)
+    profile.runcall(cost_of, config, settings["all"], watched=True)
+    return costs, steps, hottest(profile)
 
 
 def variant(logging: LoggingConfig, kind: str, folder: str) -> LoggingConfig:
@@ -112,6 +144,7 @@ def variant(logging: LoggingConfig, kind: str, folder: str) -> LoggingConfig:
             changed,
             tensorboard=dataclasses.replace(logging.tensorboard, enabled=False),
             jsonl=dataclasses.replace(logging.jsonl, enabled=False),
+            figures=dataclasses.replace(logging.figures, enabled=False),
         )
     if kind in ("off", "observe"):
         never = {field.name: 0 for field in dataclasses.fields(logging.cadence)}
@@ -119,8 +152,8 @@ def variant(logging: LoggingConfig, kind: str, folder: str) -> LoggingConfig:
     return changed
 
 
-def seconds_a_step(config: RunConfig, logging: LoggingConfig, watched: bool) -> float:
-    """Train and return the mean seconds of a step."""
+def cost_of(config: RunConfig, logging: LoggingConfig, watched: bool) -> tuple[Cost, int]:
+    """Train; return what it took and the number of steps."""
     context = ProcessContext.current()
     kind = workload_kind(config.workload)
     workload = kind.build(config.model, config.data, config.training, context)
@@ -130,9 +163,21 @@ def seconds_a_step(config: RunConfig, logging: LoggingConfig, watched: bool) -> 
     def tick(step: int, total: int, latest: Mapping[str, float]) -> None:
         ends.append(time.perf_counter())
 
+    before = _processor_seconds()
     with patch.object(training_loop, "TrainingMonitor", NoMonitor) if not watched else nullcontext():
         trainer.run(tick)
-    return (ends[-1] - ends[_WARM - 1]) / (len(ends) - _WARM)
+    own = [after - start for after, start in zip(_processor_seconds(), before, strict=True)]
+    every: list[Any] = [None] * context.world_size
+    dist.all_gather_object(every, own)
+    training, threads, children = (sum(column) for column in zip(*every, strict=True))
+    step = (ends[-1] - ends[_WARM - 1]) / (len(ends) - _WARM)
+    return Cost(step, training, threads - training, children), len(ends)
+
+
+def _processor_seconds() -> tuple[float, float, float]:
+    """Return the seconds of this thread, of all threads, and of processes that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.thread_time(), time.process_time(), children.ru_utime + children.ru_stime
 
 
 def hottest(profile: cProfile.Profile) -> str:
@@ -150,23 +195,44 @@ def hottest(profile: cProfile.Profile) -> str:
     return markdown(["training thread, whole profiled run", "calls", "ms, with what they call"], rows)
 
 
-def report(times: Mapping[str, Sequence[float]], ranks: int) -> str:
-    """Return the table of the kinds of run and the verdict, in Markdown."""
-    middle = {kind: median(values) for kind, values in times.items()}
+def report(costs: Mapping[str, Sequence[Cost]], ranks: int, steps: int) -> str:
+    """Return the tables of the kinds of run and the verdict, in Markdown."""
     # Each round's runs are neighbours in time: their ratio is steadier than the ratio of the medians.
-    ratio = {kind: median([t / o for t, o in zip(times[kind], times["off"], strict=True)]) for kind in times}
-    rows = [[kind, milliseconds(middle[kind]), f"{100 * (ratio[kind] - 1):+.1f} %"] for kind in KINDS]
-    table = markdown([f"default run, {ranks} ranks", "ms a step", "over off"], rows)
+    rounds = {kind: list(zip(costs[kind], costs["off"], strict=True)) for kind in costs}
+    time_over = {kind: median([c.step / off.step for c, off in pairs]) - 1 for kind, pairs in rounds.items()}
+    work_over = {
+        kind: median([c.processor / off.processor for c, off in pairs]) - 1 for kind, pairs in rounds.items()
+    }
+    rows = [
+        [
+            kind,
+            milliseconds(median([cost.step for cost in costs[kind]])),
+            f"{100 * time_over[kind]:+.1f} %",
+            *(
+                f"{median([getattr(cost, part) for cost in costs[kind]]):.2f}"
+                for part in ("training", "background", "drawing", "processor")
+            ),
+            f"{100 * work_over[kind]:+.1f} %",
+        ]
+        for kind in KINDS
+    ]
+    head = [f"default run, {ranks} ranks", "ms a step", "over off"]
+    head += ["processor s: training threads", "background", "drawing", "all", "over off"]
+    verdict = "within" if 1 + time_over["all"] <= GOAL else "above"
+    goal = f"{verdict} the goal of {100 * (GOAL - 1):.0f} % of the steps' time"
+    measured = f"Median of {len(costs['off'])} rounds of {steps} steps, {goal}."
+    return f"{markdown(head, rows)}\n\n{measured} {_shares('Time', time_over)} {_shares('Work', work_over)}"
+
+
+def _shares(what: str, over: Mapping[str, float]) -> str:
     parts = {
-        "observing": ratio["observe"] - 1,
-        "syncing": ratio["sync"] - ratio["observe"],
-        "writing": ratio["all"] - ratio["sync"],
+        "observing": over["observe"],
+        "syncing": over["sync"] - over["observe"],
+        "writing and drawing": over["all"] - over["sync"],
     }
     dominant = max(parts, key=lambda name: parts[name])
     shares = ", ".join(f"{name} {100 * part:+.1f} %" for name, part in parts.items())
-    verdict = "within" if ratio["all"] <= GOAL else "above"
-    goal = f"{verdict} the goal of {100 * (GOAL - 1):.0f} %"
-    return f"{table}\n\nMedian of {len(times['off'])} rounds, {goal}. {shares}: {dominant} dominates."
+    return f"{what}: {shares}; {dominant} dominates."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,8 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--ranks", type=int, default=2, help="gloo ranks (default 2)")
-    add("--steps", type=int, default=40, help="timed steps of a run (default 40)")
-    add("--rounds", type=int, default=7, help="runs of each kind (default 7)")
+    add("--steps", type=int, help="timed steps of a run (default: the whole run)")
+    add("--rounds", type=int, default=2, help="runs of each kind (default 2)")
+    add("--profile", action="store_true", help="tell the functions in which the training thread spends most")
     add("--config", default=str(_CONFIG), help="the run's YAML file (default configs/default.yaml)")
     add("--out", default="results/benchmarks", help="folder of overhead.md")
     add("overrides", nargs="*", help="after --: overrides of the run, --section.key value")

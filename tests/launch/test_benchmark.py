@@ -143,14 +143,25 @@ def test_scale_takes_a_network_from_the_command_line(tmp_path: Path):
 
 def test_overhead_compares_four_kinds_of_run_and_names_what_dominates(tmp_path: Path):
     result = benchmark(
-        *("overhead", "--ranks", "2", "--steps", "4", "--rounds", "1", "--out", str(tmp_path), "--"),
+        *("overhead", "--ranks", "2", "--steps", "4", "--rounds", "1", "--profile"),
+        *("--out", str(tmp_path), "--"),
         *("--data.batch_size", "16", "--model.depth", "1", "--model.predictor_depth", "1"),
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     rows = [line.split("|")[1].strip() for line in result.stdout.splitlines() if line.startswith("| ")]
     assert rows[:6] == ["default run, 2 ranks", "---", "off", "observe", "sync", "all"]
-    assert "dominates" in result.stdout
+    assert "Median of 1 rounds of 9 steps" in result.stdout
+    assert result.stdout.count("dominates") == 2
+    drawing = {row[1].strip(): float(row[6]) for row in table_rows(result.stdout) if row[1].strip() in KINDS}
+    assert drawing["off"] == drawing["observe"] == drawing["sync"] == 0 < drawing["all"]
+
+
+KINDS = ("off", "observe", "sync", "all")
+
+
+def table_rows(text: str) -> list[list[str]]:
+    return [line.split("|") for line in text.splitlines() if line.startswith("| ")]
 
 
 def test_a_wrong_setting_of_the_run_is_one_line(tmp_path: Path):
