@@ -105,13 +105,13 @@ STABILITY = (
     _stability(
         "stability/loss_max_spike",
         "largest over smallest loss",
-        "Largest over smallest loss of the last 50 steps.",
+        "Largest over smallest loss of the steps since the last log and the 50 before.",
         healthy="near 1; explodes near a loss of 0, void for negative ones: see stability/spike_score",
     ),
     _stability(
         "stability/spike_score",
         "robust spike score",
-        "(loss - median) / (1.4826 * MAD) over a window without spikes and nonfinite values.",
+        "(loss - median) / (1.4826 * MAD) over the 50 losses before, without spikes and nonfinite values.",
         unit="robust standard deviations",
         healthy="within 6; above that the step is a spike",
         deviation="added: max/min explodes near 0",
@@ -119,7 +119,7 @@ STABILITY = (
     _stability(
         "stability/worst_spike_score",
         "worst spike score",
-        "Largest spike score of the last 50 steps: a spike between two logs shows here.",
+        "Largest spike score of the steps since the last log and the 50 before.",
         unit="robust standard deviations",
         healthy="within 6",
         deviation="added",
@@ -127,7 +127,7 @@ STABILITY = (
     _stability(
         "stability/spike_count",
         "spikes",
-        "Steps of the last 50 whose spike score passed 6.",
+        "Steps whose spike score passed 6, of those since the last log and the 50 before.",
         unit="steps",
         healthy="0, or a few early ones",
         deviation="added",
@@ -135,7 +135,8 @@ STABILITY = (
     _stability(
         "stability/nonfinite_steps",
         "nonfinite steps",
-        "Steps of the last 50 whose loss was NaN or infinite; they are left out of the rest.",
+        "Steps whose loss was NaN or infinite, of those since the last log and the 50 before; they are left "
+        "out of the rest.",
         unit="steps",
         healthy="0",
         deviation="added",

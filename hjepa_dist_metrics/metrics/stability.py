@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.states import Recent, Replicated
 
 SPIKE_BOUND = 6.0
+WINDOW = 50
 _LEAST_REFERENCE = 8
 _CONSISTENT = 1.4826  # of the median absolute deviation with a Gaussian's standard deviation
 _RELATIVE_FLOOR = 1e-3
@@ -29,19 +31,23 @@ class TrainingStability(DistributedMetric):
     """Watch the job's loss over the last `window` steps.
 
     Each step's loss is the mean over all ranks' samples. Tags under `stability/`: `loss_smoothness` (standard
-    deviation), `loss_trend_slope` (of a quadratic fit, at the newest step), `loss_max_spike` (largest over
-    smallest), `spike_score` of the newest step,
-    `worst_spike_score`, `spike_count` and `nonfinite_steps` in the window, and with a
-    validation loss `val_train_loss_ratio`. Nonfinite losses are left out of all but their count.
+    deviation), `loss_trend_slope` (of a quadratic fit, at the newest step), `spike_score` of the newest step,
+    and with a validation loss `val_train_loss_ratio`. Nonfinite losses are left out of all but their count.
+
+    Spikes are looked for in the last `reach` steps, the window by default: it should hold those since the
+    last look and some before. Their tags are `loss_max_spike` (largest over smallest), `worst_spike_score`,
+    `spike_count` and `nonfinite_steps`.
     """
 
     persistent = True
 
-    def __init__(self, window: int = 50) -> None:
+    def __init__(self, window: int = WINDOW, reach: int | None = None) -> None:
         if window < 2:
             raise ConfigError(f"the window must hold at least two steps, got window={window}")
-        self.window = window
-        self.add_state("recent", Recent(window))
+        self.window, self.reach = window, window if reach is None else reach
+        if self.reach < window:
+            raise ConfigError(f"the reach must hold the window of {window} steps, got reach={reach}")
+        self.add_state("recent", Recent(self.reach))
         self.add_state("validation_loss", Replicated())
         self._next = 0
 
@@ -55,7 +61,8 @@ class TrainingStability(DistributedMetric):
         self._next = number + 1
 
     def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
-        """Replace the states; every rank goes on numbering where the saved ones ended."""
+        """Replace the states, of any reach; every rank goes on numbering where the saved ones ended."""
+        packed = {**packed, "recent": self.recent.refit(packed["recent"])}
         super().load_states(packed, holder=holder)
         self._next = int(packed["recent"]["data"][0].max().item()) + 1
 
@@ -74,7 +81,7 @@ class TrainingStability(DistributedMetric):
         if not len(losses):
             return {}
         finite = losses[np.isfinite(losses)]
-        scores = spike_scores(losses)
+        scores = spike_scores(losses, self.window)
         tags = {
             "stability/spike_score": scores[-1],
             "stability/worst_spike_score": max((float(s) for s in scores if s == s), default=math.nan),
@@ -83,12 +90,12 @@ class TrainingStability(DistributedMetric):
         }
         return tags | (self._shape(finite, states["validation_loss"].value) if len(finite) else {})
 
-    @staticmethod
-    def _shape(losses: Losses, validation: float) -> dict[str, float]:
+    def _shape(self, reached: Losses, validation: float) -> dict[str, float]:
+        losses = reached[-self.window :]
         tags = {
             "stability/loss_smoothness": float(losses.std()),
             "stability/loss_trend_slope": slope_at_end(losses),
-            "stability/loss_max_spike": float(losses.max() / (losses.min() + _EPS)),
+            "stability/loss_max_spike": float(reached.max() / (reached.min() + _EPS)),
         }
         if validation == validation:
             tags["stability/val_train_loss_ratio"] = float(validation / (losses.mean() + _EPS))
@@ -107,13 +114,15 @@ def slope_at_end(losses: Losses) -> float:
     return float(coefficients[1] / (len(losses) - 1))
 
 
-def spike_scores(losses: Losses) -> npt.NDArray[np.float64]:
+def spike_scores(losses: Losses, window: int = WINDOW) -> npt.NDArray[np.float64]:
     """Return for each loss how many robust standard deviations it lies above those before it.
 
-    (x - median) / (1.4826 * MAD), against the losses before that are finite and no spikes themselves; the
-    deviation counts as a thousandth of the median at least. 0 for the first few; NaN for a nonfinite loss.
+    (x - median) / (1.4826 * MAD), against the last `window` losses before that are finite and no spikes
+    themselves; the deviation counts as a thousandth of the median at least. 0 for the first few; NaN for a
+    nonfinite loss.
     """
     calm: list[float] = []  # rising
+    order: deque[float] = deque()  # the same, as they came
     scores = np.zeros(len(losses))
     for index, loss in enumerate(losses.tolist()):
         if not math.isfinite(loss):
@@ -126,6 +135,9 @@ def spike_scores(losses: Losses) -> npt.NDArray[np.float64]:
             scores[index] = (loss - median) / max(spread, floor)
         if scores[index] <= SPIKE_BOUND:
             bisect.insort(calm, loss)
+            order.append(loss)
+            if len(order) > window:
+                del calm[bisect.bisect_left(calm, order.popleft())]
     return scores
 
 

@@ -28,6 +28,7 @@ from hjepa_dist_metrics.metrics import (
     WeightedMean,
 )
 from hjepa_dist_metrics.metrics.gradients import Report
+from hjepa_dist_metrics.metrics.stability import WINDOW
 from hjepa_dist_metrics.metrics.watched import optimizer_groups
 from hjepa_dist_metrics.monitor.config import FiguresConfig, GradientsConfig
 from hjepa_dist_metrics.monitor.remembering import memory_of, recall
@@ -54,9 +55,16 @@ class MetricFamilies:
     """Hold the monitor's collection and feed it; a metric appears with its first observation.
 
     Ranks must observe the same things: a metric that one rank lacks is a `DesyncError` at the next sync.
+    `log_steps` are the steps between two logs of scalars.
     """
 
-    def __init__(self, collection: MetricCollection, level_weights: Iterable[float] | None = None) -> None:
+    def __init__(
+        self,
+        collection: MetricCollection,
+        level_weights: Iterable[float] | None = None,
+        log_steps: int | None = None,
+    ) -> None:
+        self.log_steps = log_steps
         self.collection = collection
         self.level_weights = None if level_weights is None else list(level_weights)
         self._custom: dict[str, str] = {}
@@ -191,8 +199,9 @@ class MetricFamilies:
         return dict(self._judged)
 
     def stability(self) -> TrainingStability:
-        """Return the metric of the loss's last steps."""
-        return self.ensure("stability", TrainingStability, TrainingStability)
+        """Return the metric of the loss's last steps: none between two logs goes unseen."""
+        reach = WINDOW + (self.log_steps or 0)
+        return self.ensure("stability", TrainingStability, lambda: TrainingStability(reach=reach))
 
     def _make_clipping(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> GradientClipping:
         groups = optimizer_groups(optimizers)

@@ -75,7 +75,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.step_number = start_step
         self.run_name = agree_on_run_name(self.config, self.context, resume)
         self.families = MetricFamilies(
-            MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout), level_weights
+            MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout),
+            level_weights,
+            self.config.cadences(steps_per_epoch).scalars,
         )
         self._observing = Observing(self.families, model, encoders)
         rules = RunRules(self.families.collapse_dims).rules

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -45,6 +48,15 @@ class Recent(RowState):
         data[0, place] = float(step)
         data[1, place], data[2, place] = total, weight
         self.data = data
+
+    def refit(self, packed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return packed data of any window as that of this state's window: the latest steps that it holds."""
+        saved = packed["data"]
+        steps = saved[0]
+        kept = saved[:, (steps >= 0) & (steps > steps.max() - self.size)]
+        data = self._blank(self.size)
+        data[:, kept[0].to(torch.int64) % self.size] = kept.to(data.device)
+        return {"signature": self.signature, "data": data}
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:

@@ -75,6 +75,37 @@ def test_the_validation_ratio():
     assert read(metric)["val_train_loss_ratio"] == pytest.approx(2.0)
 
 
+def test_a_spike_anywhere_within_the_reach_is_seen_and_the_shape_stays_that_of_the_window():
+    losses = np.random.default_rng(2).normal(1.0, 0.01, 150)
+    losses[52] = 5.0
+    metric = TrainingStability(window=50, reach=150)
+    for loss in losses:
+        metric.update(loss)
+    before = losses[2:52]  # the fifty before
+    mad = np.median(np.abs(before - np.median(before)))
+    values = read(metric)
+    assert values["worst_spike_score"] == pytest.approx((5.0 - np.median(before)) / (1.4826 * mad), rel=1e-9)
+    assert values["loss_max_spike"] == pytest.approx(5.0 / losses.min(), rel=1e-6)
+    assert values["loss_smoothness"] == pytest.approx(losses[-50:].std(), rel=1e-12)
+    with pytest.raises(ConfigError, match="the window of 50 steps, got reach=20"):
+        TrainingStability(reach=20)
+
+
+@pytest.mark.parametrize(("before", "after"), [(20, 50), (50, 20), (20, 20)])
+def test_a_resumed_run_may_log_at_another_frequency(before, after):
+    losses = np.random.default_rng(3).normal(1.0, 0.01, 45)
+    first, second = TrainingStability(10, before), TrainingStability(10, after)
+    for loss in losses[:33]:
+        first.update(loss)
+    second.load_state_dict(first.state_dict())
+    for loss in losses[33:]:
+        second.update(loss)
+    known = losses[max(45 - after, 33 - before, 0) :]
+    values = read(second)
+    assert values["worst_spike_score"] == pytest.approx(np.nanmax(spike_scores(known, 10)), rel=1e-12)
+    assert values["loss_max_spike"] == pytest.approx(known.max() / known.min(), rel=1e-6)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_loss_of_a_step_is_the_mean_over_all_samples(world_size):
     rng = np.random.default_rng(world_size)

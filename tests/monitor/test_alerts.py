@@ -148,3 +148,15 @@ def test_numbers_of_ones_own_need_no_others(tmp_path):
         ):
             monitor.log({tag: 0.5})
     assert monitor.latest["ema/update_magnitude"] == 0.5
+
+
+@pytest.mark.parametrize("spike", [101, 130, 199, 200])
+def test_a_spike_at_any_step_between_two_logs_is_an_alert(tmp_path, spike):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    generator = torch.Generator().manual_seed(0)
+    with TrainingMonitor(model, optimizer, {"log_dir": str(tmp_path)}) as monitor:
+        for step in range(201):
+            noise = 0.01 * torch.randn((), generator=generator).item()
+            monitor.step(samples=1, losses=1.0 + noise + (10.0 if step == spike else 0.0))
+    assert [(alert.step, alert.rule) for alert in monitor.alerts] == [(200, "loss_spike")]
