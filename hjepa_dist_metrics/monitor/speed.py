@@ -22,7 +22,7 @@ class SpeedWatch:
         self.context = families.collection.context
         self._clock = PhaseClock(self.context.device)
         self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=_WINDOW)
-        self._waited = 0.0
+        self._waited: float | None = None  # since the last step; None without a loader
         self._unlogged = [0.0, 0.0, 0.0]  # samples, seconds, tokens
 
     def phase(self, name: str) -> AbstractContextManager[None]:
@@ -30,9 +30,8 @@ class SpeedWatch:
         return self._clock.phase(name)
 
     def waited(self, seconds: float) -> None:
-        """Add a wait for data."""
-        self._waited += seconds
-        self.families.throughput().add_time("data", seconds)
+        """Add a wait for data: one a step, or several where gradients are accumulated."""
+        self._waited = (self._waited or 0.0) + seconds
 
     def step(self, samples: int, tokens: int, step_s: float, own_s: float) -> None:
         """Add a step of this rank; `own_s` is what the monitor itself took since the last one."""
@@ -46,15 +45,17 @@ class SpeedWatch:
         self._clock.collect(report)
         throughput.update(samples, step_s=step_s, tokens=tokens)
         throughput.add_time("monitor", own_s)
+        if self._waited is not None:
+            throughput.add_time("data", self._waited)
         self._recent.append(
             (
                 phases.get("forward", 0.0),
                 phases.get("backward", 0.0),
-                self._waited,
+                self._waited or 0.0,
                 phases.get("optimizer", 0.0),
             )
         )
-        self._waited = 0.0
+        self._waited = None
         for i, amount in enumerate((samples, step_s, tokens)):
             self._unlogged[i] += amount
 
