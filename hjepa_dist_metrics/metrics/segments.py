@@ -85,7 +85,7 @@ class Segments:
             self.layers = [
                 m for m in self.modules if any(slot.parameter.requires_grad for slot in self._of(m))
             ]
-        self.device = self.slots[0].parameter.device
+        self.device = one_device(self.slots)
 
     def _of(self, module: str) -> Iterator[Slot]:
         for slot, index in zip(self.slots, self.segment_of, strict=True):
@@ -134,6 +134,17 @@ class _SyncPlace:
             return WHOLE, beyond
         speaks = slot.layout.speaks(self.ranks[0], self.rank)
         return PIECE if speaks else SILENT, beyond
+
+
+def one_device(slots: Sequence[Slot]) -> torch.device:
+    """Return the device of all parameters; ConfigError where they lie on several."""
+    devices: dict[torch.device, str] = {}
+    for slot in slots:
+        devices.setdefault(slot.parameter.device, slot.name)
+    if len(devices) > 1:
+        listed = ", ".join(f"{name!r} is on {device}" for device, name in devices.items())
+        raise ConfigError(f"a rank's parameters must lie on one device to be described, got {listed}")
+    return next(iter(devices))
 
 
 def layer_of(name: str) -> str | None:
