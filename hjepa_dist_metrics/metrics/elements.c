@@ -1,6 +1,7 @@
 /* Statistics over the elements of a float32 array in one pass: see elements_native.py.
  *
- * Sums are made in float32 over a chunk, in many lanes, and in float64 beyond. Absolute values are compared
+ * Sums are made in float32 over a chunk, in many lanes, and in float64 beyond; where the mean outweighs the
+ * deviation from it, in float64 throughout. Absolute values are compared
  * by their bits, which are in the same order. Counts are by sign and exponent; four tables take turns, so
  * that equal neighbours need not wait for each other.
  */
@@ -13,6 +14,7 @@
 #define TABLES 4
 #define LINE 16
 #define EXPONENT_SHIFT 23
+#define OUTWEIGHING (15.0 / 16.0) /* as in centred.py */
 #define MAGNITUDE 0x7fffffffu
 #define INFINITE 0x7f800000u
 
@@ -42,11 +44,26 @@ static inline __attribute__((always_inline)) void take(struct part *part, const 
     part->smallest = bits < part->smallest ? bits : part->smallest;
 }
 
-static void add(const struct part *part, double *sums, uint32_t *extremes)
+EVERY_CPU static void sharpen(const float *values, int64_t n, double *sum, double *square_sum)
 {
+    double plain = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double value = values[i];
+        plain += value;
+        squares += value * value;
+    }
+    *sum = plain;
+    *square_sum = squares;
+}
+
+static void add(const struct part *part, const float *values, int64_t n, double *sums, uint32_t *extremes)
+{
+    double sum = part->sum, square_sum = part->square_sum;
+    if (sum * sum > OUTWEIGHING * (double)n * square_sum)
+        sharpen(values, n, &sum, &square_sum);
     sums[0] += part->abs_sum;
-    sums[1] += part->sum;
-    sums[2] += part->square_sum;
+    sums[1] += sum;
+    sums[2] += square_sum;
     sums[3] += part->zeros;
     sums[4] += part->nonfinite;
     extremes[0] = part->largest > extremes[0] ? part->largest : extremes[0];
@@ -62,10 +79,13 @@ EVERY_CPU static void read_chunk(
         take(&first, values + i, codes + i);
         take(&second, values + half + i, codes + half + i);
     }
-    if (n > 2 * half)
-        take(&first, values + n - 1, codes + n - 1);
-    add(&first, sums, extremes);
-    add(&second, sums, extremes);
+    add(&first, values, half, sums, extremes);
+    add(&second, values + half, half, sums, extremes);
+    if (n > 2 * half) {
+        struct part last = {0, 0, 0, 0, 0, 0, UINT32_MAX};
+        take(&last, values + n - 1, codes + n - 1);
+        add(&last, values + n - 1, 1, sums, extremes);
+    }
 }
 
 /* Count codes, and meanwhile fetch the n values that are read next: memory would idle otherwise. */

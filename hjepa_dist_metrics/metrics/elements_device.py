@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.metrics.centred import sums_about_mean
 from hjepa_dist_metrics.metrics.elements import BINS, ElementStats, to_device
 
 _COUNTED = 1 << 24  # elements that a histogram in float32 counts exactly
@@ -27,12 +28,12 @@ def _row(flat: Tensor) -> Tensor:
         return row
     wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.to(torch.float32)
     absolute = wide.abs()
-    norm = torch.linalg.vector_norm(wide).to(torch.float64)
+    total, squares = sums_about_mean(wide)
     smallest, largest = torch.aminmax(absolute)
     parts = [
         absolute.sum(),
-        wide.sum(),
-        norm * norm,
+        total,
+        squares,
         flat.numel() - torch.count_nonzero(flat),
         (~torch.isfinite(wide)).sum(),
         largest,

@@ -2,7 +2,7 @@
 
 Each block is fetched from memory once; what else is done with it finds it, and one scratch buffer, in the
 cache. Sums are made in float32 within a block and in float64 beyond, so that the error does not grow with
-the number of elements.
+the number of elements; in float64 throughout where float32 would leave nothing of the variance.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.metrics.centred import sharpen_
 from hjepa_dist_metrics.metrics.elements import BINS, Elements, ElementStats
 from hjepa_dist_metrics.metrics.norms import BLOCK
 
@@ -54,11 +55,13 @@ def _stats(
         torch.amin(bits, 0, out=ends[2 * i + 1])
         if target is not None:
             target += _count(wide, bits, bool(ends[2 * i]))
+    sums = found.to(torch.float64).T
+    sharpen_(blocks, sums[1], sums[2])
     rare = _rare(blocks, found, extremes)
     numels = torch.tensor([block.numel() for block in blocks], dtype=torch.float64)
     largest, smallest = extremes.view(wide_type).to(torch.float64).unbind(1)
     return ElementStats(
-        torch.cat([numels[None], found.to(torch.float64).T, rare]),
+        torch.cat([numels[None], sums, rare]),
         largest,
         torch.where(largest.isnan(), largest, smallest),
     )

@@ -17,6 +17,7 @@ from hjepa_dist_metrics.distributed.reduction import max_over_shards, sum_over_s
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import elements_native
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.centred import variance
 from hjepa_dist_metrics.metrics.elements import (
     BINS,
     SUMS,
@@ -157,9 +158,6 @@ class GradientFlow(DistributedMetric):
         return {f"gradients/ratio_{i}": after / before for i, (before, after) in pairs if before != 0}
 
 
-_SUM_ROUNDING = 1e-7
-
-
 def summarise(sums: Floats, largest: Floats, smallest: Floats) -> dict[str, float]:
     """Return the numbers of one module from its segments' sums [6, n] and extremes [n]; 0 of no elements."""
     count, abs_sum, total, squares, zeros, _ = sums.sum(axis=1)
@@ -167,14 +165,12 @@ def summarise(sums: Floats, largest: Floats, smallest: Floats) -> dict[str, floa
         names = ("mean", "max", "min", "std", "avg", "total_norm", "abs_sum", "zero_fraction")
         return dict.fromkeys(names, 0.0)
     with np.errstate(invalid="ignore"):  # of gradients that are not finite: NaN, as it should be
-        centred = squares - total * total / count
-        # Elements are summed in float32 blocks: what remains of equal elements, or of one, is their rounding.
-        centred = 0.0 if abs(centred) < _SUM_ROUNDING * squares else centred
+        std = math.sqrt(variance(count, total, squares))
     return {
         "mean": abs_sum / count,
         "max": largest.max(),
         "min": smallest.min(),
-        "std": math.sqrt(max(centred, 0.0) / max(count - 1, 1)) if centred == centred else math.nan,
+        "std": std,
         "avg": abs_sum / count,
         "total_norm": math.sqrt(squares),
         "abs_sum": abs_sum,

@@ -16,6 +16,7 @@ from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.distributed.reduction import sum_over_shards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.centred import sums_and_squares, variance
 from hjepa_dist_metrics.metrics.elements import to_device
 from hjepa_dist_metrics.metrics.norms import square_sums
 from hjepa_dist_metrics.metrics.segments import Segments
@@ -120,8 +121,7 @@ class Updates(DistributedMetric):
         device = self.segments.device
         old = [block for copied in copies for block in copied.values]
         owners = [index for index, copied in enumerate(copies) for _ in copied.values]
-        sums = torch.stack([block.sum() for block in old]).to(torch.float64)
-        squares = square_sums(old, device)
+        sums, squares = sums_and_squares(old, device)
         now = [
             block
             for copied in copies
@@ -168,14 +168,12 @@ def _group_tags(group: str, sums: Mapping[str, float]) -> dict[str, float]:
     if not count:
         return {}
     norm, moved = math.sqrt(sums["square_sum"]), math.sqrt(sums["update_squares"])
-    mean = sums["sum"] / count
-    variance = max(sums["square_sum"] - count * mean * mean, 0.0) / max(count - 1, 1)
     tags = {
         f"update/{group}_norm": moved,
         f"update/{group}_ratio": moved / norm if norm else 0.0,
         f"weights/{group}_norm": norm,
-        f"weights/{group}_mean": mean,
-        f"weights/{group}_std": math.sqrt(variance),
+        f"weights/{group}_mean": sums["sum"] / count,
+        f"weights/{group}_std": math.sqrt(variance(count, sums["sum"], sums["square_sum"])),
     }
     if sums["moments"]:
         tags[f"update/{group}_exp_avg_norm"] = math.sqrt(sums["moment1_squares"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hjepa_dist_metrics.metrics import elements_device, elements_host, elements_native
+from hjepa_dist_metrics.metrics.centred import variance
 from hjepa_dist_metrics.metrics.elements import SUMS, Elements, read_elements
 from hjepa_dist_metrics.metrics.norms import BLOCK
 
@@ -84,6 +85,34 @@ def test_against_numpy(kernel):
         members = [t.numpy().ravel() for t, c in zip(tensors, COLUMNS, strict=True) if c == column]
         expected = exponents(np.concatenate(members)) if members else np.zeros(512, dtype=np.int64)
         assert (read.counts[column].numpy() == expected).all(), column
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-4, 3e-6, 0.0])
+def test_a_large_mean_costs_no_digits_of_the_variance(kernel, spread):
+    generator = torch.Generator().manual_seed(4)
+    tensors = [
+        1.0 + spread * torch.randn(2 * BLOCK + 5, generator=generator),
+        -0.1 + 0.1 * spread * torch.randn(300, generator=generator),
+        torch.full((BLOCK + 1,), 0.1),
+        torch.tensor([0.3]),
+    ]
+    sums = kernel(tensors, [0] * 4, 1, False).each.sums
+    for i, tensor in enumerate(tensors):
+        count, _, total, squares, _, _ = sums[:, i].tolist()
+        x = tensor.double().numpy()
+        expected = x.var(ddof=1) if len(x) > 1 and i != 2 else 0.0  # NumPy's own mean of 0.1 is rounded
+        assert variance(count, total, squares) == pytest.approx(expected, rel=1e-4 if spread < 1e-5 else 1e-5)
+        assert total == pytest.approx(x.sum(), rel=1e-7)
+        assert squares == pytest.approx(x @ x, rel=1e-7)
+
+
+def test_the_kernels_agree_on_a_mean_that_nearly_outweighs():
+    """Around the bound one takes float32 sums and another float64: the variance is the same."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.cat([torch.randn(BLOCK, generator=generator) + mean for mean in (3.8, 3.87, 3.9, 10.0)])
+    for kernel in (elements_host.read, device, *([native] if shutil.which("cc") else [])):
+        count, _, total, squares, _, _ = kernel([x], [0], 1, False).each.sums[:, 0].tolist()
+        assert variance(count, total, squares) == pytest.approx(x.double().numpy().var(ddof=1), rel=1e-5)
 
 
 def test_what_is_not_finite_is_counted(kernel):

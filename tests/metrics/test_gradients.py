@@ -224,3 +224,16 @@ def test_a_histogram_of_powers_of_two():
     assert histogram.total == pytest.approx(3.951)
     by_bin = {float(low): int(n) for low, n in zip(histogram.edges, histogram.counts, strict=False) if n}
     assert by_bin == {-0.5: 2, -(2.0**-126): 2, 2.0**-10: 1, 1.0: 2, 2.0: 1}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_large_mean_costs_no_digits_of_the_std(compiled):
+    model = nn.ModuleDict({"offset": nn.Linear(300, 400, bias=False), "equal": nn.Linear(300, 400)})
+    noise = torch.randn(400, 300, generator=torch.Generator().manual_seed(0))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.1)
+    model["offset"].weight.grad = 1.0 + 1e-4 * noise
+    values = numbers(flow_of(model, report="numbers", compiled=compiled))
+    expected = model["offset"].weight.grad.double().numpy().std(ddof=1)
+    assert values["gradients/offset_std"] == pytest.approx(expected, rel=1e-6)
+    assert values["gradients/equal_std"] == 0.0

@@ -131,3 +131,18 @@ def test_zero_weights_have_a_ratio_of_zero():
     with updates.around():
         optimizer.step()
     assert numbers(updates.compute())["update/group0_ratio"] == 0.0
+
+
+@pytest.mark.parametrize("spread", [1e-4, 0.0])
+def test_a_large_mean_costs_no_digits_of_the_weights_std(spread):
+    net = nn.Linear(64, 64, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(1.0 + spread * torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+    weights = net.weight.detach().double().numpy().ravel()
+    updates = Updates(net, torch.optim.SGD(net.parameters(), lr=0.0))
+    net.weight.grad = torch.zeros_like(net.weight)
+    with updates.around():
+        pass
+    values = numbers(updates.compute())
+    assert values["weights/group0_std"] == pytest.approx(weights.std(ddof=1), rel=1e-6)
+    assert values["weights/group0_mean"] == pytest.approx(weights.mean(), rel=1e-9)
