@@ -75,7 +75,7 @@ class GradientClipping(DistributedMetric):
         squares = group_square_sums(self.watched, self._columns)
         stored = [g for slot in self.watched.slots if (g := slot.stored_gradient()) is not None]
         if not stored:
-            raise ConfigError("no parameter has a gradient: call clip_ after backward and before zero_grad")
+            raise ConfigError("no parameter has a gradient: clip after backward() and before zero_grad()")
         norm = squares.sum().sqrt()
         coefficient = torch.clamp(max_norm / (norm + _TORCH_EPS), max=1.0)
         if not math.isinf(max_norm):

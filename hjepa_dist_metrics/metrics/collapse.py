@@ -14,6 +14,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.gaussianity import DIRECTIONS, KNOTS, characteristic_sums, sigreg
 from hjepa_dist_metrics.metrics.hierarchy import pool
+from hjepa_dist_metrics.metrics.inputs import require_features
 from hjepa_dist_metrics.metrics.spectrum import (
     eigenvalues,
     entropy_rank,
@@ -77,6 +78,7 @@ class Collapse(DistributedMetric):
 
         Without `ids` the sample is drawn by the rows' content, which is as good but treats equal rows alike.
         """
+        require_features("features", features)
         if features.ndim not in (2, 3) or features.shape[-1] != self.dim:
             shape = list(features.shape)
             raise ConfigError(f"expected features [N, {self.dim}] or [B, N, {self.dim}], got shape {shape}")

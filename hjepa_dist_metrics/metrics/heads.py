@@ -12,6 +12,7 @@ from hjepa_dist_metrics.distributed.reduction import sum_over_shards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.group_norms import Column, columns_of, group_square_sums
+from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.watched import Watched
 from hjepa_dist_metrics.states import Replicated, Sum
 
@@ -45,8 +46,8 @@ class HeadLosses(DistributedMetric):
         for kind, given in (("losses", losses), ("weights", weight)):
             if sorted(given) != sorted(self.names):
                 raise ConfigError(f"expected {kind} of the heads {self.names}, got {sorted(given)}")
-        values = torch.stack([_scalar(losses[name]) for name in self.names])
-        counted = _scalar(count).to(values.device, non_blocking=True)
+        values = torch.stack([as_number(f"{name!r} of losses", losses[name]) for name in self.names])
+        counted = as_number("count", count).to(values.device, non_blocking=True)
         factors = [float(weight[name]) for name in self.names]
         both = torch.stack([values, torch.stack([v * f for v, f in zip(values, factors, strict=True)])])
         # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
@@ -180,7 +181,3 @@ def _require_parts(parts: Mapping[str, nn.Module], ratios: Sequence[tuple[str, s
     unknown = sorted({name for pair in ratios for name in pair} - set(parts))
     if not parts or unknown:
         raise ConfigError(f"expected named parts of the model, got {list(parts)}; unknown: {unknown}")
-
-
-def _scalar(value: Any) -> Tensor:
-    return torch.as_tensor(value).detach().to(torch.float64).reshape(())

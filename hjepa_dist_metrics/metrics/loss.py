@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.states import Sum
 
 Count = float | int | Tensor
@@ -71,7 +72,7 @@ class HierarchicalLoss(DistributedMetric):
         missing = [key for key in required if key not in losses]
         if missing:
             raise ConfigError(f"expected the losses {required}, got {sorted(losses)} without {missing}")
-        values = _stack([losses[key] for key in self.keys if key in losses])
+        values = _stack({key: losses[key] for key in self.keys if key in losses})
         given, nothing = torch.ones_like(values), values.new_zeros(1)
         if _UNWEIGHTED in losses:
             return values, given
@@ -81,8 +82,11 @@ class HierarchicalLoss(DistributedMetric):
         if not isinstance(count, (Mapping, Tensor)):
             return torch.full_like(values, float(count))
         if isinstance(count, Tensor):
-            return _scalar(count).to(values.device, non_blocking=True).expand_as(values)
-        given = {key: _scalar(value).to(values.device, non_blocking=True) for key, value in count.items()}
+            return as_number("count", count).to(values.device, non_blocking=True).expand_as(values)
+        given = {
+            key: as_number(f"the count of {key!r}", value).to(values.device, non_blocking=True)
+            for key, value in count.items()
+        }
         missing = [key for key in self.levels if key not in given]
         if missing:
             raise ConfigError(f"expected a count for each of {self.levels}, got {sorted(given)}")
@@ -112,17 +116,13 @@ class HierarchicalLoss(DistributedMetric):
         return tags if first is None else {**tags, "loss/first_nonfinite_level": first}
 
 
-def _stack(values: Sequence[Any]) -> Tensor:
+def _stack(named: Mapping[str, Any]) -> Tensor:
     """Return numbers and tensors of one element as float64 [n], on the device of those that are on one."""
-    if all(isinstance(value, Tensor) for value in values):
+    values = named.values()
+    if all(isinstance(value, Tensor) and value.numel() == 1 for value in values):
         alike = {(value.device, value.dtype) for value in values}
         if len(alike) == 1:
             return torch.stack([value.detach().reshape(()) for value in values]).to(torch.float64)
-    scalars = [_scalar(value) for value in values]
+    scalars = [as_number(f"{key!r} of losses", value) for key, value in named.items()]
     device = next((s.device for s in scalars if s.device.type != "cpu"), torch.device("cpu"))
     return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars])
-
-
-def _scalar(value: Any) -> Tensor:
-    tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
-    return tensor.to(torch.float64).reshape(())

@@ -13,6 +13,7 @@ from torch import Tensor
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.components import count_regions
+from hjepa_dist_metrics.metrics.inputs import require_mask
 from hjepa_dist_metrics.states import Distinct, Sum
 from hjepa_dist_metrics.states.hashing import mix
 from hjepa_dist_metrics.states.moments import row_weights
@@ -103,10 +104,11 @@ class Masking(DistributedMetric):
         return tags | ({"masking/num_blocks": blocks / counted} if counted else {})
 
     def _flags(self, name: str, flags: Tensor, mask: Tensor) -> Tensor:
-        if flags.ndim != 2 or flags.shape[1] != self.num_patches or flags.shape != mask.shape:
+        require_mask(name, flags)
+        if flags.shape[1] != self.num_patches or flags.shape != mask.shape:
             got = list(flags.shape)
             raise ConfigError(f"expected {name} as bool [B, {self.num_patches}], got shape {got}")
-        return flags.detach().to(dtype=torch.bool, device=mask.device, non_blocking=True)
+        return flags.detach().to(mask.device, non_blocking=True)
 
     def _blocks(self, masked: Tensor, blocks: Tensor | None, count: bool) -> Tensor | None:
         if blocks is None:

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.states import Mean, Replicated
 from hjepa_dist_metrics.values import Value
 
@@ -59,7 +60,7 @@ class ReplicatedScalars(DistributedMetric):
         """Replace the values; every tag must be there."""
         if sorted(values) != self.tags:
             raise ConfigError(f"expected values for {self.tags}, got {sorted(values)}")
-        parts = [torch.as_tensor(values[tag], dtype=torch.float64).reshape(()) for tag in self.tags]
+        parts = [as_number(repr(tag), values[tag]) for tag in self.tags]
         device = next((part.device for part in parts if part.device.type != "cpu"), parts[0].device)
         self.values.update(torch.stack([part.to(device, non_blocking=True) for part in parts]))
 

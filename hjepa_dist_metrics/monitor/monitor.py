@@ -21,6 +21,7 @@ from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.roster import Merged
 from hjepa_dist_metrics.metrics.watched import optimizer_list
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
+from hjepa_dist_metrics.monitor.checking import as_levels, require_pairs, require_samples
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, FIGURES, MetricFamilies
@@ -219,9 +220,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         ids: Tensor | None = None,
         context_features: Tensor | None = None,
         context_valid: Tensor | None = None,
-        predictions: Sequence[Tensor] | None = None,
-        targets: Sequence[Tensor] | None = None,
-        prediction_valid: Sequence[Tensor | None] | None = None,
+        predictions: Tensor | Sequence[Tensor] | None = None,
+        targets: Tensor | Sequence[Tensor] | None = None,
+        prediction_valid: Tensor | Sequence[Tensor | None] | None = None,
         mask: Tensor | None = None,
         momentum: float | None = None,
         momentum_target: float = 1.0,
@@ -236,24 +237,29 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
         On steps that log representations: `features` are one stream [N, D] or [B, N, D], several by name, or
         a list over the levels of a hierarchy, with `valid` masks in the same form; `context_features` are the
-        context encoder's; `predictions` and `targets` are lists over levels, `prediction_valid` the tokens
-        that count; `ids` are the samples' global numbers, as in `Collapse.update`. On steps that log figures:
-        `images` [B, C, H, W] are what mask, predictions and targets are drawn on, `blocks` int [B, K, 4] the
-        masks' rectangles (top, left, height, width in patches; height 0 for none).
+        context encoder's; `predictions` and `targets` are lists over levels, or one tensor each where there
+        is one level, `prediction_valid` the tokens that count; `ids` are the samples' global numbers, as in
+        `Collapse.update`. On steps that log figures: `images` [B, C, H, W] are what mask, predictions and
+        targets are drawn on, `blocks` int [B, K, 4] the masks' rectangles (top, left, height, width in
+        patches; height 0 for none).
 
-        On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked; `momentum`, of the target
+        On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked, one a sample, under gradient
+        accumulation those of all micro-batches or of one; `momentum`, of the target
         encoder's update in this step, and `momentum_target`, where its schedule ends; `scalars` are numbers
         that every rank has alike, by tag. Raises the errors of syncs: `DesyncError` where ranks disagree.
         """
         begun, now = time.perf_counter(), self.step_number
         observing, represents = self._observing, self._is_due("representations", now)
         self.families.collection.raise_errors()
+        require_samples(samples)
+        require_pairs(predicted := as_levels(predictions), wanted := as_levels(targets))
+        seen = as_levels(prediction_valid)
         self._gradients.step(samples)
         self._observe(lambda: self._observe_step(samples, losses, count, tokens, begun))
         if scalars:
             self._observe(lambda: self.families.scalars(scalars).update(scalars))
         if mask is not None:
-            self._observe(lambda: observing.mask(mask, self._is_due("scalars", now)))
+            self._observe(lambda: observing.mask(mask, samples, self._is_due("scalars", now)))
         if momentum is not None:
             dues = [self._is_due("scalars", step) for step in (now, now + 1)]
             self._observe(lambda: observing.teacher(momentum, momentum_target, *dues))
@@ -262,11 +268,11 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self._observe(lambda: observing.features(features, valid, ids, binned))
         if context_features is not None and represents:
             self._observe(lambda: observing.context(context_features, context_valid, ids))
-        if predictions is not None and targets is not None and represents:
-            self._observe(lambda: observing.predictions(predictions, targets, prediction_valid, ids))
+        if predicted is not None and represents:
+            self._observe(lambda: observing.predictions(predicted, wanted, seen, ids))
         if images is not None and self.config.figures.enabled and self._is_due(FIGURES, now):
-            shown = {"mask": mask, "predictions": predictions, "targets": targets}
-            more = {"valid": prediction_valid, "ids": ids, "blocks": blocks}
+            shown = {"mask": mask, "predictions": predicted, "targets": wanted}
+            more = {"valid": seen, "ids": ids, "blocks": blocks}
             self._observe(lambda: self._observe_figures(images, shown, more))
         due = [family for family, every in self._cadences.items() if every.due(now)]
         if due:

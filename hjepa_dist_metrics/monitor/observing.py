@@ -8,6 +8,7 @@ they keep what the context tells of those. Both have the whole table, to be read
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from hjepa_dist_metrics.metrics import (
     Masking,
     PredictionQuality,
 )
+from hjepa_dist_metrics.metrics.inputs import require_features, require_mask
+from hjepa_dist_metrics.monitor.checking import require_one_mask_a_sample
 from hjepa_dist_metrics.monitor.families import MetricFamilies
 
 # One stream, several by name, or the levels of a hierarchy, fine to coarse.
@@ -39,8 +42,8 @@ class Observing:
         if isinstance(features, Sequence):
             self._levels(features, valid, ids, histograms)
             return
-        streams = {None: features} if isinstance(features, Tensor) else dict(features)
-        for name, tensor in streams.items():
+        for name, tensor in _streams(features).items():
+            require_features("features" if name is None else f"features {name!r}", tensor)
             mask = valid.get(name) if isinstance(valid, Mapping) and name is not None else valid
             if not (mask is None or isinstance(mask, Tensor)):
                 raise ConfigError("valid masks by name go with features by name, a list of them with a list")
@@ -50,6 +53,8 @@ class Observing:
         masks = [None] * len(features) if valid is None else valid
         if isinstance(masks, (Tensor, Mapping)):
             raise ConfigError("features by level go with a list of valid masks, one a level")
+        for i, level in enumerate(features):
+            require_features(f"features of level {i}", level)
         dims = [level.shape[-1] for level in features]
         hierarchy = self.families.ensure("hierarchy", HierarchyFeatures, lambda: HierarchyFeatures(dims))
         hierarchy.update(features, masks, histograms=histograms)
@@ -60,6 +65,7 @@ class Observing:
 
     def context(self, features: Tensor, valid: Tensor | None, ids: Tensor | None) -> None:
         """Add the context encoder's features."""
+        require_features("context_features", features)
         self._collapse("context", features, short="context").update(features, valid, ids)
 
     def predictions(
@@ -79,8 +85,10 @@ class Observing:
             mask = None if valid is None else valid[i]
             self._collapse(f"prediction{i}", level, judged=False).update(level, mask, ids)
 
-    def mask(self, mask: Tensor, count_blocks: bool) -> None:
-        """Add masks, [B, N] or [B, rows, columns], True = masked."""
+    def mask(self, mask: Tensor, samples: int, count_blocks: bool) -> None:
+        """Add masks, bool [B, N] or [B, rows, columns], True = masked, of `samples` samples at most."""
+        require_mask("mask", mask, grid=True)
+        require_one_mask_a_sample(mask, samples)
         grid = (mask.shape[1], mask.shape[2]) if mask.ndim == 3 else None
         flat = mask.reshape(len(mask), -1)
         masking = self.families.ensure("masking", Masking, lambda: Masking(flat.shape[1], grid))
@@ -114,3 +122,12 @@ class Observing:
         self, name: str | None, features: Tensor, *, short: str | None = None, judged: bool = True
     ) -> Collapse:
         return self.families.collapse(name, features, short=short, judged=judged)
+
+
+def _streams(features: Any) -> Mapping[str | None, Any]:
+    if isinstance(features, Tensor):
+        return {None: features}
+    if isinstance(features, Mapping):
+        return features
+    require_features("features", features)
+    return {}
