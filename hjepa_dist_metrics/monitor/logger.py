@@ -40,6 +40,20 @@ from hjepa_dist_metrics.values import Image, Scalar, Text, Value, Video
 
 Values = Mapping[str, Value]
 
+_OF_SUMMARY_WRITER = {
+    "add_scalar": "log_metrics({tag: value}, step)",
+    "add_scalars": "log_metrics({main_tag: {tag: value}}, step)",
+    "add_histogram": "log_histogram(tag, values, step)",
+    "add_image": "log_image(tag, image, step)",
+    "add_images": "log_images(tag, images, step)",
+    "add_figure": "log_figure(tag, figure, step)",
+    "add_video": "log_video(tag, frames, step)",
+    "add_text": "log_text(tag, text, step)",
+    "add_embedding": "log_embedding(tag, vectors, labels, images, step)",
+    "add_hparams": "log_hparams(hparams, metrics)",
+    "add_graph": "log_graph(model, inputs)",
+}
+
 
 class MetricsLogger(AbstractContextManager["MetricsLogger"]):
     """Write a run's values to TensorBoard, JSON lines and Weights & Biases, from a thread.
@@ -272,6 +286,16 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.finish(success=error is None)
+
+    def close(self) -> None:
+        """Finish a run that went well."""
+        self.finish()
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what a method of SummaryWriter is called here."""
+        if name in _OF_SUMMARY_WRITER:
+            raise AttributeError(f"MetricsLogger has no {name}: use {_OF_SUMMARY_WRITER[name]}", obj=self)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     # -- inside ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,12 +28,12 @@ from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, FIGURES, MetricFamilies
 from hjepa_dist_metrics.monitor.gradient_watch import GradientWatch
 from hjepa_dist_metrics.monitor.observing import Encoders, Masks, Observing, Streams
-from hjepa_dist_metrics.monitor.output import agree_on_run_name, open_output
+from hjepa_dist_metrics.monitor.output import agree_on_run, open_output
 from hjepa_dist_metrics.monitor.publishing import Publisher
 from hjepa_dist_metrics.monitor.rules import RunRules
 from hjepa_dist_metrics.monitor.speed import SpeedWatch
 from hjepa_dist_metrics.sinks import HParam
-from hjepa_dist_metrics.sync import SyncHandle
+from hjepa_dist_metrics.sync import SyncHandle, drain_syncs
 from hjepa_dist_metrics.values import Scalar
 
 B = TypeVar("B")
@@ -47,12 +48,14 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     """Watch a training loop, on every rank alike; the main process writes.
 
     `config` is a `LoggingConfig`, a mapping with its keys, or a whole run's configuration with a section
-    `logging`. `step` 0 is the first optimizer step, or `start_step` in a resumed run, which goes on with the
-    same files where `resume` is true. `level_weights` are the objective's weights of its hierarchy levels.
-    `hparams` are settings by name, for TensorBoard's table that compares runs. `encoders` are the context
-    and the target encoder, where they are not the model's attributes `context_encoder` and `target_encoder`.
-    With several optimizers, a list of them, parameter groups are numbered through, or go by their "name".
-    `on_alert` is called with each alert that begins, on every rank, at times on another thread.
+    `logging`. `step` 0 is the first optimizer step. With `resume` the run goes on in the same files: from
+    `start_step`, where what was written at that step and later is replaced, or by default behind the last
+    step. Making the object is a collective call. `level_weights` are the objective's weights of its
+    hierarchy levels. `hparams` are settings by name, for TensorBoard's table that compares runs. `encoders`
+    are the context and the target encoder, where they are not the model's attributes `context_encoder` and
+    `target_encoder`. With several optimizers, a list of them, parameter groups are numbered through, or go by
+    their "name". `on_alert` is called with each alert that begins, on every rank, at times on the thread that
+    runs the syncs: it may not wait for one, as `state_dict` does.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         *,
         context: ProcessContext | None = None,
         level_weights: Iterable[float] | None = None,
-        start_step: int = 0,
+        start_step: int | None = None,
         steps_per_epoch: int | None = None,
         resume: bool = False,
         hparams: Mapping[str, HParam] | None = None,
@@ -73,8 +76,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.model, self.optimizers = model, optimizer_list(optimizer)
         self.config: LoggingConfig = from_mapping(config)
         self.context = context or ProcessContext.current()
-        self.step_number = start_step
-        self.run_name = agree_on_run_name(self.config, self.context, resume)
+        self.run_name, self._first = agree_on_run(self.config, self.context, resume, start_step)
+        self.step_number = self._first
         self.families = MetricFamilies(
             MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout),
             level_weights,
@@ -86,7 +89,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._stopping: set[str] = set()
         self._handle: SyncHandle[Any] | None = None
         num_levels = None if self.families.level_weights is None else len(self.families.level_weights)
-        self._sink = open_output(self.config, self.context, self.run_name, start_step, num_levels)
+        self._sink = open_output(self.config, self.context, self.run_name, self._first, num_levels)
         self._sink.write_hparams(hparams or {}, COMPARED)
         book = self.alert_book if self.config.alerts.enabled else None
         self._publisher = Publisher(self._sink, self.context, book, explain=not resume)
@@ -100,6 +103,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._gradients = GradientWatch(
             self.families, model, self.optimizers, self.config.gradients, self.due, self._observe_in_time
         )
+
+        # The last to be registered is the first to be called: before the files close.
+        atexit.register(self._release)
 
     # -- observing -------------------------------------------------------------------------------------
 
@@ -391,7 +397,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self._release()
 
     def _release(self) -> None:
+        atexit.unregister(self._release)
         self._gradients.release()
+        drain_syncs()  # what is still on its way is still written: it may tell why the run ends
         self._publisher.close()
         self._sink.close()
 
@@ -409,7 +417,14 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, also at another world size."""
-        self.step_number = int(state["step_number"])
+        step = int(state["step_number"])
+        if step < self._first:
+            raise ConfigError(
+                f"the checkpoint goes on at step {step}, but run {self.run_name!r} was opened at step "
+                f"{self._first}: make the monitor with resume=True and start_step={step}, so that what was "
+                "written at later steps is replaced"
+            )
+        self.step_number = step
         for name, saved in state["cadences"].items():
             self._cadences[name].load_state_dict(saved)
         self.alert_book.load_state_dict(state["alerts"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hjepa_dist_metrics.dashboards import load_dashboards
-from hjepa_dist_metrics.distributed import ProcessContext, broadcast_object
+from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.monitor.announcing import announce
 from hjepa_dist_metrics.monitor.config import LoggingConfig
 from hjepa_dist_metrics.sinks import (
     BackgroundSink,
@@ -22,6 +25,8 @@ from hjepa_dist_metrics.sinks import (
     wandb_dir,
 )
 from hjepa_dist_metrics.values import Value
+
+logger = logging.getLogger("hjepa_dist_metrics.monitor")
 
 
 class NullSink:
@@ -53,28 +58,31 @@ _DEFAULT_LEVELS = 3
 Output = BackgroundSink | NullSink
 
 
-def agree_on_run_name(config: LoggingConfig, context: ProcessContext, resume: bool) -> str:
-    """Return the run's name, claimed by the main process and the same on every rank. A collective call."""
-    claimed = None
-    if context.is_main:
-        claimed = claim_run_name(config.log_dir, config.experiment_name, resume)
-    return broadcast_object(claimed, context) or config.experiment_name
-
-
 def agree_on_run(
     config: LoggingConfig, context: ProcessContext, resume: bool, start_step: int | None
 ) -> tuple[str, int]:
     """Return the run's name and its first step, the same on every rank. A collective call.
 
-    The first step is `start_step`; by default 0, or what follows the last logged step where the run is
-    resumed.
+    The main process claims the name. The first step is `start_step`; by default 0, or what follows the last
+    logged step where the run is resumed.
     """
-    run_name = agree_on_run_name(config, context, resume)
-    first = start_step
-    if first is None:
-        last = last_logged_step(config.log_dir, run_name) if resume and context.is_main else None
-        first = broadcast_object(0 if last is None else last + 1, context)
-    return run_name, first
+    claimed = None
+    if context.is_main:
+        claimed = json.dumps(_claim(config, resume, start_step))
+    said = announce(claimed, context, config.sync_timeout, f"the run {config.experiment_name!r}")
+    run_name, first = json.loads(said) if said else (config.experiment_name, start_step or 0)
+    return str(run_name), int(first)
+
+
+def _claim(config: LoggingConfig, resume: bool, start_step: int | None) -> tuple[str, int]:
+    run_name = claim_run_name(config.log_dir, config.experiment_name, resume)
+    if run_name != config.experiment_name:
+        taken = f"a run {config.experiment_name!r} exists in {config.log_dir}"
+        logger.warning("%s: this one is %r (to go on with the old one, resume it)", taken, run_name)
+    if start_step is not None:
+        return run_name, start_step
+    last = last_logged_step(config.log_dir, run_name) if resume else None
+    return run_name, 0 if last is None else last + 1
 
 
 def open_output(

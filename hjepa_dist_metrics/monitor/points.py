@@ -31,6 +31,8 @@ def to_labels(labels: Iterable[Any] | None) -> tuple[str, ...]:
     if labels is None:
         return ()
     listed = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else labels
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise ConfigError(f"labels must be a sequence, one a point, got {labels!r}; a step goes in as step=")
     return tuple(str(label) for label in listed)
 
 

@@ -32,7 +32,7 @@ class BackgroundSink:
     def __init__(self, sink: Sink, capacity: int = 256) -> None:
         self._group = sink if isinstance(sink, SinkGroup) else SinkGroup([sink])
         self._guard = ForkGuard()
-        self._closed = False
+        self._closed = self._told = False
         # SimpleQueue's put and get are single C calls: a signal handler that runs between two bytecodes of
         # a caller never finds it locked, which queue.Queue, with its Python locks, cannot promise.
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -107,11 +107,17 @@ class BackgroundSink:
         self._signals.restore()
         atexit.unregister(self.close)
 
+    def _tell_of_lost(self) -> None:
+        if not self._guard.in_child and not self._told:
+            self._told = True
+            logger.warning("%s is closed: what is logged after finish() or close() is not written", self)
+
     def _idle(self) -> bool:
         return self._closed or self._guard.in_child
 
     def _submit(self, job: Callable[[], None]) -> None:
         if self._idle():
+            self._tell_of_lost()
             return
         self._room.get()
         self._jobs.put(lambda: self._run(job))

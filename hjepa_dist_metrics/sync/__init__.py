@@ -1,6 +1,10 @@
 """The sync: one checked, fused exchange of states between ranks."""
 
-from hjepa_dist_metrics.sync.background import SyncHandle as SyncHandle, SyncThread as SyncThread
+from hjepa_dist_metrics.sync.background import (
+    SyncHandle as SyncHandle,
+    SyncThread as SyncThread,
+    drain_syncs as drain_syncs,
+)
 from hjepa_dist_metrics.sync.exchange import SyncReport as SyncReport, exchange as exchange
 from hjepa_dist_metrics.sync.frame import Ticket as Ticket
 from hjepa_dist_metrics.sync.merged import MergedStates as MergedStates

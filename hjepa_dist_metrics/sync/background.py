@@ -17,6 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
+from hjepa_dist_metrics.errors import ConfigError
+
 R = TypeVar("R")
 
 
@@ -38,16 +40,22 @@ class SyncHandle(Generic[R]):
 
     def wait(self, timeout: float) -> bool:
         """Wait until the sync is over; return False where that took longer than `timeout` seconds."""
+        self._refuse_own_thread()
         return bool(concurrent.futures.wait([self._future], max(timeout, 0.0)).done)
 
     def result(self, timeout: float | None = None) -> R:
         """Wait and return the result; raise the sync's error, or TimeoutError after `timeout` seconds."""
+        self._refuse_own_thread()
         try:
             self._future.exception(timeout)
         except concurrent.futures.TimeoutError:
             raise TimeoutError(f"the sync is still under way after {timeout:g} s") from None
         self.seen = True
         return self._future.result()
+
+    def _refuse_own_thread(self) -> None:
+        if not self.done():
+            refuse_sync_thread()
 
 
 class SyncThread:
@@ -79,7 +87,10 @@ class SyncThread:
 
     def run(self, job: Callable[[], R]) -> R:
         """Run a job in order and return its result: here where nothing is before it, else on the thread."""
-        return self.submit(job).result() if self.busy else job()
+        if not self.busy:
+            return job()
+        refuse_sync_thread()
+        return self.submit(job).result()
 
     @property
     def busy(self) -> bool:
@@ -88,6 +99,7 @@ class SyncThread:
 
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is queued or running; return False where that took longer than `timeout`."""
+        refuse_sync_thread()
         with self._idle:
             return self._idle.wait_for(lambda: self._pending == 0, timeout)
 
@@ -106,12 +118,22 @@ class SyncThread:
                     idle.notify_all()
 
 
+def refuse_sync_thread() -> None:
+    """Raise ConfigError on a thread that runs syncs: a wait for one there would never end."""
+    if any(thread._thread is threading.current_thread() for thread in list(_threads)):
+        raise ConfigError(
+            "a sync cannot be waited for on the thread that runs the syncs: on_alert, or a formula, called "
+            "compute, state_dict, flush or close. Note what is to be done, and do it in the training loop"
+        )
+
+
 _EXIT_SECONDS = 10.0
 _threads: weakref.WeakSet[SyncThread] = weakref.WeakSet()
 
 
 @atexit.register
-def _drain_at_exit() -> None:
+def drain_syncs() -> None:
+    """Wait for all syncs under way, for as long as a process that ends may: 10 s."""
     deadline = time.monotonic() + _EXIT_SECONDS
     for thread in list(_threads):
         thread.drain(max(0.0, deadline - time.monotonic()))
