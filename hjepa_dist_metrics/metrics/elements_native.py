@@ -9,6 +9,8 @@ message says why.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -93,16 +95,27 @@ def _compiled() -> Path:
     """Return the compiled library, from the cache or newly made."""
     compiler = _compiler()
     key = "\0".join([_SOURCE.read_text(), *_FLAGS, compiler, platform.machine()])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hjepa_dist_metrics"
+    folder = _folder()
     library = folder / f"elements-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not library.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # many ranks may come at once
             made = Path(scratch) / library.name
             command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
             made.replace(library)
     return library
+
+
+def _folder() -> Path:
+    """Return the user's cache, or, where it cannot be written, a folder that goes with the process."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hjepa_dist_metrics"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        return folder
+    own = tempfile.mkdtemp(prefix="hjepa_dist_metrics-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return Path(own)
 
 
 def _compiler() -> str:

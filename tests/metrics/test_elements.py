@@ -198,6 +198,16 @@ def test_it_is_made_once_and_kept(anew, monkeypatch):
     assert elements_native.kernel() is not None
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_home_that_cannot_be_written_is_no_hindrance(anew, monkeypatch):
+    (anew / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(anew / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(anew))
+    assert elements_native.kernel() is not None
+    (own,) = anew.glob("hjepa_dist_metrics-*")
+    assert [path.suffix for path in own.iterdir()] == [".so"]
+
+
 def test_without_it_torchs_kernels_go_on_and_say_so_once(anew, monkeypatch, caplog):
     monkeypatch.setenv("CC", compiler(anew / "cc", "echo 'error: no such thing' >&2; exit 1"))
     x = torch.arange(5.0)
