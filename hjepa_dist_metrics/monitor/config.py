@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -22,6 +23,14 @@ WandbMode = Literal["online", "offline"]
 Projection = Literal["pca", "tsne", "umap"]
 
 _OTHER_SECTIONS = frozenset({"model", "data", "training"})
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _require(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -145,6 +154,8 @@ class GradientsConfig:
     """Measure gradient flow; switch off where each rank trains parameters of its own, as experts."""
     depth: int = 1
     """Parts of a parameter's name that make its module: 1 tells `context_encoder` from `predictor`."""
+    patterns: dict[str, str] | None = None
+    """Modules by name, each with a regular expression to find in parameters' names; null goes by `depth`."""
     per_parameter: bool = False
     """Write every parameter's numbers too: thousands of tags."""
     updates: bool = True
@@ -156,6 +167,8 @@ class GradientsConfig:
 
     def __post_init__(self) -> None:
         _require(self.depth >= 1, "gradients.depth", self.depth, "1 or more")
+        for name, pattern in (self.patterns or {}).items():
+            _require(_compiles(pattern), f"gradients.patterns.{name}", pattern, "a regular expression")
 
 
 @dataclass(frozen=True)

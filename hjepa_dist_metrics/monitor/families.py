@@ -147,6 +147,7 @@ class MetricFamilies:
             lambda: GradientFlow(
                 model,
                 config.depth,
+                config.patterns,
                 per_parameter=config.per_parameter,
                 report=report,
                 compiled=config.compiled,

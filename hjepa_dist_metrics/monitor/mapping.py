@@ -74,6 +74,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is list:
         (item,) = typing.get_args(hint)
         return isinstance(value, (list, tuple)) and all(_fits(entry, item) for entry in value)
+    if origin is dict:
+        key_hint, item_hint = typing.get_args(hint)
+        return isinstance(value, Mapping) and all(
+            _fits(key, key_hint) and _fits(item, item_hint) for key, item in value.items()
+        )
     if hint in (int, float) and isinstance(value, bool):  # True is an int to Python, not to a reader
         return False
     return isinstance(value, (int, float) if hint is float else hint)
@@ -87,4 +92,6 @@ def _describe(hint: Any) -> str:
         return " or ".join(repr(option) for option in typing.get_args(hint))
     if origin is list:
         return f"a list of {_describe(typing.get_args(hint)[0])}"
+    if origin is dict:
+        return "a mapping of {} to {}".format(*map(_describe, typing.get_args(hint)))
     return "null" if hint is type(None) else {"bool": "true or false"}.get(hint.__name__, hint.__name__)

@@ -76,6 +76,22 @@ def test_gradient_flow_can_be_switched_off_and_settings_are_checked(tmp_path):
         TrainingMonitor(model, optimizer, config(tmp_path, gradients={"depth": 0}))
 
 
+def test_modules_by_the_users_patterns(tmp_path):
+    model, optimizer = problem()
+    patterns = {"matrices": "weight$", "vectors": "bias"}
+    with TrainingMonitor(model, optimizer, config(tmp_path, gradients={"patterns": patterns})) as monitor:
+        seen = train(monitor, model, optimizer, batches(2))
+    both = [series(tmp_path, f"gradients/{name}_total_norm")[1] for name in patterns]
+    assert math.hypot(*both) == pytest.approx(seen["norm"][1], rel=1e-6)
+    for bad, message in (
+        ({"a": "("}, r"logging.gradients.patterns.a is '\('; allowed: a regular expression"),
+        ({"a": 3}, "expected a mapping of str to str or null"),
+        ("weight", "expected a mapping of str to str or null"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            TrainingMonitor(model, optimizer, config(tmp_path, gradients={"patterns": bad}))
+
+
 def test_updates_are_compared_on_the_steps_that_log(tmp_path):
     model, optimizer = problem()
     taken = []
