@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from hjepa_dist_metrics.errors import MetricsError, RankFailureError, SyncTimeoutError
+from hjepa_dist_metrics.errors import RankFailureError, SyncTimeoutError
 
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
@@ -31,7 +31,8 @@ class ArrivalBoard:
     """Count how many syncs each rank has reached, and tell from the counts why an exchange broke.
 
     A gloo error names no rank. The board does: a rank that has not posted the sync at which the others
-    wait is the missing one. `ranks` are global numbers, `rank` is this process's place among them.
+    wait is the missing one. `ranks` are global numbers, `rank` is this process's place among them. `host` is
+    the global number of the rank whose process serves the store, None where it is not known to be a rank's.
     """
 
     store: CounterStore
@@ -43,6 +44,7 @@ class ArrivalBoard:
     sleep: Callable[[float], None] = time.sleep
     arrived: int = 0
     posted: int = 0
+    host: int | None = None
 
     def arrive(self) -> None:
         """Count this rank's next sync, still to be posted."""
@@ -67,7 +69,7 @@ class ArrivalBoard:
         accused = self.accused()
         return self._timeout_error(accused) if accused else None
 
-    def explain(self, cause: str, started: float) -> MetricsError:
+    def explain(self, cause: str, started: float) -> RankFailureError | SyncTimeoutError:
         """Return the error that says which ranks a broken exchange was waiting for.
 
         `cause` is the transport's own message, `started` the clock when this rank came to the sync.
@@ -75,9 +77,11 @@ class ArrivalBoard:
         try:
             error = self._explain(cause, started)
         except Exception as store_error:
+            host = "the launcher's agent or rank 0" if self.host is None else f"rank {self.host}"
             return RankFailureError(
-                "a metrics sync failed and the job's key-value store does not answer either: the process "
-                f"that hosts it, rank 0 or the launcher's agent, is gone ({cause}; {first_line(store_error)})"
+                f"metrics sync {self.arrived} failed and the job's key-value store does not answer either: "
+                f"the process that hosts it, {host}, is gone ({cause}; {first_line(store_error)})",
+                () if self.host is None else (self.host,),
             )
         self._settle(error.ranks)
         return error

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from hjepa_dist_metrics.distributed.arrivals import ArrivalBoard, first_line
-from hjepa_dist_metrics.errors import ConfigError, MetricsError, RankFailureError
+from hjepa_dist_metrics.errors import ConfigError, MetricsError, RankFailureError, SyncTimeoutError
 
 _SIMULATED = ("threaded", "fake")
 _channels: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, GroupChannel]] = (
@@ -31,8 +32,12 @@ _stores: weakref.WeakKeyDictionary[dist.ProcessGroup, Store] = weakref.WeakKeyDi
 class GroupChannel:
     """Exchange host tensors between the ranks of a group over private connections.
 
-    The first sync connects. After a rank has failed or been given up, every further sync raises the same
-    error: the connections are gone, and only a new process group brings new ones.
+    The first sync connects. After a rank has failed or been given up, every further sync raises an error of
+    the same kind: the connections are gone, and only a new process group brings new ones.
+
+    What the ranks tell each other through the job's store lies where torch's own addresses of the job's group
+    lie. So a store that outlives a restart serves metrics where it serves torch: under a new prefix for each
+    attempt, as torchrun does it.
     """
 
     def __init__(self, parent: dist.ProcessGroup, timeout: float) -> None:
@@ -46,8 +51,10 @@ class GroupChannel:
         self._simulated = parent if dist.get_backend(parent) in _SIMULATED else None
         self._group: Any = None
         self._started = self.board.clock()
-        self._broken: MetricsError | None = None
+        self._broken: RankFailureError | SyncTimeoutError | None = None
         self._process = os.getpid()
+        if hosts_store():
+            self._store.set(f"{self.board.prefix}/host", str(dist.get_rank()))
 
     def begin(self) -> None:
         """Come to the next sync, and connect at the first; the others learn of it with the first exchange."""
@@ -86,11 +93,14 @@ class GroupChannel:
             self._group = self._simulated
             return
         if (given_up := self.board.given_up()) is not None:
-            self._broken = given_up
+            self._close(given_up)
             raise given_up
         store = PrefixStore(f"{self.board.prefix}/gloo", self._store)
         limit = timedelta(seconds=self.board.timeout)
         self._group = dist.ProcessGroupGloo(store, self.rank, self.world_size, limit)
+        # Connected, all have opened their channels, and so said whether they host the store.
+        host = f"{self.board.prefix}/host"
+        self.board.host = int(self._store.get(host)) if self._store.check([host]) else None
 
     def _guard(self, operation: Callable[[], Any]) -> None:
         self._raise_broken()
@@ -99,8 +109,18 @@ class GroupChannel:
             return
         # Closed at once, so that the ranks that wait for this one need not wait for their own timeouts.
         self._group = None
-        self._broken = self.board.explain(cause, self._started)
-        raise self._broken
+        error = self.board.explain(cause, self._started)
+        self._close(error)
+        raise error
+
+    def _close(self, error: RankFailureError | SyncTimeoutError) -> None:
+        """Keep what further syncs raise."""
+        self._broken = type(error)(
+            f"metrics of ranks {list(self.board.ranks)} cannot sync any more, since an earlier sync failed: "
+            f"{error}. A new process group brings them back: torch.distributed.new_group() on all ranks that "
+            "are left, given to the metrics as their context, or a restart of the job",
+            error.ranks,
+        )
 
     def _raise_broken(self) -> None:
         if self._broken is not None:
@@ -130,6 +150,14 @@ def group_channel(group: dist.ProcessGroup | None, timeout: float) -> GroupChann
         except RuntimeError as error:
             raise RankFailureError(f"the job's key-value store does not answer: {error}") from None
     return opened[timeout]
+
+
+def hosts_store() -> bool:
+    """Return whether this process serves the job's key-value store; its client alone does not say."""
+    store = dist.distributed_c10d._get_default_store()
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return isinstance(store, TCPStore) and "server=TCPServer" in repr(store)
 
 
 def _own_store() -> Store:

@@ -125,7 +125,13 @@ def test_a_store_that_is_gone_is_said_to_be():
     error = world.boards[1].explain(CLOSED, 100.0)
     assert isinstance(error, RankFailureError)
     assert "key-value store does not answer" in str(error)
+    assert "the launcher's agent or rank 0, is gone" in str(error)
     assert "Broken pipe" in str(error)
+    assert error.ranks == ()
+    world.boards[1].host = 4
+    known = world.boards[1].explain(CLOSED, 100.0)
+    assert known.ranks == (4,)
+    assert "the process that hosts it, rank 4, is gone" in str(known)
 
 
 def test_a_sync_is_posted_once_and_at_the_latest_when_it_fails():

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +88,10 @@ def test_a_rank_that_never_arrives_is_named(world_size, missing, syncs):
         assert kind == "SyncTimeoutError"
         assert ranks == (missing,)
         assert text.startswith(f"rank {missing} did not arrive at metrics sync {syncs + 1} within 2 s")
-        assert second == first
+        assert (second[0], second[2]) == (kind, ranks)
+        assert second[1].startswith(f"metrics of ranks {list(range(world_size))} cannot sync any more")
+        assert f"since an earlier sync failed: {text}" in second[1]
+        assert "torch.distributed.new_group() on all ranks" in second[1]
     assert len({first for first, _ in errors}) == 1
 
 
@@ -171,10 +176,40 @@ def test_a_rank_killed_while_bytes_are_on_their_way_is_named():
 def test_the_death_of_the_rank_that_hosts_the_store_is_an_error(world_size):
     results = run_disposable(world_size, killed_before, 0)
     assert len(results) == world_size - 1
-    for kind, text, _ in results.values():
-        assert kind == "RankFailureError"
-        assert "rank 0" in text
+    for kind, text, ranks in results.values():
+        assert (kind, ranks) == ("RankFailureError", (0,))
         assert "key-value store does not answer" in text
+        assert "the process that hosts it, rank 0, is gone" in text
+
+
+def restarted(_: int, rank: int, port: int, attempt_number: int):
+    """Join a job whose store is not a rank's and outlives it, under a prefix for each attempt."""
+    dist.destroy_process_group()  # the world of one in which this process was started
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    prefixed = dist.PrefixStore(f"attempt {attempt_number}", store)
+    dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=2)
+    if attempt_number == 0 and rank == 1:
+        die()  # before its channel is open, while rank 0's is
+    metrics = collection()
+    error = attempt(metrics.compute)
+    return float(metrics.compute()["total"]) if error[0] == "none" else error
+
+
+def run_attempt(port: int, number: int) -> dict[int, Any]:
+    """Start both ranks of an attempt, each in a world of its own; return what they answered."""
+    with ThreadPoolExecutor(2) as pool:
+        ranks = [pool.submit(run_disposable, 1, restarted, rank, port, number) for rank in range(2)]
+        return {rank: done.result().get(0) for rank, done in enumerate(ranks)}
+
+
+def test_a_job_restarted_on_a_store_that_outlives_it_syncs_again():
+    outlives = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first = run_attempt(outlives.port, 0)
+    kind, _, ranks = first[0]
+    assert (first[1], ranks) == (None, (1,))
+    assert kind in ("SyncTimeoutError", "RankFailureError")
+    for number in (1, 2):
+        assert run_attempt(outlives.port, number) == {0: 3.0, 1: 3.0}
 
 
 def exits_early(rank: int):
