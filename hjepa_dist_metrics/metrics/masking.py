@@ -16,7 +16,7 @@ from hjepa_dist_metrics.metrics.components import count_regions
 from hjepa_dist_metrics.metrics.inputs import require_mask
 from hjepa_dist_metrics.states import Distinct, Sum
 from hjepa_dist_metrics.states.hashing import mix
-from hjepa_dist_metrics.states.moments import row_weights
+from hjepa_dist_metrics.states.rows import row_weights
 
 _HASH_SEED = 0x6D61736B
 _DIFFERENT_MASKS = 1024

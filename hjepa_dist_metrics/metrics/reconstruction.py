@@ -13,7 +13,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.collapse import SIMILARITY_EDGES, unit_rows
 from hjepa_dist_metrics.metrics.frames import Floats, FrameMetric
 from hjepa_dist_metrics.states import Max, Min
-from hjepa_dist_metrics.states.moments import row_weights
+from hjepa_dist_metrics.states.rows import row_weights
 
 PSNR_CAP = 100.0
 PSNR_EDGES = np.linspace(0.0, 60.0, 121)

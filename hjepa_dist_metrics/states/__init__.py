@@ -1,6 +1,7 @@
 """Pure, mergeable states: the only thing that crosses ranks."""
 
 from hjepa_dist_metrics.states.base import RowState as RowState, State as State
+from hjepa_dist_metrics.states.covariance import Covariance as Covariance
 from hjepa_dist_metrics.states.distinct import Distinct as Distinct
 from hjepa_dist_metrics.states.extremes import (
     Max as Max,
@@ -10,7 +11,7 @@ from hjepa_dist_metrics.states.extremes import (
 from hjepa_dist_metrics.states.grouped import GroupSums as GroupSums
 from hjepa_dist_metrics.states.histogram import Histogram as Histogram
 from hjepa_dist_metrics.states.lowest import Lowest as Lowest
-from hjepa_dist_metrics.states.moments import Covariance as Covariance, Moments as Moments
+from hjepa_dist_metrics.states.moments import Moments as Moments
 from hjepa_dist_metrics.states.named import NamedSums as NamedSums
 from hjepa_dist_metrics.states.per_rank import PerRank as PerRank
 from hjepa_dist_metrics.states.recent import Recent as Recent

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, require_same_signature
-from hjepa_dist_metrics.states.moments import row_weights
+from hjepa_dist_metrics.states.rows import row_weights
 
 # The key of values that belong to no others: each stays a group of its own.
 ALONE = torch.iinfo(torch.int64).min

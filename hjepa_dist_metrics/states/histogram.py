@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, require_same_signature
-from hjepa_dist_metrics.states.moments import row_weights
+from hjepa_dist_metrics.states.rows import row_weights
 
 
 class Histogram(State):
