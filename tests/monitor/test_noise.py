@@ -89,6 +89,8 @@ def train_on_ranks(log_dir, kind):
     if kind.startswith("fsdp2"):
         model = fully_shard(Dot())
         sync = model.set_requires_gradient_sync if micro > 1 else None
+    elif kind == "hsdp":
+        model = fully_shard(Dot(), mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "shard")))
     else:
         model = DistributedDataParallel(Dot())
         if micro > 1:
@@ -106,7 +108,7 @@ def train_on_ranks(log_dir, kind):
     return {tag: v for tag, v in latest.items() if tag.startswith("gradients/")}, len(calls)
 
 
-KINDS = ["ddp", "own_hook", "ddp_accumulation", "fsdp2", "fsdp2_accumulation"]
+KINDS = ["ddp", "own_hook", "ddp_accumulation", "fsdp2", "fsdp2_accumulation", "hsdp"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
