@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError
@@ -21,12 +21,21 @@ class NamedMeans(DistributedMetric):
 
     def update(self, metrics: Mapping[str, Any], weight: Any = 1) -> None:
         """Add numbers, each a mean over `weight` samples; a mapping gives every name its own weight."""
+        weights = weights_of(metrics, weight)
         for name, value in metrics.items():
-            if isinstance(weight, Mapping) and name not in weight:
-                raise ConfigError(f"no weight for {name!r}; there are weights for {sorted(weight)}")
-            self.sums.update(name, value, weight[name] if isinstance(weight, Mapping) else weight)
+            self.sums.update(name, value, weights[name])
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the means by name; names of weight 0 are left out."""
         means: dict[str, Any] = states["sums"].means
         return means
+
+
+def weights_of(names: Iterable[str], weight: Any) -> dict[str, Any]:
+    """Return the weight of each name: the one for all, or its own; ConfigError for a name without."""
+    if not isinstance(weight, Mapping):
+        return dict.fromkeys(names, weight)
+    for name in names:
+        if name not in weight:
+            raise ConfigError(f"no weight for {name!r}; there are weights for {sorted(weight)}")
+    return {name: weight[name] for name in names}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
-from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.errors import ConfigError, DesyncError
 from hjepa_dist_metrics.metrics import Memory, MetricCollection, NamedMeans
+from hjepa_dist_metrics.metrics.accumulate import weights_of
 from hjepa_dist_metrics.monitor.binning import TensorHistograms
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.graph import trace_graph
@@ -114,16 +115,24 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         `weight` is how many samples each number is a mean over, one for all or a mapping with one for each
         name. Nothing of the autograd graph is kept. Ranks may call it any number of times.
         """
-        self._means.update(numbers(metrics), weight)
+        found = numbers(metrics)
+        weights = weights_of(found, weight)
+        numbers({f"weight of {name}": value for name, value in weights.items()})
+        self._means.update(
+            found, weights
+        )  # nothing of this can be wrong any more: an error fails the next log
 
     def log_accumulated_metrics(
         self, step: int | None = None, prefix: str = "", reset: bool = True
     ) -> dict[str, float]:
         """Write the means over all batches of all ranks, and return them: the same on every rank.
 
-        A mean is sum(weight * value) / sum(weight). A collective call. `reset` starts the means anew.
+        A mean is sum(weight * value) / sum(weight). A collective call. `reset` starts the means anew. Where
+        adding numbers failed on a rank, every rank raises `DesyncError` once, and the numbers wait.
         """
-        means = {join(prefix, name): float(value) for name, value in self._collection.compute().items()}
+        with _told_once(self._collection):
+            found = self._collection.compute()
+        means = {join(prefix, name): float(value) for name, value in found.items()}
         if reset:
             self._means.reset()
         self._write(step, {tag: Scalar(value) for tag, value in means.items()})
@@ -138,8 +147,10 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
             self._memory = MetricCollection(
                 {"memory": Memory(self.context.device)}, self.context, self.config.sync_timeout
             )
-        self._memory["memory"].update()
-        self._write(step, self._memory.compute())
+        with _told_once(self._memory):
+            self._memory["memory"].update()
+            found = self._memory.compute()
+        self._write(step, found)
 
     # -- distributions ---------------------------------------------------------------------------------
 
@@ -272,7 +283,9 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the running means for a checkpoint. A collective call."""
-        return {"step": self._steps.current, "means": self._collection.state_dict()}
+        with _told_once(self._collection):
+            means = self._collection.state_dict()
+        return {"step": self._steps.current, "means": means}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, also at another world size."""
@@ -321,6 +334,17 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         at = self._steps.resolve(step, tensors)
         if tensors and self.context.is_main:
             self._output.write_later(at, TensorHistograms(tensors, limits).values)
+
+
+@contextmanager
+def _told_once(collection: MetricCollection) -> Iterator[None]:
+    """Let a failed update be forgotten when every rank has raised it: the next call is a new one."""
+    try:
+        yield
+    except DesyncError:
+        for metric in collection.values():
+            metric.failure = None
+        raise
 
 
 def _configure(

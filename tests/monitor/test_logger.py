@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from hjepa_dist_metrics import ConfigError, MetricsLogger
+from hjepa_dist_metrics import ConfigError, DesyncError, MetricsLogger, ProcessContext
 from hjepa_dist_metrics.sinks import read_jsonl
 
 
@@ -150,6 +150,44 @@ def test_each_name_may_have_a_weight(logger):
     assert logger.log_accumulated_metrics() == {"a": 2.5, "b": 1.5}
     with pytest.raises(ConfigError, match="no weight for 'c'"):
         logger.accumulate_metrics({"c": 1.0}, weight={"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "weight", "message"),
+    [
+        ({"a": 9.0, "c": 1.0}, {"a": 1}, "no weight for 'c'"),
+        ({"a": 9.0}, [1, 2], "'weight of a' must be a number"),
+        ({"a": 9.0, "b": "high"}, 1, "'b' must be a number"),
+    ],
+)
+def test_what_is_refused_changes_nothing(logger, metrics, weight, message):
+    logger.accumulate_metrics({"a": 1.0})
+    with pytest.raises(ConfigError, match=message):
+        logger.accumulate_metrics(metrics, weight)
+    assert logger.log_accumulated_metrics() == {"a": 1.0}
+
+
+def failing_once(log_dir):
+    """Fail on the last rank within the update itself; return what each of three logs gave."""
+    context = ProcessContext.current()
+    with MetricsLogger("run", log_dir) as logger:
+        found = []
+        for call in range(3):
+            if call == 0 and context.rank == context.world_size - 1:
+                logger._means.failure = "RuntimeError: out of memory"
+            logger.accumulate_metrics({"a": float(call)})
+            try:
+                found.append(logger.log_accumulated_metrics())
+            except DesyncError as error:
+                found.append(str(error))
+        return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_failed_update_is_told_once_on_every_rank(tmp_path, gloo, world_size):
+    for told, *after in gloo(world_size).run(failing_once, tmp_path):
+        assert "out of memory" in told
+        assert after == [{"a": 0.5}, {"a": 2.0}]
 
 
 def test_accumulating_keeps_no_autograd_graph(logger):
