@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.inputs import described
 from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merger
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.values import Scalar, Value
@@ -70,6 +71,15 @@ class DistributedMetric(ABC):
             raise ConfigError(f"{type(self).__name__} cannot name a state {name!r}: pick another identifier")
         self._states[name] = state
 
+    def require_added(self) -> None:
+        """Raise ConfigError where a state was set as a public attribute instead of by `add_state`."""
+        for name, held in vars(self).items():
+            if isinstance(held, State) and not name.startswith("_"):
+                raise ConfigError(
+                    f"{type(self).__name__} sets the state {name!r} as an attribute, where no sync finds it: "
+                    f"write self.add_state({name!r}, {type(held).__name__}(...))"
+                )
+
     def __getattr__(self, name: str) -> Any:
         states = self.__dict__.get("_states", {})
         if name in states:
@@ -103,6 +113,7 @@ class DistributedMetric(ABC):
 
         A collective call. The local states stay as they are. On a process outside the group it returns {}.
         """
+        self.require_added()
         context = ProcessContext.current()
         if not context.is_member:
             return {}
@@ -111,7 +122,10 @@ class DistributedMetric(ABC):
             {name: self},
             context,
             DEFAULT_SYNC_TIMEOUT,
-            lambda merged: {tag: as_value(v) for tag, v in self.compute_from(merged.get(name, {})).items()},
+            lambda merged: {
+                tag: as_value(v, tag, type(self))
+                for tag, v in self.compute_from(merged.get(name, {})).items()
+            },
         )
 
     def merge(self, other: DistributedMetric) -> Self:
@@ -183,8 +197,11 @@ def _guarded(update: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-def as_value(value: Any) -> Value:
-    """Return a Value from a Value, a number, or a tensor or array of one element."""
+def as_value(value: Any, tag: str = "", kind: type[DistributedMetric] | None = None) -> Value:
+    """Return a Value from a Value, a number, or a tensor or array of one element.
+
+    ConfigError for anything else, with the `tag` and the `kind` of metric that it is of.
+    """
     if type(value) is float:  # nearly always
         return Scalar(value)
     if isinstance(value, Value):
@@ -195,4 +212,7 @@ def as_value(value: Any) -> Value:
         return Scalar(value.item())
     if isinstance(value, np.ndarray) and value.size == 1:
         return Scalar(float(value.item()))
-    raise ConfigError(f"a metric must return numbers or values, got {type(value).__name__}")
+    returned = f"{kind.__name__ if kind else 'a metric'} returns {tag!r}: " if tag else ""
+    raise ConfigError(
+        f"{returned}expected one number or a value of hjepa_dist_metrics.values, got {described(value)}"
+    )

@@ -49,6 +49,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             raise ConfigError(f"there is a metric named {name!r} already")
         if not isinstance(metric, DistributedMetric):
             raise ConfigError(f"metric {name!r} must be a DistributedMetric, got {type(metric).__name__}")
+        metric.require_added()
         self._metrics[name] = metric
 
     def __getitem__(self, name: str) -> DistributedMetric:
@@ -167,7 +168,7 @@ def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> 
     for kind, names in merged.runs:
         run = metrics if len(names) == len(metrics) else {name: metrics[name] for name in names}
         found = list(kind.compute_many(run, merged))
-        results.update({tag: Scalar(v) if type(v) is float else as_value(v) for tag, v in found})
+        results.update({tag: Scalar(v) if type(v) is float else as_value(v, tag, kind) for tag, v in found})
         expected += len(found)
         if len(results) != expected:
             raise _two_writers(metrics, merged)
@@ -180,7 +181,10 @@ def _two_writers(metrics: Mapping[str, DistributedMetric], merged: Merged) -> Co
         for tag in metric.compute_from(merged.get(name, {})):
             if tag in writers:
                 both = f"metrics {writers[tag]!r} and {name!r}"
-                return ConfigError(f"{both} both write {tag!r}: give one of them a name")
+                return ConfigError(
+                    f"{both} both write {tag!r}: make one of them with another name or tag, as "
+                    "Collapse(dim, 'context') or TorchMetric(metric, 'val/accuracy') take it"
+                )
             writers[tag] = name
     return ConfigError("two metrics write the same tag")
 

@@ -19,7 +19,7 @@ from hjepa_dist_metrics.version import __version__
 if TYPE_CHECKING:
     from hjepa_dist_metrics.sync.plan import RowGroup
 
-_MOST_DIFFERENCES = 10
+_MOST_DIFFERENCES, _MOST_RANKS, _MOST_CHARACTERS = 10, 8, 400
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def disagreement(reports: Sequence[Report]) -> DesyncError:
     """Return the error that names the ranks and metrics at fault; the same on every rank."""
     found = [*_failures(reports), *_versions(reports), *_numbers(reports), *_schemas(reports)]
     found = found or ["their builds of the package differ"]
-    shown = found[:_MOST_DIFFERENCES]
+    shown = [_cut(text) for text in found[:_MOST_DIFFERENCES]]
     if len(found) > len(shown):
         shown.append(f"and {len(found) - len(shown)} more")
     return DesyncError("the ranks cannot sync their metrics: " + "; ".join(shown))
@@ -125,13 +125,30 @@ def _numbers(reports: Sequence[Report]) -> list[str]:
 
 
 def _schemas(reports: Sequence[Report]) -> list[str]:
+    """Return a line for each metric that a rank lacks, and one for each state that is unlike in the others."""
     tables = [dict(report.lines) for report in reports]
-    names = sorted({name for table in tables for name in table})
-    return [
+    held = [{_metric(name) for name in table} for table in tables]
+    absent = {name: _absence(name, held) for name in sorted(set().union(*held))}
+    states = sorted({name for table in tables for name in table if not absent[_metric(name)]})
+    return [text for text in absent.values() if text] + [
         text
-        for name in names
+        for name in states
         for text in _differences(f"state {name!r}", [table.get(name, "missing") for table in tables])
     ]
+
+
+def _metric(state: str) -> str:
+    return state.rpartition(".")[0]
+
+
+def _absence(metric: str, held: Sequence[set[str]]) -> str:
+    lack = [rank for rank, metrics in enumerate(held) if metric not in metrics]
+    have = [rank for rank, metrics in enumerate(held) if metric in metrics]
+    return f"metric {metric!r} is missing on {_name(lack)}, held by {_name(have)}" if lack else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
 
 
 def _differences(what: str, by_rank: Sequence[str]) -> list[str]:
@@ -145,4 +162,7 @@ def _differences(what: str, by_rank: Sequence[str]) -> list[str]:
 
 
 def _name(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    more = f" and {len(ranks) - _MOST_RANKS} more" if len(ranks) > _MOST_RANKS else ""
+    return f"ranks {', '.join(map(str, ranks[:_MOST_RANKS]))}{more}"

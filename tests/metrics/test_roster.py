@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection, WeightedMean
 from hjepa_dist_metrics.metrics.roster import Roster
@@ -111,5 +112,50 @@ def test_two_metrics_that_write_one_tag_are_named(other):
     metrics = {"one": other("t"), "more": WeightedMean("u"), "two": other("t")}
     for metric in metrics.values():
         metric.update(1.0)
-    with pytest.raises(ConfigError, match=r"metrics 'one' and 'two' both write 't(_x10)?'"):
+    with pytest.raises(
+        ConfigError, match=r"metrics 'one' and 'two' both write 't(_x10)?'.* another (name|tag)"
+    ):
         MetricCollection(metrics).compute()
+
+
+class Wrong(DistributedMetric):
+    def __init__(self, value):
+        self.add_state("seen", Sum())
+        self.value = value
+
+    def update(self):
+        self.seen.update(1.0)
+
+    def compute_from(self, states):
+        return {"good": 1.0, "text/wrong": self.value}
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [(torch.ones(3), r"torch.float32 \[3\]"), ([1.0], "list"), (None, "NoneType"), ("x", "'x'")],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_value_that_is_none_names_its_metric_and_tag(value, got, alone):
+    metric = Wrong(value)
+    metric.update()
+    with pytest.raises(ConfigError, match=rf"Wrong returns 'text/wrong'.* got a?.*{got}"):
+        metric.compute() if alone else MetricCollection({"own": metric}).compute()
+
+
+class Unadded(DistributedMetric):
+    def __init__(self):
+        self.total = Sum()
+
+    def update(self, x):
+        self.total.update(x)
+
+    def compute_from(self, states):
+        return {"x": states["total"].value}
+
+
+def test_a_state_that_was_set_and_not_added_is_told():
+    message = r"Unadded sets the state 'total' as an attribute.*self.add_state\('total', Sum\(\.\.\.\)\)"
+    with pytest.raises(ConfigError, match=message):
+        MetricCollection({"m": Unadded()})
+    with pytest.raises(ConfigError, match=message):
+        Unadded().compute()

@@ -19,11 +19,11 @@ Make = Callable[[bool], dict[str, dict[str, State]]]
 CASES: dict[str, tuple[Make, list[str]]] = {
     "missing metric": (
         lambda odd: {"a": {"s": Sum()}} if odd else {"a": {"s": Sum()}, "b": {"s": Sum()}},
-        ["state 'b.s' differ", "missing on rank {}"],
+        ["metric 'b' is missing on rank {}"],
     ),
     "extra metric": (
         lambda odd: {"a": {"s": Sum()}, "z": {"s": Sum()}} if odd else {"a": {"s": Sum()}},
-        ["state 'z.s' differ", "Sum[] on rank {}"],
+        ["metric 'z' is missing on rank", "held by rank {}"],
     ),
     "another kind": (
         lambda odd: {"a": {"s": Max() if odd else Sum()}},
@@ -149,7 +149,11 @@ def two_collections(context: ProcessContext) -> tuple[str, bool]:
 
 
 def test_collections_computed_in_another_order():
-    check(try_ranks(2, two_collections), ["state 'a.s'", "missing on rank 0", "state 'b.s'"], 2)
+    check(
+        try_ranks(2, two_collections),
+        ["metric 'a' is missing on rank 0", "metric 'b' is missing on rank 1"],
+        2,
+    )
 
 
 def mixed_versions() -> tuple[str, bool]:
@@ -198,4 +202,26 @@ def test_many_differences_are_cut_short():
         count = 40 if context.rank else 1
         return desync(context, build({f"m{i:02d}": {"s": Sum()} for i in range(count)}, context))
 
-    check(try_ranks(2, body), ["state 'm01.s' differ", "and 29 more"], 2)
+    check(try_ranks(2, body), ["metric 'm01' is missing on rank 0", "and 29 more"], 2)
+
+
+def test_a_missing_metric_is_one_line_however_many_states_it_has():
+    def body(context):
+        states = {f"s{i}": Sum() for i in range(30)}
+        return desync(context, build({"a": {"s": Sum()}} | ({"b": states} if context.rank else {}), context))
+
+    results = try_ranks(2, body)
+    check(results, ["metric 'b' is missing on rank 0, held by rank 1"], 2)
+    assert "s1" not in results[0][0]
+
+
+def test_an_error_of_many_words_and_many_ranks_stays_short():
+    reports = [
+        schema.Report(0, {f"m{i}": "x" * 10_000 for i in range(20)} if rank else {}, "v", [])
+        for rank in range(3000)
+    ]
+    reports += [schema.Report(1, {}, "v", [])]
+    assert len(str(schema.disagreement(reports))) < 5000
+    assert "3001" not in str(schema.disagreement(reports[:1] * 3000 + reports[-1:]))
+    many = str(schema.disagreement(reports[:1] * 3000 + reports[-1:]))
+    assert "0 on ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2992 more, 1 on rank 3000" in many
