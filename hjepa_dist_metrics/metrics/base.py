@@ -212,7 +212,7 @@ def as_value(value: Any, tag: str = "", kind: type[DistributedMetric] | None = N
         return Scalar(value.item())
     if isinstance(value, np.ndarray) and value.size == 1:
         return Scalar(float(value.item()))
-    returned = f"{kind.__name__ if kind else 'a metric'} returns {tag!r}: " if tag else ""
+    returned = f"{kind.__name__} returns {tag!r}: " if kind else f"{tag!r}: " if tag else ""
     raise ConfigError(
         f"{returned}expected one number or a value of hjepa_dist_metrics.values, got {described(value)}"
     )

@@ -317,7 +317,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         They are written at the last finished step by default, and the alert rules see them. Every rank calls
         this with the same values.
         """
-        ready = {tag: as_value(value) for tag, value in values.items()}
+        ready = {tag: as_value(value, tag) for tag, value in values.items()}
         at = self.last_step if step is None else step
         if self.config.alerts.stop_on and self._handle is not None:
             self._handle.result()  # so that the rules see values in the same order on every rank

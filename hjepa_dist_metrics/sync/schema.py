@@ -125,7 +125,7 @@ def _numbers(reports: Sequence[Report]) -> list[str]:
 
 
 def _schemas(reports: Sequence[Report]) -> list[str]:
-    """Return a line for each metric that a rank lacks, and one for each state that is unlike in the others."""
+    """Return a line for each metric that a rank lacks, and for each state that differs."""
     tables = [dict(report.lines) for report in reports]
     held = [{_metric(name) for name in table} for table in tables]
     absent = {name: _absence(name, held) for name in sorted(set().union(*held))}

@@ -139,3 +139,8 @@ def test_clipping_before_backward_is_told_in_the_callers_words(tmp_path):
         pytest.raises(ConfigError, match=r"clip after backward\(\) and before"),
     ):
         monitor.clip_grad_norm_(1.0)
+
+
+def test_a_logged_value_that_is_none_is_named(tmp_path):
+    with monitored(tmp_path) as monitor, pytest.raises(ConfigError, match=r"'late'.*\[3\]"):
+        monitor.log({"late": torch.ones(3)})
