@@ -13,9 +13,10 @@ from torch import Tensor
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.gaussianity import DIRECTIONS, KNOTS, characteristic_sums, sigreg
-from hjepa_dist_metrics.metrics.hierarchy import pool
+from hjepa_dist_metrics.metrics.hierarchy import pool, widened
 from hjepa_dist_metrics.metrics.inputs import require_features
 from hjepa_dist_metrics.metrics.spectrum import (
+    EPS,
     eigenvalues,
     entropy_rank,
     lidar,
@@ -94,7 +95,7 @@ class Collapse(DistributedMetric):
         self.raw.update(x, kept)
         flat = None if kept is None else kept.reshape(-1)
         self.waves.update(characteristic_sums(x.reshape(-1, self.dim), flat))
-        samples, has = (x, kept) if x.ndim == 2 else pool(x, kept)
+        samples, has = (widened(x), kept) if x.ndim == 2 else pool(x, kept)
         self.norm.update(torch.linalg.vector_norm(samples, dim=-1), has)
         if x.ndim == 3:
             self.pooled.update(samples, has)
@@ -107,14 +108,14 @@ class Collapse(DistributedMetric):
         if unit.count == 0:
             return {}
         values = {"num_samples": unit.count, "nonfinite": unit.nonfinite}
-        values |= _unit_moments(unit) | _similarities(states["sample"].rows_kept)
+        values |= _unit_moments(unit, states.get("raw", unit)) | _similarities(states["sample"].rows_kept)
         tags: dict[str, Any] = {}
         if self.full:
             values |= _raw_moments(states["raw"])
             values["sigreg"] = sigreg(states["waves"].value, unit.count)
             if states["pooled"].count:
                 pooled = states["pooled_unit"]
-                of_images = {"num_samples": pooled.count, **_unit_moments(pooled)}
+                of_images = {"num_samples": pooled.count, **_unit_moments(pooled, states["pooled"])}
                 values |= {f"pooled_{name}": value for name, value in of_images.items()}
                 values |= _classes(states["pooled"], states["within"])
             tags = self._short_list(states, values)
@@ -132,8 +133,7 @@ class Collapse(DistributedMetric):
 
 def unit_rows(features: Tensor) -> Tensor:
     """Return x / |x| in float32 or better; rows of zeros stay zero."""
-    x = features.detach()
-    x = x if x.dtype == torch.float64 else x.to(torch.float32)
+    x = widened(features.detach())
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.clamp(min=1e-12)
 
@@ -148,8 +148,8 @@ def token_ids(ids: Tensor, features: Tensor) -> Tensor:
     return ids[:, None] * features.shape[1] + tokens
 
 
-def _unit_moments(unit: Any) -> dict[str, Any]:
-    """Return what follows from the merged moments of the unit rows."""
+def _unit_moments(unit: Any, rows: Any) -> dict[str, Any]:
+    """Return what follows from the merged moments of the unit rows, and whether the rows are all alike."""
     matrix, count = unit.matrix, unit.count
     std = matrix.diagonal().clamp(min=0).sqrt()
     finite = bool(torch.isfinite(matrix).all())
@@ -157,7 +157,7 @@ def _unit_moments(unit: Any) -> dict[str, Any]:
     rank = entropy_rank(eigenvalues(matrix, squared_mean)) if finite else math.nan
     second = unit.second_moment
     return {
-        "is_constant": float(finite and not matrix.any()),
+        "is_constant": float(finite and not rows.matrix.any()),
         "mean_std_per_dim": float(std.mean()),
         "min_std_per_dim": float(std.min()),
         "effective_rank": rank,
@@ -172,7 +172,8 @@ def _raw_moments(raw: Any) -> dict[str, Any]:
     names = ("rankme", "participation_ratio", "stable_rank", "vicreg_variance", "vicreg_covariance")
     if not bool(torch.isfinite(second).all()):
         return dict.fromkeys(names, math.nan)
-    spectrum = eigenvalues(matrix, float(raw.mean @ raw.mean))
+    # Rows are shifted before they are squared: what rounding leaves is that of the mean itself, squared.
+    spectrum = eigenvalues(matrix, EPS * float(raw.mean @ raw.mean))
     rankme = entropy_rank(eigenvalues(second).sqrt())
     numbers = (rankme, participation_ratio(matrix), stable_rank(spectrum), *vicreg_terms(matrix))
     decay = spectral_decay(spectrum)

@@ -92,7 +92,7 @@ class HierarchyFeatures(DistributedMetric):
 
     def _add_level(self, i: int, tokens: Tensor, valid: Tensor | None, histograms: bool) -> None:
         self.states[f"tokens{i}"].update(tokens, valid)
-        x = tokens if tokens.dtype == torch.float64 else tokens.to(torch.float32)
+        x = widened(tokens)
         self.states[f"norms{i}"].update(torch.linalg.vector_norm(x, dim=-1), valid)
         if x.numel():
             self.states[f"low{i}"].update(_without(x, valid, math.inf).amin())
@@ -156,11 +156,18 @@ def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return second if first is None else first if second is None else first & second
 
 
+def widened(features: Tensor) -> Tensor:
+    """Return features in float32 or better, in which sums and norms are made."""
+    return features if features.dtype == torch.float64 else features.to(torch.float32)
+
+
 def pool(tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the mean of each image's valid tokens, [B, D], and which images have any (None: all)."""
-    x = tokens if tokens.dtype == torch.float64 else tokens.to(torch.float32)
-    if valid is None:
+    x = widened(tokens)
+    if valid is None and tokens.shape[1]:
         return x.mean(dim=1), None
+    if valid is None:  # images without any token: nothing to take the mean of
+        valid = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     count = valid.sum(dim=1)
     total = torch.where(valid[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device)).sum(dim=1)
     return total / count.clamp(min=1)[:, None], count > 0

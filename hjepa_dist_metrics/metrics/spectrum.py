@@ -10,17 +10,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_EPS = float(torch.finfo(torch.float64).eps)
+EPS = float(torch.finfo(torch.float64).eps)
 
 
 def eigenvalues(matrix: Tensor, scale: float = 0.0) -> Tensor:
     """Return the eigenvalues of a symmetric float64 [D, D], rising, with rounding noise set to zero.
 
-    Below max(lambda_1, scale) * D * eps an eigenvalue is noise; `scale` is the size of what was subtracted
-    to get the matrix (the squared mean, for a covariance).
+    Below max(lambda_1, scale) * D * eps an eigenvalue is noise; `scale` is the size of what the rows' own
+    rounding left in the matrix (the squared mean, for the covariance of unit rows).
     """
     values = torch.linalg.eigvalsh(matrix.to(torch.float64))
-    cutoff = max(float(values[-1]), scale) * matrix.shape[0] * _EPS
+    cutoff = max(float(values[-1]), scale) * matrix.shape[0] * EPS
     return torch.where(values > cutoff, values, torch.zeros_like(values))
 
 

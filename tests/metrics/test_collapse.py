@@ -203,3 +203,62 @@ def test_ids_make_the_sample_independent_of_the_rows_bits():
     other.update(rows[order] * (1 + 1e-6), ids=ids[order])
     a, b = (m.compute()["collapse/max_similarity"].value for m in (one, other))
     assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("offset", "dtype"), [(1e4, torch.float64), (500.0, torch.float64), (500.0, torch.float32)]
+)
+def test_a_large_mean_hides_no_variance(offset, dtype):
+    generator = torch.Generator().manual_seed(5)
+    spread = 1e-3 if dtype == torch.float64 else 0.05
+    scales = torch.arange(1, 65, dtype=torch.float64) ** -0.5
+    rows = (offset + spread * scales * torch.randn(2000, 64, generator=generator, dtype=torch.float64)).to(
+        dtype
+    )
+    metric = Collapse(64)
+    metric.update(rows)
+    values = numbers(metric)
+    centred = rows.double().numpy() - rows.double().numpy().mean(axis=0)
+    spectrum = np.linalg.svd(centred, compute_uv=False) ** 2
+    assert values["collapse/stable_rank"] == pytest.approx(spectrum.sum() / spectrum[0], rel=1e-6)
+    ranks = np.log(np.arange(4, 33))
+    slope = np.polyfit(ranks, np.log(spectrum[3:32]), 1)[0]
+    assert values["collapse/alpha_req"] == pytest.approx(-slope, rel=1e-6)
+
+
+def test_constant_rows_far_from_zero_have_no_spectrum():
+    metric = Collapse(8)
+    metric.update(torch.full((50, 8), 1e4 / 3, dtype=torch.float64))
+    metric.update(torch.full((50, 8), 1e4 / 3, dtype=torch.float64))
+    values = numbers(metric)
+    assert values["collapse/stable_rank"] == 1.0
+    assert "collapse/alpha_req" not in values
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_norm_of_half_precision_rows_is_not_rounded(dtype):
+    rows = torch.randn(40, 96, generator=torch.Generator().manual_seed(6)).to(dtype)
+    metric = Collapse(96, short="context")
+    metric.update(rows)
+    expected = np.linalg.norm(rows.double().numpy(), axis=1).mean()
+    assert numbers(metric)["train/context_norm"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_that_differ_in_length_alone_are_not_constant():
+    metric = Collapse(1)
+    metric.update(torch.tensor([[1.0], [2.0], [5.0]]))
+    assert numbers(metric)["collapse/is_constant"] == 0.0
+    assert numbers(metric)["collapse/effective_rank"] == 1.0
+    images = Collapse(2)
+    images.update(torch.arange(1.0, 5.0)[:, None, None].expand(4, 3, 2))
+    assert numbers(images)["collapse/pooled_is_constant"] == 0.0
+
+
+def test_images_without_tokens_are_nothing():
+    rows = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(7))
+    alone, both = Collapse(4, short="context"), Collapse(4, short="context")
+    for metric in (alone, both):
+        metric.update(rows)
+    both.update(torch.zeros(6, 0, 4))
+    assert numbers(both) == numbers(alone)
+    assert numbers(both)["collapse/pooled_num_samples"] == 5

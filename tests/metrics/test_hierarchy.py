@@ -151,3 +151,17 @@ def test_refuses_levels_and_costs_that_do_not_fit():
         HierarchyFeatures([])
     with pytest.raises(ConfigError, match="expected 2 costs"):
         HierarchyFeatures([4, 4], costs=[1.0])
+
+
+def test_images_without_tokens_are_no_images():
+    generator = torch.Generator().manual_seed(8)
+    features = [torch.randn(6, n, 4, generator=generator) for n in (5, 2)]
+    alone, both = HierarchyFeatures([4, 4]), HierarchyFeatures([4, 4])
+    for metric in (alone, both):
+        metric.update(features)
+    both.update([torch.zeros(3, 0, 4), torch.zeros(3, 0, 4)])
+    expected, found = alone.compute(), both.compute()
+    assert found.keys() == expected.keys()
+    for tag in expected:
+        if "histogram" not in tag:
+            assert float(found[tag]) == float(expected[tag]), tag
