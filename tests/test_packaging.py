@@ -76,7 +76,7 @@ def test_every_source_file_and_configuration_travels(wheel: Path):
     configurations = tracked("configs")
     assert "configs/accelerate/cpu.yaml" in configurations
     assert {f"{PACKAGE}/{name}" for name in configurations} <= inside
-    assert {name for name in tracked(PACKAGE) if name.endswith(".py")} <= inside
+    assert {name for name in tracked(PACKAGE) if name.endswith((".py", ".c"))} <= inside
 
 
 def test_nothing_else_travels(wheel: Path):
