@@ -18,8 +18,8 @@ _STEP = _LAST_KNOT / (KNOTS - 1)
 @functools.lru_cache(maxsize=32)
 def directions(dim: int, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return unit directions [D, DIRECTIONS]: the same on every rank and device."""
-    generator = torch.Generator().manual_seed(0x51672E6)
-    drawn = torch.randn(dim, DIRECTIONS, generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(0x51672E6)
+    drawn = torch.randn(dim, DIRECTIONS, generator=generator, dtype=torch.float64, device="cpu")
     length: Tensor = torch.linalg.vector_norm(drawn, dim=0)
     return (drawn / length).to(device, dtype, non_blocking=True)
 

@@ -42,7 +42,7 @@ class Masking(DistributedMetric):
         self.add_state("coverage", Sum(shape=(num_patches,)))
         self.add_state("masks", Distinct(_DIFFERENT_MASKS))
         self.add_state("batches", Distinct(_DIFFERENT_BATCHES))
-        self._last_batch: Tensor | None = None
+        self._last_batch: tuple[Tensor, Tensor] | None = None  # its hash, and whether there was any yet
         self._window_is_new = True
 
     def update(
@@ -125,10 +125,19 @@ class Masking(DistributedMetric):
         self.masks.update(keys, kept)
         placed = mix(keys ^ _numbers(len(masked), _HASH_SEED + 1, masked.device), _HASH_SEED + 2)
         batch = mix((placed if kept is None else placed * kept).sum()[None], _HASH_SEED)
+        seen = torch.ones_like(batch, dtype=torch.bool) if kept is None else kept.any()[None]
         if self._window_is_new and self._last_batch is not None:
-            self.batches.update(self._last_batch)
-        self.batches.update(batch, None if kept is None else kept.any()[None])
-        self._last_batch, self._window_is_new = batch, False
+            self.batches.update(*self._last_batch)
+        self.batches.update(batch, seen)
+        self._remember(batch, seen)
+
+    def _remember(self, batch: Tensor, seen: Tensor) -> None:
+        """Keep the latest batch for the next window; one that is padding throughout is none."""
+        if self._last_batch is not None:
+            last, known = self._last_batch
+            batch, seen = torch.where(seen, batch, last), seen | known
+        self._last_batch = batch, seen
+        self._window_is_new = False
 
 
 def _rows(flags: Tensor, kept: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ class ByRank(State):
         self._load(self._blank())
 
     def _blank(self) -> dict[str, Tensor]:
-        return {"table": torch.full((1, self.width), _NAN, dtype=torch.float64)}
+        return {"table": torch.full((1, self.width), _NAN, dtype=torch.float64, device="cpu")}
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         self._table = tensors["table"].to(torch.float64).reshape(-1, self.width)

@@ -53,8 +53,8 @@ class Distinct(State):
 
     @property
     def is_exact(self) -> bool:
-        """Return whether every different thing is kept."""
-        return bool(self._count()._keys[-1] == _LAST_KEY)
+        """Return whether every different thing is kept: whether all that was seen is among them."""
+        return bool(self._count()._counts.sum() == self._seen[0])
 
     @property
     def distinct(self) -> float:

@@ -18,8 +18,8 @@ class Lowest(State):
     """Keep the `capacity` lowest scores and, with each, `fields` whole numbers that say whose it is.
 
     `.scores` float64 [k], rising; `.labels` int64 [k, fields]. Equal scores are ordered by their labels, so
-    that the rows kept are the same for every split. NaN scores are never kept. Labels are exact up to 2^53.
-    For the highest scores, negate them.
+    that the rows kept are the same for every split. Scores that are NaN or plus infinity are never kept.
+    Labels are exact up to 2^53. For the highest scores, negate them.
     """
 
     def __init__(self, capacity: int, fields: int) -> None:
@@ -45,7 +45,7 @@ class Lowest(State):
     def scores(self) -> npt.NDArray[np.float64]:
         """Return the lowest scores, rising."""
         scores: npt.NDArray[np.float64] = self._data[0].cpu().numpy()
-        return scores[np.isfinite(scores)]
+        return scores[scores < np.inf]
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

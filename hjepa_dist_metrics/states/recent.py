@@ -39,14 +39,19 @@ class Recent(RowState):
         return torch.cat([latest[None], sums])
 
     def update(self, step: int, value: Numeric, count: Numeric = 1) -> None:
-        """Record a mean over `count` samples at a step; a count of 0 records that there was nothing."""
+        """Record a mean over `count` samples at a step; a count of 0 records that there was nothing.
+
+        What is said of one step several times is added, here as over ranks.
+        """
         mean = torch.as_tensor(value).detach().to(torch.float64).reshape(())
         weight = torch.as_tensor(count).to(mean.device, torch.float64, non_blocking=True)
         total = torch.where(weight > 0, mean * weight, torch.zeros_like(mean))
         data = self.data.to(mean.device, non_blocking=True).clone()
         place = step % self.size
+        before = data[:, place]
+        sums = torch.stack([total, weight])
+        data[1:, place] = sums + torch.where(before[0] == step, before[1:], torch.zeros_like(sums))
         data[0, place] = float(step)
-        data[1, place], data[2, place] = total, weight
         self.data = data
 
     def refit(self, packed: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class _Spread(RowState):
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        data = torch.zeros((3, size), dtype=torch.float64)
+        data = torch.zeros((3, size), dtype=torch.float64, device="cpu")
         data[0] = cls._nothing
         return data
 
@@ -128,8 +128,8 @@ class SpreadCounts(State):
 
     def _blank(self) -> dict[str, Tensor]:
         return {
-            "count": torch.zeros((self.size, self.bins), dtype=torch.int64),
-            "held": torch.zeros((2, self.size), dtype=torch.int64),
+            "count": torch.zeros((self.size, self.bins), dtype=torch.int64, device="cpu"),
+            "held": torch.zeros((2, self.size), dtype=torch.int64, device="cpu"),
         }
 
     def _load(self, tensors: dict[str, Tensor]) -> None:

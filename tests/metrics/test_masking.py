@@ -194,3 +194,27 @@ def test_a_grid_must_hold_the_patches():
         Masking(4, grid=(2, 3))
     with pytest.raises(ConfigError, match="1 or more"):
         Masking(0)
+
+
+def test_a_batch_of_padding_does_not_count_in_the_next_window():
+    """Two ranks whose last batch is all padding, each with its own masks: nothing is repeated."""
+
+    def body(context):
+        generator = torch.Generator().manual_seed(context.rank)
+        metric = Masking(16)
+        metric.update(torch.rand(4, 16, generator=generator) > 0.5)
+        metric.update(torch.zeros(4, 16, dtype=torch.bool), valid=torch.zeros(4, dtype=torch.bool))
+        metric.reset()
+        metric.update(torch.rand(4, 16, generator=generator) > 0.5)
+        return float(MetricCollection({"m": metric}, context).compute()["masking/repeated_batches"])
+
+    assert run_ranks(2, body) == [0.0, 0.0]
+
+
+def test_padding_at_the_end_of_a_window_hides_no_repeat():
+    metric, mask = Masking(16), torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) > 0.5
+    metric.update(mask)
+    metric.update(mask, valid=torch.zeros(4, dtype=torch.bool))
+    metric.reset()
+    metric.update(mask)
+    assert float(metric.compute()["masking/repeated_batches"]) == 0.5

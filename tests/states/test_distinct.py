@@ -86,3 +86,17 @@ def test_refuses_what_it_cannot_do():
         Distinct(1)
     with pytest.raises(ConfigError, match="valid mask of shape"):
         Distinct(2).update(torch.tensor([1, 2]), valid=torch.tensor([True]))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_as_many_things_as_there_is_room_for_are_counted_exactly(more):
+    state, keys = Distinct(64), mix(torch.arange(64 + more), seed=1)
+    for _ in range(3):
+        state.update(keys)
+    assert state.is_exact == (more == 0)
+    merged = state.merge(Distinct(64)).merge(state)
+    assert merged.is_exact == (more == 0)
+    if not more:
+        assert (state.distinct, state.repeated) == (64.0, pytest.approx(2 / 3))
+        assert state.collision == pytest.approx(64 * 3 * 2 / (192 * 191))
+        assert (merged.distinct, merged.total) == (64.0, 384)

@@ -53,3 +53,11 @@ def test_nan_invalid_and_missing_rows_are_left_out():
 def test_refuses_labels_of_another_shape():
     with pytest.raises(ConfigError, match=r"labels of shape \[3, 2\], got \[3, 1\]"):
         Lowest(4, 2).update(torch.zeros(3), torch.zeros(3, 1))
+
+
+def test_minus_infinity_is_the_lowest_score():
+    state = Lowest(4, 1)
+    scores = torch.tensor([2.0, -torch.inf, torch.inf, torch.nan, -1.0])
+    state.update(scores, torch.arange(5)[:, None])
+    assert state.scores.tolist() == [-np.inf, -1.0, 2.0]
+    assert state.labels[:, 0].tolist() == [1, 4, 0]
