@@ -174,8 +174,17 @@ class DistributedMetric(ABC):
 
 
 def pack_states(states: Mapping[str, State]) -> dict[str, dict[str, Any]]:
-    """Return each state's tensors and, to be checked when they are loaded, its signature."""
-    return {name: {"signature": state.signature, **state.pack()} for name, state in states.items()}
+    """Return copies of each state's tensors and, to be checked when they are loaded, its signature.
+
+    Copies, for merged tensors are parts of blocks that others share: a file would get the block with each.
+    """
+    return {name: {"signature": state.signature, **_copies(state)} for name, state in states.items()}
+
+
+def _copies(state: State) -> dict[str, Tensor]:
+    return {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.pack().items()
+    }
 
 
 def _tensors(packed: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection, WeightedMean
 from hjepa_dist_metrics.metrics.roster import Roster
-from hjepa_dist_metrics.states import Max, Mean, Sum
+from hjepa_dist_metrics.states import Max, Mean, Moments, Sum
 from tests.ranks import run_ranks
+from tests.sync.test_counts import Probe
 
 
 def means(count: int) -> dict[str, DistributedMetric]:
@@ -159,3 +160,17 @@ def test_a_state_that_was_set_and_not_added_is_told():
         MetricCollection({"m": Unadded()})
     with pytest.raises(ConfigError, match=message):
         Unadded().compute()
+
+
+def test_a_checkpoint_holds_each_state_and_not_the_block_it_was_cut_from():
+    metrics = means(50)
+    for i in range(50):
+        metrics[f"w{i}"] = Probe(f"w{i}", s=Moments((7,)))
+    collection = MetricCollection(metrics)
+    buffers = 0
+    for metric in collection.state_dict()["metrics"].values():
+        for state in metric.values():
+            tensor = state["data"]
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * 8
+            buffers += tensor.numel()
+    assert buffers == 50 * 2 + 50 * 4 * 7
