@@ -14,9 +14,10 @@ from hjepa_dist_metrics.version import __version__
 EXIT_OK, EXIT_FINDINGS, EXIT_BAD_INPUT = 0, 1, 2
 
 _LOGDIR = "log directory of one or several runs, an event file or a .jsonl file"
-_DIM = "width of the features, for limits that depend on it; by default what the run's settings say"
+_DIM = "width of the features, for limits that depend on it; by default what the run has recorded"
 _EXIT_CODES = (
-    "exit codes: 0 all well; 1 something was found (an alert, a bad value, a failed check); 2 bad input"
+    "exit codes: 0 all well; 1 something was found (an alert, a bad value, runs that part, a failed check); "
+    "2 bad input"
 )
 
 
@@ -158,8 +159,9 @@ def _compare(options: argparse.Namespace) -> int:
     runs = load_each(options.runs)
     if len(runs) < 2:
         return _fail(f"comparing takes two runs or more; found {', '.join(run.name for run in runs)}")
-    print("\n".join(compare(runs, options.tolerance)))
-    return EXIT_OK
+    lines, together = compare(runs, options.tolerance)
+    print("\n".join(lines))
+    return EXIT_OK if together else EXIT_FINDINGS
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -12,8 +12,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
-from hjepa_dist_metrics import MetricsLogger, catalog
+from hjepa_dist_metrics import MetricsLogger, TrainingMonitor, catalog
 from hjepa_dist_metrics.cli import main, parser
 from hjepa_dist_metrics.commands.charts import line_chart
 from hjepa_dist_metrics.commands.compare import parting, partings
@@ -76,17 +77,71 @@ def test_summary_takes_the_width_from_the_command_line(tmp_path, capsys):
     assert run(capsys, "summary", str(tmp_path), "--dim", "4")[0] == 0
 
 
+def monitored_run(log_dir, steps=6, streams=None, loss=0.5):
+    model = torch.nn.Linear(4, 24)
+    config = {
+        "log_dir": str(log_dir),
+        "log_frequency": 2,
+        "cadence": {"representations": 2},
+        "sync": "inline",
+    }
+    with TrainingMonitor(model, torch.optim.SGD(model.parameters(), lr=0.1), config) as monitor:
+        for step in range(steps):
+            drawn = torch.randn(8, 5, 24, generator=torch.Generator().manual_seed(step))
+            monitor.step(samples=8, losses=loss, features=streams(drawn) if streams else drawn)
+
+
+def verdicts(out):
+    rows = [line.split() for line in out.splitlines()[3:] if "/" in line]
+    return {
+        row[0]: next((word for word in row[3:] if word in ("ok", "warn", "bad", "-")), "") for row in rows
+    }
+
+
+@pytest.mark.parametrize("use_tensorboard", [True, False])
+def test_summary_knows_the_width_of_the_run_by_itself(tmp_path, capsys, use_tensorboard):
+    monitored_run(tmp_path)
+    where = tmp_path if use_tensorboard else tmp_path / "metrics"
+    code, out, _ = run(capsys, "summary", str(where))
+    found = verdicts(out)
+    assert code == 0
+    for name in ("effective_rank", "mean_std_per_dim", "mean_similarity", "lidar", "pooled_effective_rank"):
+        assert found[f"collapse/{name}"] == "ok", out
+    for tag in ("loss/nonfinite", "collapse/nonfinite", "stability/nonfinite_steps"):
+        assert found[tag] == "ok", out
+    assert found["performance/monitor_overhead_percent"] in ("ok", "warn")
+    assert found["collapse/pooled_mean_similarity"] == "-"
+
+
+def test_each_stream_is_judged_by_its_own_width(tmp_path, capsys):
+    # 6 of 6 dimensions are all there are; 6 of 24 would be a warning
+    monitored_run(tmp_path, streams=lambda x: {"wide": x, "narrow": x[..., :6]})
+    found = verdicts(run(capsys, "summary", str(tmp_path), "--all")[1])
+    assert found["collapse/narrow_effective_rank"] == found["collapse/wide_effective_rank"] == "ok"
+    found = verdicts(run(capsys, "summary", str(tmp_path), "--all", "--dim", "96")[1])
+    assert found["collapse/narrow_effective_rank"] == "warn"
+
+
+def test_summary_finds_what_is_not_finite(tmp_path, capsys):
+    monitored_run(tmp_path, loss=math.nan)
+    code, out, _ = run(capsys, "summary", str(tmp_path))
+    assert code == 1
+    assert verdicts(out)["loss/nonfinite"] == verdicts(out)["stability/nonfinite_steps"] == "bad"
+
+
 def test_compare_says_which_metric_parted_first(tmp_path, capsys):
     write_run(tmp_path, "a", loss=lambda step: 1.0)
     write_run(tmp_path, "b", loss=lambda step: 1.0 if step < 6 else 2.0, rank=30.5)
     code, out, _ = run(capsys, "compare", str(tmp_path))
-    assert code == 0
+    assert code == 1
     assert out.splitlines()[-1] == "Parted first, at step 6: loss/total"
     row = next(line for line in out.splitlines() if line.startswith("loss/total"))
     assert row.split() == ["loss/total", "1", "2", "6"]
     out = run(capsys, "compare", str(tmp_path), "--tolerance", "0.001")[1]
     assert out.splitlines()[-1] == "Parted first, at step 0: collapse/effective_rank"
-    assert "No common metric differs" in run(capsys, "compare", str(tmp_path), "--tolerance", "2")[1]
+    code, out, _ = run(capsys, "compare", str(tmp_path), "--tolerance", "2")
+    assert code == 0
+    assert "No common metric differs" in out
 
 
 def test_compare_takes_paths_and_shows_settings_that_differ(tmp_path, capsys):

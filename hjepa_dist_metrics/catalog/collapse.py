@@ -6,7 +6,12 @@ import dataclasses
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
-from hjepa_dist_metrics.catalog.limits import effective_rank_limits, mean_similarity_limits, mean_std_limits
+from hjepa_dist_metrics.catalog.limits import (
+    NOTHING,
+    effective_rank_limits,
+    mean_similarity_limits,
+    mean_std_limits,
+)
 
 _collapse = partial(Entry, source="S0 4.1", dashboard="collapse", family="representations")
 
@@ -85,8 +90,8 @@ _WHOLE = (
     _collapse(
         "collapse/std_similarity",
         "spread of the cosine of two samples",
-        "Root mean square of the cosine over all pairs: sqrt((|G|_F^2 - n) / (n(n-1))).",
-        healthy="near sqrt(1/D)",
+        "Standard deviation of the cosine over ALL pairs of rows of the whole job, exact.",
+        healthy="near sqrt(1/D) where the mean cosine is near 0; 0 where all rows are alike",
     ),
     _collapse(
         "collapse/max_similarity",
@@ -149,13 +154,21 @@ _WHOLE = (
         "collapse/num_samples", "rows measured", "Rows of all ranks behind these numbers.", unit="rows"
     ),
     _collapse(
-        "collapse/is_constant", "constant features", "1 where all rows are the same, else 0.", healthy="0"
+        "collapse/num_features", "width of the features", "D, the width of the features.", unit="dimensions"
+    ),
+    _collapse(
+        "collapse/is_constant",
+        "constant features",
+        "1 where all rows are the same, else 0.",
+        healthy="0",
+        bounds=NOTHING,
     ),
     _collapse(
         "collapse/nonfinite",
         "nonfinite rows",
         "Rows with NaN or infinity; the other numbers are NaN then.",
         healthy="0",
+        bounds=NOTHING,
     ),
     _collapse(
         "collapse/similarity_histogram",
@@ -178,6 +191,29 @@ _WHOLE = (
 )
 
 
+# Images share their mean token, and predictions the middle of what they cannot tell: no limit fits all.
+_UNJUDGED = partial(
+    _collapse, healthy="steady; it tells runs of one model apart, and has no limit of its own"
+)
+_ALIKE = (
+    _UNJUDGED(
+        "collapse/pooled_mean_similarity",
+        "mean cosine of two images",
+        "Mean cosine over ALL pairs of images, each the mean of its tokens.",
+    ),
+    _UNJUDGED(
+        "collapse/{name}_pooled_mean_similarity",
+        "mean cosine of two images of {name}",
+        "Mean cosine over ALL pairs of images, each the mean of its tokens.",
+    ),
+    _UNJUDGED(
+        "collapse/prediction{i}_mean_similarity",
+        "mean cosine of two predictions of level {i}",
+        "Mean cosine over ALL pairs of predicted tokens.",
+    ),
+)
+
+
 def _named(entry: Entry) -> Entry:
     """Return the entry of the same number for a stream or level that the user named."""
     return dataclasses.replace(
@@ -190,7 +226,7 @@ def _named(entry: Entry) -> Entry:
 _SHORT = partial(Entry, source="S1", family="representations")
 _POOLED = "std over samples of each dimension, mean over dimensions"
 
-COLLAPSE = (*_WHOLE, *(_named(entry) for entry in _WHOLE))
+COLLAPSE = (*_WHOLE, *(_named(entry) for entry in _WHOLE), *_ALIKE)
 SHORT_LIST = tuple(
     entry
     for stream in ("context", "target")

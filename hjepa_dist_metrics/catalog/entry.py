@@ -63,6 +63,8 @@ class Entry:
     """What good and bad values look like, in words."""
     limits: LimitsOf | None = None
     """(dim, count) -> Limits, for tags with a baseline: `dim` features, `count` rows of the whole job."""
+    bounds: Limits | None = None
+    """Limits that are the same for every run, of counts that must be 0 for instance."""
     dashboard: str = ""
     """Name of the dashboard in configs/dashboards/ that shows it, empty for none."""
     family: Family = "scalars"

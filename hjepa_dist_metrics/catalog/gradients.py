@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import LITTLE, NOTHING
 
 _flow = partial(Entry, source="S0 5.1", dashboard="gradient_flow")
 _clip = partial(Entry, source="S0 8.2", dashboard="gradient_flow")
@@ -67,6 +68,7 @@ GRADIENTS = (
         "Gradient elements that were NaN or infinite.",
         unit="elements",
         healthy="0",
+        bounds=NOTHING,
     ),
     Entry(
         "gradients/first_nonfinite",
@@ -133,6 +135,7 @@ GRADIENTS = (
         "Steps so far whose gradient norm was NaN or infinite.",
         unit="steps",
         healthy="0; a few where a gradient scaler looks for its scale",
+        bounds=LITTLE,
         deviation="added",
     ),
     _clip(
@@ -141,6 +144,7 @@ GRADIENTS = (
         "Steps so far that all ranks passed over because the norm was NaN or infinite on one.",
         unit="steps",
         healthy="0",
+        bounds=LITTLE,
         deviation="added; only where skipping is switched on",
     ),
     _clip(

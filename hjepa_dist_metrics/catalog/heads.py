@@ -8,7 +8,12 @@ from __future__ import annotations
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
-from hjepa_dist_metrics.catalog.limits import psnr_gap_limits, similarity_gap_limits, similarity_limits
+from hjepa_dist_metrics.catalog.limits import (
+    NOTHING,
+    psnr_gap_limits,
+    similarity_gap_limits,
+    similarity_limits,
+)
 
 _training = partial(Entry, source="S2 1", dashboard="dual_head_loss_breakdown")
 _batch = partial(Entry, source="S2 3")
@@ -200,6 +205,7 @@ FRAMES = (
         "Patches whose quality is NaN.",
         unit="patches",
         healthy="0",
+        bounds=NOTHING,
         deviation="added",
     ),
     _quantile(

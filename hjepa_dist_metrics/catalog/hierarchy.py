@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
-from hjepa_dist_metrics.catalog.limits import effective_rank_limits
+from hjepa_dist_metrics.catalog.limits import NOTHING, effective_rank_limits
 
 _level = partial(Entry, source="S0 2.1", dashboard="hierarchy", family="representations")
 _cost = partial(Entry, source="S0 2.2", dashboard="hierarchy", family="representations")
@@ -53,6 +53,7 @@ HIERARCHY = (
         "nonfinite tokens of level {i}",
         "Tokens with a NaN or an infinity, over all ranks; the other numbers are NaN then.",
         healthy="0",
+        bounds=NOTHING,
     ),
     _cost(
         "hierarchy/level{i}_num_tokens",

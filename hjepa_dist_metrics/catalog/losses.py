@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 
 _loss = partial(Entry, source="S0 1.1", dashboard="loss")
 _stability = partial(Entry, source="S0 5.3", dashboard="stability")
@@ -70,6 +71,7 @@ LOSS = (
         "nonfinite losses",
         "How many losses were NaN or infinite since the last log, on all ranks.",
         healthy="0",
+        bounds=NOTHING,
         deviation="added",
     ),
     _loss(
@@ -139,6 +141,7 @@ STABILITY = (
         "out of the rest.",
         unit="steps",
         healthy="0",
+        bounds=NOTHING,
         deviation="added",
     ),
 )

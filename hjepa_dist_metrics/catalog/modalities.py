@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 
 _loss = partial(Entry, source="S3", dashboard="multimodal_training")
 _embedding = partial(Entry, source="S3", dashboard="multimodal_embeddings")
@@ -63,6 +64,7 @@ MODALITIES = (
         "nonfinite embeddings",
         "Embeddings of any modality with a NaN or an infinity since the last log.",
         healthy="0",
+        bounds=NOTHING,
         deviation="added",
     ),
     _optimization(
@@ -163,6 +165,7 @@ ALIGNMENT = (
         "nonfinite similarities",
         "Right pairs whose cosine is NaN or infinite.",
         healthy="0",
+        bounds=NOTHING,
         deviation="added",
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
-from hjepa_dist_metrics.catalog.limits import straggler_limits
+from hjepa_dist_metrics.catalog.limits import OVERHEAD_PERCENT, straggler_limits
 
 _speed = partial(Entry, source="S0 8.1", dashboard="performance")
 _system = partial(Entry, source="S1", family="system")
@@ -105,6 +105,7 @@ PERFORMANCE = (
         "Share of the step time that the training thread spends in this library.",
         unit="%",
         healthy="below 5",
+        bounds=OVERHEAD_PERCENT,
     ),
     _speed(
         "performance/straggler_score",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 
 _prediction = partial(Entry, source="S0 3.1", dashboard="prediction", family="representations")
 _figure = partial(Entry, kind="image", family="figures")
@@ -57,6 +58,7 @@ PREDICTION = (
         "nonfinite tokens, level {i}",
         f"NaN and infinite cosines {_VALID}",
         healthy="0",
+        bounds=NOTHING,
     ),
     _prediction(
         "prediction/level{i}_extreme_patches",

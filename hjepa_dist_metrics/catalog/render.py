@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from hjepa_dist_metrics.catalog.entry import Entry, Limits
@@ -78,10 +79,16 @@ def _bounds(entries: Iterable[Entry]) -> str:
 
 def _say(limits: Limits) -> str:
     side = "below" if limits.low_is_bad else "above"
-    return f"warns {side} {limits.warn:.3g}, bad {side} {limits.bad:.3g}"
+    bad = f"bad {side} {limits.bad:.3g}"
+    if limits.bad == limits.warn:
+        return bad
+    warn = f"warns {side} {limits.warn:.3g}"
+    return f"{warn}, {bad}" if math.isfinite(limits.bad) else warn
 
 
 def _limits_example(entry: Entry) -> str:
+    if entry.bounds is not None:
+        return _say(entry.bounds)
     if entry.limits is None:
         return ""
     return f"at D=384 and n=4096 {_say(entry.limits(384, 4096))}"

@@ -38,8 +38,11 @@ def partings(runs: Sequence[Run], tolerance: float) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
 
 
-def compare(runs: Sequence[Run], tolerance: float) -> list[str]:
-    """Return the lines to print: settings that differ, final values side by side, and what parted first."""
+def compare(runs: Sequence[Run], tolerance: float) -> tuple[list[str], bool]:
+    """Return the lines to print, and whether the runs go together.
+
+    The lines: settings that differ, final values side by side, and what parted first.
+    """
     parted = partings(runs, tolerance)
     header = ["tag", *(run.name for run in runs), "parted at step"]
     rows = [
@@ -48,11 +51,11 @@ def compare(runs: Sequence[Run], tolerance: float) -> list[str]:
     ]
     lines = [*_settings(runs), render(header, rows, numbers=range(1, len(header))), ""]
     if not parted:
-        return [*lines, f"No common metric differs by more than {tolerance:.3g} at any common step."]
+        return [*lines, f"No common metric differs by more than {tolerance:.3g} at any common step."], True
     first = next(iter(parted.values()))
     names = [tag for tag, step in parted.items() if step == first]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return [*lines, f"Parted first, at step {first}: {', '.join(names[:5])}{more}"]
+    return [*lines, f"Parted first, at step {first}: {', '.join(names[:5])}{more}"], False
 
 
 def _settings(runs: Sequence[Run]) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hjepa_dist_metrics import catalog
+from hjepa_dist_metrics.catalog.entry import Limits
+from hjepa_dist_metrics.catalog.limits import is_fixed
 from hjepa_dist_metrics.commands.runs import Run
 
 _ALERTS = "alerts/"
@@ -27,18 +29,17 @@ class Row:
 def judge(run: Run, dim: int | None = None) -> list[Row]:
     """Return a row for each tag, in the catalog's order, unknown tags last.
 
-    `dim` is the width of the features; by default what the run's settings say. A value that is NaN or
-    infinite is bad whatever the tag.
+    `dim` is the width of the features; by default what the run has written beside them, or its settings. A
+    value that is NaN or infinite is bad whatever the tag.
     """
     order = {entry.pattern: place for place, entry in enumerate(catalog.entries())}
-    width = dim or run.dim
 
     def place(tag: str) -> tuple[int, str]:
         entry = catalog.find(tag)
         return (order[entry.pattern] if entry else len(order), tag)
 
     tags = sorted((tag for tag in run.scalars if not tag.startswith(_ALERTS)), key=place)
-    return [_row(tag, run, width) for tag in tags]
+    return [_row(tag, run, dim) for tag in tags]
 
 
 def alerts(run: Run) -> list[str]:
@@ -79,19 +80,39 @@ def _row(tag: str, run: Run, dim: int | None) -> Row:
 def _verdict(tag: str, value: float, run: Run, dim: int | None) -> str:
     if not math.isfinite(value):
         return "bad"
+    limits = _limits(tag, run, dim)
+    return "" if limits is None else limits.judge(value)
+
+
+def _limits(tag: str, run: Run, dim: int | None) -> Limits | None:
+    """Return the limits of a tag for the run's size; None where it has none or the size is not known."""
     entry = catalog.find(tag)
-    if entry is None or entry.limits is None or dim is None:
-        return ""
-    count = _count_beside(tag, run)
-    return entry.limits(dim, count).judge(value) if count >= 2 else ""
+    if entry is None or entry.limits is None:
+        return entry.bounds if entry else None
+    if is_fixed(entry.limits):
+        return entry.limits(0, 0)
+    width, count = dim or _beside(tag, run, "num_features") or run.dim, _beside(tag, run, "num_samples")
+    return entry.limits(width, count) if width and count and count >= 2 else None
 
 
-def _count_beside(tag: str, run: Run) -> int:
-    """Return the number of rows behind a representation: `collapse/level0_num_samples` for level 0."""
+def _beside(tag: str, run: Run, size: str) -> int | None:
+    """Return a size of the stream behind a representation: `collapse/level0_num_samples` for level 0.
+
+    It is the stream with the longest name that the tag begins with, or the whole run's; of images where the
+    number is of images.
+    """
     group, _, name = tag.partition("/")
-    prefix = name.split("_")[0] + "_" if name.startswith("level") else ""
-    points = run.scalars.get(f"{group}/{prefix}num_samples") or run.scalars.get("collapse/num_samples")
-    return int(points[-1][1]) if points else 0
+    prefixes = [
+        other.removeprefix("collapse/").removesuffix(size)
+        for other in run.scalars
+        if other.startswith("collapse/") and other.endswith(size)
+    ]
+    stream = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+    if stream is None:
+        return None
+    if group == "train" or name.endswith("lidar"):
+        stream = next((p for p in (f"{stream}pooled_", stream) if p in prefixes), stream)
+    return int(run.scalars[f"collapse/{stream}{size}"][-1][1])
 
 
 def _stretches(points: list[tuple[int, float]]) -> Iterator[tuple[int, int | None]]:

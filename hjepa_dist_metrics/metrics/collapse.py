@@ -23,9 +23,9 @@ from hjepa_dist_metrics.metrics.spectrum import (
     mean_similarity,
     pairwise,
     participation_ratio,
-    rms_similarity,
     spectral_decay,
     stable_rank,
+    std_similarity,
     uniformity,
     vicreg_terms,
 )
@@ -42,8 +42,8 @@ class Collapse(DistributedMetric):
     Exact over all rows of all ranks, from unit rows x / |x|: `collapse/mean_std_per_dim`, `min_std_per_dim`,
     `effective_rank`, `mean_similarity`, `std_similarity`; from the rows themselves: `rankme`,
     `participation_ratio`, `stable_rank`, `alpha_req` with `alpha_req_r2`, `vicreg_variance`,
-    `vicreg_covariance`, `sigreg`; `num_samples`, `nonfinite` (rows), `is_constant`. From a uniform sample of
-    `sample` rows: `max_similarity`, `uniformity`, `similarity_histogram`.
+    `vicreg_covariance`, `sigreg`; `num_samples`, `num_features`, `nonfinite` (rows), `is_constant`. From a
+    uniform sample of `sample` rows: `max_similarity`, `uniformity`, `similarity_histogram`.
 
     One tensor [B, N, D] can collapse over its tokens and over its images. The above is over tokens; over
     images, each the mean of its tokens, there are `pooled_mean_std_per_dim`, `pooled_effective_rank` and so
@@ -107,7 +107,7 @@ class Collapse(DistributedMetric):
         unit = states["unit"]
         if unit.count == 0:
             return {}
-        values = {"num_samples": unit.count, "nonfinite": unit.nonfinite}
+        values = {"num_samples": unit.count, "num_features": self.dim, "nonfinite": unit.nonfinite}
         values |= _unit_moments(unit, states.get("raw", unit)) | _similarities(states["sample"].rows_kept)
         tags: dict[str, Any] = {}
         if self.full:
@@ -162,7 +162,7 @@ def _unit_moments(unit: Any, rows: Any) -> dict[str, Any]:
         "min_std_per_dim": float(std.min()),
         "effective_rank": rank,
         "mean_similarity": mean_similarity(count, unit.mean, float(second.trace())),
-        "std_similarity": rms_similarity(count, second),
+        "std_similarity": std_similarity(count, unit.mean, unit.m2),
     }
 
 

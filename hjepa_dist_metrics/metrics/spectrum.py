@@ -49,15 +49,24 @@ def mean_similarity(count: int, mean: Tensor, second_moment_trace: float) -> flo
     return float((total @ total - second_moment_trace) / (count * (count - 1)))
 
 
-def rms_similarity(count: int, second_moment: Tensor) -> float:
-    """Return the root mean square of the cosine over ALL pairs: sqrt((|G|_F^2 - n) / (n (n - 1))).
+def std_similarity(count: int, mean: Tensor, scatter: Tensor) -> float:
+    """Return the standard deviation of the cosine over ALL pairs of different rows.
 
-    G is the sum of u u^T over the unit rows u. 0 where there is no pair.
+    With the unit rows' `mean` m [D] and centred `scatter` S = sum (u - m)(u - m)^T [D, D], whose trace is t,
+    the variance is (2 n m^T S m + |S|_F^2 - t^2 / (n - 1) - z (n - z) / n) / (n (n - 1)), where z rows are
+    zero: no small difference of large numbers, however near the rows are to each other. 0 where there is no
+    pair.
     """
     if count < 2:
         return 0.0
-    squares = float(second_moment.square().sum() - second_moment.trace())
-    return math.sqrt(max(squares, 0.0) / (count * (count - 1))) if math.isfinite(squares) else math.nan
+    trace = float(scatter.trace())
+    squared = float(mean @ mean)
+    if not math.isfinite(trace + squared):
+        return math.nan
+    zeros = round(count - count * squared - trace)
+    spread = 2.0 * count * float(mean @ scatter @ mean) + float(scatter.square().sum())
+    variance = (spread - trace**2 / (count - 1) - zeros * (count - zeros) / count) / (count * (count - 1))
+    return math.sqrt(max(variance, 0.0))
 
 
 def pairwise(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def test_equals_brute_force(count, dim):
         "rankme": exp_entropy(np.linalg.svd(x, compute_uv=False)),
         "participation_ratio": spectrum.sum() ** 2 / (spectrum**2).sum(),
         "stable_rank": spectrum.sum() / spectrum[-1],
-        "std_similarity": math.sqrt((cosines**2).mean()),
+        "std_similarity": cosines.std(),
         "vicreg_variance": np.maximum(1 - np.sqrt(variance + 1e-4), 0).mean(),
         "vicreg_covariance": ((cov**2).sum() - (variance**2).sum()) / dim,
     }
@@ -61,6 +61,26 @@ def test_equals_brute_force(count, dim):
     wave = np.exp(1j * t[:, None] * x[:, 0]).mean(axis=1)
     error = np.abs(wave - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2)
     assert read(x[:, :1])["sigreg"] == pytest.approx(2 * count * (w * error).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("far", [0.0, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize("zeros", [0, 3])
+def test_the_spread_of_cosines_keeps_its_digits_near_a_point(far, zeros):
+    x = gaussian(50, 6, seed=3) + far
+    x[:zeros] = 0.0
+    lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    u = (x / np.where(lengths == 0, 1, lengths)).astype(np.longdouble)
+    cosines = (u @ u.T)[np.triu_indices(50, 1)]
+    assert read(x)["std_similarity"] == pytest.approx(float(cosines.std()), rel=1e-6)
+
+
+def test_alike_rows_have_no_spread_of_cosines():
+    assert read(np.ones((20, 4)))["std_similarity"] == 0.0
+    assert read(np.ones((1, 4)))["std_similarity"] == 0.0
+    half = np.repeat([[1.0, 0.0], [0.0, 1.0]], 8, axis=0)  # cosines 0 and 1
+    ones = 2 * 8 * 7 / 2
+    share = ones / (16 * 15 / 2)
+    assert read(half)["std_similarity"] == pytest.approx(math.sqrt(share * (1 - share)), rel=1e-12)
 
 
 def test_waves_are_sums_of_cosines_and_sines():
