@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,9 @@ from hjepa_dist_metrics.values import Scalar, Value
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
+
+# The kinds of devices that know autocast.
+_AUTOCASTING = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
 
 
 class DistributedMetric(ABC):
@@ -192,18 +196,32 @@ def _tensors(packed: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _guarded(update: Callable[..., None]) -> Callable[..., None]:
-    """Run an update without autograd and remember its failure, so that the next sync tells every rank."""
+    """Run an update without autograd and autocast, in the precision of its inputs or better.
+
+    A failure is remembered, so that the next sync tells every rank.
+    """
 
     @functools.wraps(update)
     def guarded(self: DistributedMetric, *args: Any, **kwargs: Any) -> None:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _no_autocast():
                 update(self, *args, **kwargs)
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             raise
 
     return guarded
+
+
+def _no_autocast() -> AbstractContextManager[object]:
+    """Return a context without autocast, on whatever device it is on; asking costs a microsecond."""
+    kinds = [kind for kind in _AUTOCASTING if torch.is_autocast_enabled(kind)]
+    if not kinds:
+        return nullcontext()
+    stack = ExitStack()
+    for kind in kinds:
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
 
 
 def as_value(value: Any, tag: str = "", kind: type[DistributedMetric] | None = None) -> Value:

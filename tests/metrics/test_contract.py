@@ -139,3 +139,13 @@ def test_a_state_saved_by_four_ranks_continues_at_any_number(example: Example, w
     expected = compute(fed(example, [slice(0, done), slice(done, done + total(more))]))
     for values in run_ranks(world_size, resume):
         assert_same(values, expected, example)
+
+
+@every_metric
+def test_autocast_costs_no_digits(example: Example):
+    metric = example.make()
+    for piece in (A, B):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            example.feed(metric, piece)
+            assert torch.is_autocast_enabled("cpu")
+    assert plain(compute(metric)) == plain(compute(fed(example, [A, B])))
