@@ -1,5 +1,7 @@
 """The tags of the dual-head guide: in the catalog, on the six tabs, with the guide's bounds."""
 
+import re
+
 import pytest
 
 from hjepa_dist_metrics import catalog
@@ -45,7 +47,8 @@ def lines(tab):
 def test_each_tab_shows_what_the_guide_puts_there(tab, groups):
     wanted = [tag for tag in SCALARS if any(tag == g or (tag.startswith(g) and g[-1] == "/") for g in groups)]
     assert len(wanted) >= len(groups)
-    assert {f"^{tag}$" for tag in wanted} <= set(lines(tab))
+    unseen = [tag for tag in wanted if not any(re.match(line, tag) for line in lines(tab))]
+    assert unseen == []
 
 
 def test_the_distributions_are_bands_and_deciles_of_both_splits():

@@ -17,6 +17,8 @@ SEQUENTIAL = "viridis"
 DIVERGING = "PuOr"
 
 TITLE_SIZE, LABEL_SIZE, TICK_SIZE = 11.0, 10.0, 9.0
+# Lines of a legend; more of them would cover the panel.
+MOST_NAMED = 10
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -61,6 +63,14 @@ def picture_area(ax: Axes) -> None:
 
 
 def legend(ax: Axes, columns: int = 1) -> None:
-    """Show the legend where the panel has more than one labelled series."""
-    if len(ax.get_legend_handles_labels()[1]) > 1:
-        ax.legend(fontsize=TICK_SIZE, frameon=False, ncols=columns)
+    """Show the legend where the panel has several labelled series: of many, the first and how many more."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) < 2:
+        return
+    if len(labels) > MOST_NAMED:
+        from matplotlib.lines import Line2D
+
+        more = f"and {len(labels) - MOST_NAMED + 1} more"
+        handles = [*handles[: MOST_NAMED - 1], Line2D([], [], ls="none")]
+        labels = [*labels[: MOST_NAMED - 1], more]
+    ax.legend(handles, labels, fontsize=TICK_SIZE, frameon=False, ncols=columns)

@@ -44,6 +44,8 @@ class Publisher:
         self._convergence = Convergence()
         # Written with the first values.
         self._notes: dict[str, Value] = {"notes/how_to_read": Text(catalog.how_to_read())} if explain else {}
+        # The last step judged, and the rules' states written there.
+        self._told: tuple[int, dict[str, float]] = (-1, {})
         self._lock = threading.Lock()
         self._studio = Studio(sink.write) if context.is_main else None
 
@@ -100,12 +102,15 @@ class Publisher:
         with self._lock:  # a sync's thread and the training thread may judge at the same time
             begun = self.alert_book.evaluate(step, numbers)
             states = self.alert_book.scalars()
+            told, self._told = self._told, (step, states)
             log = self.alert_book.markdown()
         numbers |= states
         for alert in begun if self.context.is_main else ():
             logger.warning("alert: %s", alert)
         self.alert_book.notify(begun)
-        values: dict[str, Value] = {tag: Scalar(value) for tag, value in states.items()}
+        # An epoch's end and the end of the run may be one step: a state is written there once.
+        known = told[1] if told[0] == step else {}
+        values: dict[str, Value] = {t: Scalar(v) for t, v in states.items() if known.get(t) != v}
         return {**values, "alerts/log": Text(log)} if begun else values
 
     def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:

@@ -31,6 +31,18 @@ def test_the_quick_example_works():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
 
 
+@pytest.mark.parametrize(("count", "last"), [(10, "run9"), (11, "and 2 more"), (45, "and 36 more")])
+def test_the_legend_of_many_runs_leaves_room_for_the_curves(count, last):
+    logs = {f"run{i}": {"loss/total": (STEPS, np.linspace(2, 1, 6) + i)} for i in range(count)}
+    (ax,) = plot_training_curves(logs, smoothing=0.0).axes
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(ax.lines) == count
+    assert len(named) == 10
+    assert (named[0], named[-1]) == ("run0", last)
+    box = ax.get_legend().get_window_extent().transformed(ax.transAxes.inverted())
+    assert box.height < 0.9
+
+
 def test_runs_are_overlaid_and_smoothed():
     logs = {
         run: {"loss/total": (STEPS, np.array([6, 5, 4, 3, 2, 1.0]) * f)} for run, f in (("a", 1), ("b", 2))

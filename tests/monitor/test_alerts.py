@@ -160,3 +160,17 @@ def test_a_spike_at_any_step_between_two_logs_is_an_alert(tmp_path, spike):
             noise = 0.01 * torch.randn((), generator=generator).item()
             monitor.step(samples=1, losses=1.0 + noise + (10.0 if step == spike else 0.0))
     assert [(alert.step, alert.rule) for alert in monitor.alerts] == [(200, "loss_spike")]
+
+
+def test_a_rules_state_is_written_once_a_step(tmp_path):
+    model = nn.Linear(2, 2)
+    config = {"log_dir": str(tmp_path), "log_frequency": 4}
+    with TrainingMonitor(model, torch.optim.SGD(model.parameters(), lr=0.1), config) as monitor:
+        for _ in range(7):
+            monitor.step(samples=1, losses=0.5)
+        monitor.end_epoch()
+        monitor.log({"val/loss": 0.5})
+    records = [r for r in read_jsonl(tmp_path / "metrics" / "hjepa_default.jsonl") if "step" in r]
+    seen = [(r["step"], tag) for r in records for tag in r if tag.startswith("alerts/")]
+    assert (6, "alerts/nonfinite") in seen
+    assert len(seen) == len(set(seen))
