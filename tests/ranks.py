@@ -38,7 +38,7 @@ class ThreadChannel:
     def __init__(self, world: ThreadWorld, rank: int) -> None:
         self.world, self.rank, self.world_size = world, rank, world.world_size
 
-    def begin(self) -> None:
+    def begin(self, patient: bool = False) -> None:
         pass
 
     def all_gather(self, tensor: Tensor) -> Tensor:

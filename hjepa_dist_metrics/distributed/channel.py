@@ -13,8 +13,11 @@ class Channel(Protocol):
     rank: int
     world_size: int
 
-    def begin(self) -> None:
-        """Announce that this rank has arrived at its next sync."""
+    def begin(self, patient: bool = False) -> None:
+        """Announce that this rank has arrived at its next sync.
+
+        A `patient` rank waits in its first operation for as long as the others live.
+        """
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Return [world_size, n] from every rank's one-dimensional tensor of n elements."""
@@ -29,7 +32,7 @@ class LocalChannel:
     rank = 0
     world_size = 1
 
-    def begin(self) -> None:
+    def begin(self, patient: bool = False) -> None:
         """Do nothing: nobody waits."""
 
     def all_gather(self, tensor: Tensor) -> Tensor:

@@ -31,6 +31,12 @@ def open_channel(context: ProcessContext, timeout: float) -> Channel:
     return group_channel(context.group, timeout)
 
 
+def connect(context: ProcessContext, timeout: float) -> None:
+    """Open the connections of a context's channel now, while every rank is here to do the same."""
+    if context.is_member and context.channel is None and context.world_size > 1:
+        group_channel(context.group, timeout).connect()
+
+
 def all_reduce_sum(tensor: Tensor, context: ProcessContext) -> Tensor:
     """Sum a training tensor over the job's own group, out of place and without autograd."""
     if context.world_size == 1:

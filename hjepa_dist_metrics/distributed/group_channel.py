@@ -16,12 +16,14 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import AllgatherOptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from hjepa_dist_metrics.distributed.arrivals import ArrivalBoard, first_line
 from hjepa_dist_metrics.errors import ConfigError, MetricsError, RankFailureError, SyncTimeoutError
 
+_ENDLESS = timedelta(days=365)
 _SIMULATED = ("threaded", "fake")
 _channels: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, GroupChannel]] = (
     weakref.WeakKeyDictionary()
@@ -50,26 +52,43 @@ class GroupChannel:
         self.board = ArrivalBoard(self._store, f"{prefix}/{life}", ranks, self.rank, timeout)
         self._simulated = parent if dist.get_backend(parent) in _SIMULATED else None
         self._group: Any = None
+        self._limit = timedelta(seconds=timeout)
+        self._patient = False
         self._started = self.board.clock()
         self._broken: RankFailureError | SyncTimeoutError | None = None
         self._process = os.getpid()
         if hosts_store():
             self._store.set(f"{self.board.prefix}/host", str(dist.get_rank()))
 
-    def begin(self) -> None:
-        """Come to the next sync, and connect at the first; the others learn of it with the first exchange."""
+    def connect(self) -> None:
+        """Connect, where that is not done yet: every rank has to be here."""
+        self._raise_broken()
+        self._started = self.board.clock()
+        if self._group is None:
+            self._guard(self._connect)
+
+    def begin(self, patient: bool = False) -> None:
+        """Come to the next sync, and connect at the first; the others learn of it with the first exchange.
+
+        A `patient` rank waits in the sync's first gather for as long as the others live: connections that
+        close end the wait at once.
+        """
         if os.getpid() != self._process:
             raise ConfigError("a forked process is not a rank: sync metrics in the process that trains")
         self._raise_broken()
         self._started = self.board.clock()
         self.board.arrive()
+        self._patient = patient
         if self._group is None:
             self._guard(self._connect)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Gather equally sized tensors; see `Channel`."""
         out = tensor.new_empty((self.world_size, tensor.numel()))
-        self._run(lambda group: group.allgather([list(out.unbind(0))], [tensor.contiguous()]))
+        options = AllgatherOptions()
+        options.timeout = _ENDLESS if self._patient else self._limit
+        self._patient = False
+        self._run(lambda group: group.allgather([list(out.unbind(0))], [tensor.contiguous()], options))
         return out
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -96,8 +115,7 @@ class GroupChannel:
             self._close(given_up)
             raise given_up
         store = PrefixStore(f"{self.board.prefix}/gloo", self._store)
-        limit = timedelta(seconds=self.board.timeout)
-        self._group = dist.ProcessGroupGloo(store, self.rank, self.world_size, limit)
+        self._group = dist.ProcessGroupGloo(store, self.rank, self.world_size, self._limit)
         # Connected, all have opened their channels, and so said whether they host the store.
         host = f"{self.board.prefix}/host"
         self.board.host = int(self._store.get(host)) if self._store.check([host]) else None

@@ -51,6 +51,8 @@ class DistributedMetric(ABC):
     _states: dict[str, State]
     _merger: Merger
     failure: str | None
+    # Whether there was an update since the monitor last logged the metric.
+    touched: bool
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Prepare the bookkeeping here and not in __init__, which a subclass need not call."""
@@ -58,6 +60,7 @@ class DistributedMetric(ABC):
         metric._states = {}
         metric._merger = Merger()
         metric.failure = None
+        metric.touched = False
         return metric
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -203,6 +206,7 @@ def _guarded(update: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(update)
     def guarded(self: DistributedMetric, *args: Any, **kwargs: Any) -> None:
+        self.touched = True
         try:
             with torch.no_grad(), _no_autocast():
                 update(self, *args, **kwargs)

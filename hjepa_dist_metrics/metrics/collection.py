@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric, as_value, pack_states
-from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merger
+from hjepa_dist_metrics.metrics.joined import Joined
+from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Joining, Merger
 from hjepa_dist_metrics.metrics.roster import Merged
-from hjepa_dist_metrics.sync import SyncHandle, SyncReport
+from hjepa_dist_metrics.sync import Part, SyncHandle, SyncReport
 from hjepa_dist_metrics.values import Scalar, Value
 
+R = TypeVar("R")
 Formulas = Callable[[Mapping[str, DistributedMetric], Merged], Any]
 
 
@@ -103,6 +105,23 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         self._handles.append(handle)
         return handle
 
+    def join(self, then: Callable[[Joined], R], names: Sequence[str], joining: Joining) -> SyncHandle[R]:
+        """Merge in the background with ranks that may hold other metrics, or be at another point of the run.
+
+        `then` gets what was merged, on the sync's thread; its result is the handle's.
+        """
+        self.raise_errors()
+        metrics = {name: self._metrics[name] for name in names}
+        handle = SyncHandle(self._merger.merge_async(metrics, self.context, self.sync_timeout, then, joining))
+        self._handles.append(handle)
+        return handle
+
+    def join_now(self, then: Callable[[Joined], R], names: Sequence[str], joining: Joining) -> R:
+        """Do the same here and now."""
+        self.raise_errors()
+        metrics = {name: self._metrics[name] for name in names}
+        return self._merger.merge(metrics, self.context, self.sync_timeout, then, joining)
+
     def raise_errors(self) -> None:
         """Raise the error of a background sync that failed and whose handle was not asked."""
         while self._handles and self._handles[0].done():
@@ -119,16 +138,19 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         for metric in self._metrics.values():
             metric.reset()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, part: Part | None = None) -> dict[str, Any]:
         """Return what all ranks have seen, merged: save it once.
 
-        A collective call. On a process outside the group it returns {}.
+        A collective call. On a process outside the group it returns {}. With a `part` the ranks need not hold
+        the same metrics.
         """
         if not self.context.is_member:
             return {}
-        packed = self.compute(
-            lambda _, merged: {name: pack_states(states) for name, states in merged.items()}
-        )
+        if part is None:
+            packed = self.compute(lambda _, merged: _pack(merged))
+        else:
+            joining = Joining(part, self._metrics)
+            packed = self.join_now(lambda joined: _pack(joined.merged), list(self._metrics), joining)
         return {"syncs": self._merger.number, "metrics": packed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -173,6 +195,10 @@ def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> 
         if len(results) != expected:
             raise _two_writers(metrics, merged)
     return results
+
+
+def _pack(merged: Merged) -> dict[str, Any]:
+    return {name: pack_states(states) for name, states in merged.items()}
 
 
 def _two_writers(metrics: Mapping[str, DistributedMetric], merged: Merged) -> ConfigError:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext, open_channel
+from hjepa_dist_metrics.metrics.joined import join
 from hjepa_dist_metrics.metrics.roster import Merged, Roster
-from hjepa_dist_metrics.sync import SyncReport, SyncThread, Ticket, exchange, snapshot
+from hjepa_dist_metrics.sync import Part, SyncReport, SyncThread, Ticket, exchange, snapshot
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.base import DistributedMetric
 
 R = TypeVar("R")
 DEFAULT_SYNC_TIMEOUT = 60.0
-
-Then = Callable[[Merged], R]
 
 # One for the process: the order in which syncs are asked for is then the order in which they run, also over
 # several collections and groups.
@@ -31,6 +30,14 @@ class _Wave:
     error: BaseException | None = None
 
 
+@dataclass(frozen=True)
+class Joining:
+    """Let a sync join ranks with different metrics: this rank's part, and all the metrics that it has."""
+
+    part: Part
+    everything: Mapping[str, DistributedMetric]
+
+
 class Merger:
     """Merge the states of metrics over the ranks of a context, each sync numbered."""
 
@@ -41,20 +48,33 @@ class Merger:
         self._rosters: dict[tuple[str, ...], Roster] = {}
 
     def merge(
-        self, metrics: Mapping[str, DistributedMetric], context: ProcessContext, timeout: float, then: Then[R]
+        self,
+        metrics: Mapping[str, DistributedMetric],
+        context: ProcessContext,
+        timeout: float,
+        then: Callable[[Any], R],
+        joining: Joining | None = None,
     ) -> R:
-        """Merge here and now, behind the syncs that are under way, and return `then(merged)`."""
-        return _thread.run(self._job(metrics, context, timeout, then, copy=_thread.busy))
+        """Merge here and now, behind the syncs that are under way, and return `then(merged)`.
+
+        With `joining` the ranks need not hold the same metrics, and `then` gets a `Joined`.
+        """
+        return _thread.run(self._job(metrics, context, timeout, then, _thread.busy, joining))
 
     def merge_async(
-        self, metrics: Mapping[str, DistributedMetric], context: ProcessContext, timeout: float, then: Then[R]
+        self,
+        metrics: Mapping[str, DistributedMetric],
+        context: ProcessContext,
+        timeout: float,
+        then: Callable[[Any], R],
+        joining: Joining | None = None,
     ) -> Future[R]:
         """Take a snapshot here and now, and merge it on the sync thread.
 
         After a failure that the owner has not seen yet, it fails alike and exchanges nothing: the other
         ranks may have seen theirs, and would never come.
         """
-        job, wave = self._job(metrics, context, timeout, then, copy=True), self._wave
+        job, wave = self._job(metrics, context, timeout, then, True, joining), self._wave
 
         def unless_failed() -> R:
             if wave.error is not None:
@@ -76,19 +96,26 @@ class Merger:
         metrics: Mapping[str, DistributedMetric],
         context: ProcessContext,
         timeout: float,
-        then: Then[R],
+        then: Callable[[Any], R],
         copy: bool,
+        joining: Joining | None,
     ) -> Callable[[], R]:
         names = tuple(metrics)
         roster = self._rosters[names] = Roster.of(metrics, self._rosters.get(names))
         taken = snapshot(roster.states, roster.plan, copy)
-        failures = {name: m.failure for name, m in metrics.items() if m.failure is not None}
+        part, everything = (None, metrics) if joining is None else (joining.part, joining.everything)
+        told = everything if part is not None and part.level else metrics
+        failures = {name: m.failure for name, m in told.items() if m.failure is not None}
 
         def job() -> R:
             waited = self.report.waited if self.report is not None else 0.0
             channel = open_channel(context, timeout)
             self.number += 1
-            merged, self.report = exchange(taken, channel, Ticket(self.number, failures, waited))
+            ticket = Ticket(self.number, failures, waited, part)
+            if part is not None:
+                joined, self.report = join(metrics, everything, roster, taken, channel, ticket)
+                return then(joined)
+            merged, self.report = exchange(taken, channel, ticket)
             return then(Merged(roster, merged))
 
         return job

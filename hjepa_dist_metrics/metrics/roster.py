@@ -49,11 +49,23 @@ class Roster:
         keys = iter(states)
         named = zip(metrics, kept, strict=True)
         members = {owner: {name: next(keys) for name in mine} for owner, mine in named if mine}
-        runs = [
-            (kind, tuple(owners))
-            for kind, owners in itertools.groupby(metrics, lambda name: type(metrics[name]))
-        ]
-        return cls(kept, states, members, runs, plan)
+        return cls(kept, states, members, _runs(metrics), plan)
+
+    @classmethod
+    def of_states(cls, states: Mapping[str, State], metrics: Mapping[str, DistributedMetric]) -> Roster:
+        """Return the roster of states by full name, and of those of `metrics` that have one of them."""
+        members: dict[str, dict[str, str]] = {}
+        for key in sorted(states):
+            owner, _, name = key.rpartition(_SEPARATOR)
+            members.setdefault(owner, {})[name] = key
+        ordered = {key: states[key] for key in sorted(states)}
+        return cls(
+            [], ordered, members, _runs({n: metrics[n] for n in members if n in metrics}), Plan.of(ordered)
+        )
+
+    def only(self, metrics: Mapping[str, DistributedMetric]) -> Roster:
+        """Return the roster whose formulas are those of `metrics` alone."""
+        return replace(self, runs=_runs(metrics))
 
     def picker(self, owners: tuple[str, ...], state: str) -> tuple[int, Picker] | None:
         """Return the group in which a state of all `owners` lies, and what picks its numbers from a field.
@@ -75,6 +87,14 @@ class Roster:
         return group, operator.itemgetter(*columns)
 
 
+def _runs(
+    metrics: Mapping[str, DistributedMetric],
+) -> list[tuple[type[DistributedMetric], tuple[str, ...]]]:
+    return [
+        (kind, tuple(owners)) for kind, owners in itertools.groupby(metrics, lambda name: type(metrics[name]))
+    ]
+
+
 class Merged(Mapping[str, Mapping[str, State]]):
     """Hold merged states by metric and name; metrics without states are left out."""
 
@@ -94,6 +114,10 @@ class Merged(Mapping[str, Mapping[str, State]]):
     def runs(self) -> Sequence[tuple[type[DistributedMetric], tuple[str, ...]]]:
         """Return the metrics in order, those of one class that follow each other together."""
         return self._roster.runs
+
+    def only(self, metrics: Mapping[str, DistributedMetric]) -> Merged:
+        """Return the same states for the formulas of `metrics` alone."""
+        return Merged(self._roster.only(metrics), self._states)
 
     def numbers(self, owners: tuple[str, ...], state: str) -> Sequence[Sequence[float]] | None:
         """Return the fields of the state `state` of all `owners`, [fields][owners], without making states.

@@ -54,7 +54,8 @@ EPOCH = "epoch"
 class MetricFamilies:
     """Hold the monitor's collection and feed it; a metric appears with its first observation.
 
-    Ranks must observe the same things: a metric that one rank lacks is a `DesyncError` at the next sync.
+    A rank that observes less than the others, or nothing at all, adds nothing to what it lacks; ranks that
+    observe the same thing in different shapes are a `DesyncError` at the next sync.
     `log_steps` are the steps between two logs of scalars.
     """
 

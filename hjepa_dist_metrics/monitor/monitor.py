@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics.distributed import ProcessContext, connect
 from hjepa_dist_metrics.distributed.gradient_hooks import CommHook
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
-from hjepa_dist_metrics.metrics.roster import Merged
+from hjepa_dist_metrics.metrics.joined import Joined
 from hjepa_dist_metrics.metrics.watched import optimizer_list
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
 from hjepa_dist_metrics.monitor.checking import as_levels, require_pairs, require_samples
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
-from hjepa_dist_metrics.monitor.ending import Ending
 from hjepa_dist_metrics.monitor.families import EPOCH, FIGURES, MetricFamilies
 from hjepa_dist_metrics.monitor.gradient_watch import GradientWatch
 from hjepa_dist_metrics.monitor.observing import Encoders, Masks, Observing, Streams
@@ -32,12 +31,12 @@ from hjepa_dist_metrics.monitor.output import agree_on_run, open_output
 from hjepa_dist_metrics.monitor.publishing import Publisher
 from hjepa_dist_metrics.monitor.rules import RunRules
 from hjepa_dist_metrics.monitor.speed import SpeedWatch
+from hjepa_dist_metrics.monitor.together import EPOCH_END, RUN_END, Log, Together
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sync import SyncHandle, drain_syncs
 from hjepa_dist_metrics.values import Scalar
 
 B = TypeVar("B")
-ENDING = "ending"
 
 # What TensorBoard's table of runs shows beside their settings.
 COMPARED = ("loss/total", "collapse/effective_rank", "val/knn_accuracy", "performance/samples_per_second")
@@ -83,6 +82,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             level_weights,
             self.config.cadences(steps_per_epoch).scalars,
         )
+        connect(self.context, self.config.sync_timeout)  # now, while every rank is here
         self._observing = Observing(self.families, model, encoders)
         rules = RunRules(self.families.collapse_dims).rules
         self.alert_book = AlertBook(self.config.alerts, rules, on_alert)
@@ -95,8 +95,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._publisher = Publisher(self._sink, self.context, book, explain=not resume)
         self._cadences = self.config.cadences(steps_per_epoch).every()
         self._speed = SpeedWatch(self.families)
-        self._ending = Ending()
-        self.families.add(ENDING, self._ending, ENDING)
+        self._together = Together(self.families.collection, self._publish, self._followed)
         self._finished = False
         self._last_step_end: float | None = None
         self._own_seconds = 0.0
@@ -284,8 +283,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         if due:
             self._observe(lambda: self._speed.refresh(due))
             self._decide_stop()
-            self._log(self.families.names(due), now)
+            self._log(self.families.names(due), Log(now, tuple(due)))
         self.step_number += 1
+        self._together.taken += 1
         self._own_seconds += time.perf_counter() - begun
 
     @property
@@ -305,9 +305,15 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._stopping = self._publisher.firing() & set(self.config.alerts.stop_on)
 
     def end_epoch(self) -> None:
-        """Sync and write what is logged once an epoch: `train_epoch/loss`. A collective call."""
-        if names := self.families.names([EPOCH]):
-            self._log(names, self.last_step)
+        """Sync and write what is logged once an epoch: `train_epoch/loss`. A collective call.
+
+        Ranks that come early go on to sync at the steps at which the others log, with nothing to add, until
+        all have come; then all go on at the same step.
+        """
+        names = self.families.names([EPOCH])
+        self.step_number, pending = self._together.wait(EPOCH_END, self.step_number, bool(names))
+        if pending:
+            self._log(names, Log(self.last_step))
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -361,19 +367,17 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         """Log the steps since the last log, together with the ranks that are still training.
 
         A collective call, made by `close`. A rank that ran out of batches goes on to sync at the steps at
-        which the others log, with nothing to add, until all have finished.
+        which the others log, with nothing to add, for as long as these train, until all have finished.
         """
-        everies = [every for every in self._cadences.values() if every.steps is not None]
-        if self._finished or not everies or not self.families.collection:
+        logged = [family for family, every in self._cadences.items() if every.steps is not None]
+        if self._finished or not logged:
             return
         self._finished = True
-        self._ending.update(self.last_step)
-        self._speed.refresh(["scalars"])
-        step, over = self.step_number, False
-        while not over:
-            due = [family for family, every in self._cadences.items() if every.due(step)]
-            over = bool(due) and self._log(self.families.names(due), step, wait=True)
-            step += 1
+        self._speed.refresh([family for family in logged if family == "scalars"])
+        names = [n for n in self.families.names(logged) if self.families.collection[n].touched]
+        self.step_number, pending = self._together.wait(RUN_END, self.step_number, bool(names))
+        if pending:
+            self._log(names, Log(self.last_step), last=True)
         self.flush()
 
     def close(self) -> None:
@@ -405,7 +409,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters and merged metric states for a checkpoint. A collective call."""
-        metrics = self.families.collection.state_dict()  # after it, the syncs before it have been judged too
+        self._speed.settle()
+        # after it, the syncs before it have been judged too
+        metrics = self.families.collection.state_dict(self._together.part())
         return {
             "step_number": self.step_number,
             "cadences": {name: every.state_dict() for name, every in self._cadences.items()},
@@ -424,7 +430,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
                 f"{self._first}: make the monitor with resume=True and start_step={step}, so that what was "
                 "written at later steps is replaced"
             )
-        self.step_number = step
+        self.step_number = self._together.taken = step
         for name, saved in state["cadences"].items():
             self._cadences[name].load_state_dict(saved)
         self.alert_book.load_state_dict(state["alerts"])
@@ -481,36 +487,29 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         seen = observed(images, **shown, **more)
         self.families.figures(seen, self.config.figures).update(seen)
 
-    def _log(self, names: list[str], step: int, wait: bool = False) -> bool:
-        """Sync the metrics and publish them; return whether, as far as is known by now, the run is over."""
-        collection, selected = self.families.collection, [*names, ENDING]
+    def _log(self, names: list[str], log: Log, last: bool = False) -> None:
+        """Sync the metrics and publish them: on the sync's thread, except inline or at the run's end."""
+        if self.context.is_member:
+            wait = last or self.config.sync == "inline"
+            self._handle = self._together.log(names, log, wait=wait, last=last)
+        self._logged(names)
 
-        def finish(metrics: Mapping[str, DistributedMetric], merged: Merged) -> bool:
-            ending: Mapping[str, Any] = merged[ENDING]
-            over = bool(ending["finished"].value == self.context.world_size)
-            if over and not _has_steps(merged):
-                return over
-            at = int(ending["last_step"].value) if over else step
-            self._publisher.publish(at, apply_formulas(metrics, merged), collection.last_sync)
-            return over
+    def _publish(self, joined: Joined) -> None:
+        values = joined.gather_values(apply_formulas)
+        self._publisher.publish(joined.purpose[0].step, values, self.families.collection.last_sync)
 
-        if self.config.sync == "inline":
-            over = bool(collection.compute(finish, selected))
-        else:
-            self._handle = handle = collection.compute_async(finish, selected)
-            if wait:
-                collection.close()  # an earlier sync's error comes first
-            over = bool(handle.result()) if wait else False
+    def _followed(self, log: Log, joined: Joined) -> None:
+        """Do after a sync in which this rank followed the others what they do."""
+        for family in log.due:
+            self._cadences[family].due(log.step)
+        self._logged(list(joined.metrics))
+
+    def _logged(self, names: Sequence[str]) -> None:
         for name in names:
-            if not collection[name].persistent:
-                collection[name].reset()
-        return over
-
-
-def _has_steps(merged: Merged) -> bool:
-    """Return whether any rank has taken a step since the last log."""
-    throughput: Mapping[str, Any] = merged.get("throughput", {})
-    return bool(throughput) and bool(throughput["step_s"].count > 0)
+            metric = self.families.collection[name]
+            metric.touched = False
+            if not metric.persistent:
+                metric.reset()
 
 
 def _total_count(count: Any) -> Any:

@@ -24,6 +24,7 @@ class SpeedWatch:
         self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=_WINDOW)
         self._waited: float | None = None  # since the last step; None without a loader
         self._unlogged = [0.0, 0.0, 0.0]  # samples, seconds, tokens
+        self._steps = 0  # that are not in the totals yet
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time the body as a phase of the step."""
@@ -56,6 +57,7 @@ class SpeedWatch:
             )
         )
         self._waited = None
+        self._steps += 1
         for i, amount in enumerate((samples, step_s, tokens)):
             self._unlogged[i] += amount
 
@@ -63,14 +65,19 @@ class SpeedWatch:
         """Bring the metrics of the families that are about to be logged up to date."""
         many = self.context.world_size > 1
         if "scalars" in due:
-            self.families.total_samples().update(*self._unlogged)
-            self._unlogged = [0.0, 0.0, 0.0]
-            if many:
+            if many and self._steps:
                 self.families.stragglers().update_steps(self._recent)
+            self.settle()
         if "figures" in due and many:
             self.families.straggler_map().update_steps(self._recent)
         if "system" in due:
             self.families.memory().update()
+
+    def settle(self) -> None:
+        """Bring the totals up to date: for a checkpoint, which has no room for anything else."""
+        if self._steps:
+            self.families.total_samples().update(*self._unlogged)
+        self._unlogged, self._steps = [0.0, 0.0, 0.0], 0
 
     def count_flops(self, step: Callable[[], Any], samples: int, peak_flops: float | None = None) -> float:
         """Count the operations of `step` on `samples` samples, for the utilisation; return those of one."""

@@ -138,6 +138,11 @@ class RowState(State):
         """Return bool [W, n], true where a rank contradicts the first one; None where nothing can."""
         return None
 
+    @classmethod
+    def without_overtaken(cls, rows: Tensor, taken: Tensor) -> Tensor:
+        """Return rows [W, fields, n] without what has been overtaken; `taken` [W] counts the ranks' steps."""
+        return rows
+
     @cached_property
     def signature(self) -> str:
         """Describe kind and shape."""

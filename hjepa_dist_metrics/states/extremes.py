@@ -121,6 +121,14 @@ class Replicated(RowState):
         return self.holding(torch.where(theirs[1] > 0, theirs, self.data))
 
     @classmethod
+    def without_overtaken(cls, rows: Tensor, taken: Tensor) -> Tensor:
+        """Drop the values of ranks that took fewer steps than others that hold one."""
+        held = rows[:, 1] > 0
+        steps = torch.where(held, taken[:, None], -1)
+        overtaken = (held & (steps < steps.amax(dim=0)))[:, None]
+        return torch.where(overtaken, torch.zeros_like(rows), rows)
+
+    @classmethod
     def conflicts(cls, rows: Tensor) -> Tensor | None:
         """Return which ranks hold a value unlike the first holder's."""
         reference = cls.merge_rows(rows)[0]

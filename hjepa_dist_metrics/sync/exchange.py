@@ -24,6 +24,7 @@ from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.blobs import encode_blob
 from hjepa_dist_metrics.sync.frame import Gathered, Ticket, gather_states
+from hjepa_dist_metrics.sync.joining import Announcement, Part
 from hjepa_dist_metrics.sync.merged import MergedStates
 from hjepa_dist_metrics.sync.plan import Floats, Plan, RowGroup, cut
 from hjepa_dist_metrics.sync.schema import raise_conflicts
@@ -44,6 +45,7 @@ class SyncReport:
     seconds: float
     waited: float
     slowest_rank: int | None
+    parts: Sequence[Part] = ()
 
 
 class _Meter:
@@ -57,8 +59,8 @@ class _Meter:
         self.started = time.perf_counter()
         self.waited = 0.0
 
-    def begin(self) -> None:
-        self.channel.begin()
+    def begin(self, patient: bool = False) -> None:
+        self.channel.begin(patient)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         return self._count(self.channel.all_gather, tensor)
@@ -82,22 +84,27 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     """Return the states merged over the channel's ranks, and what that cost.
 
     Raises the same `DesyncError` on every rank where the ranks disagree or one of them failed, and the
-    channel's errors where a rank does not come.
+    channel's errors where a rank does not come. `UnevenError` as in `gather_states`.
     """
     plan, meter = taken.plan, _Meter(channel)
-    meter.begin()
+    meter.begin(patient=ticket.part is not None and ticket.part.level > 0)
     others = [taken.others[name] for name in plan.others]
     blocks = [*taken.rows(), *(rows for state in others if (rows := state.rows()) is not None)]
+    sent = _flat([block.numpy() for block in blocks])
     blob = encode_blob(_bytes_of(plan, others)) if others else None
-    gathered = gather_states(meter, plan.schema, ticket, _flat([block.numpy() for block in blocks]), blob)
+    gathered = gather_states(
+        meter, plan.schema, ticket, sent, blob, lambda part: Announcement.of(taken.originals, part)
+    )
     cuts = cut(gathered.rows, [block.shape for block in blocks])
     grouped, single = cuts[: len(plan.groups)], cuts[len(plan.groups) :]
-    merged_rows = _merge_rows(plan.groups, grouped)
+    merged_rows = _merge_rows(plan.groups, grouped, [part.taken for part in gathered.parts])
     merged_others = _merge_others(meter, plan, others, single, gathered) if others else {}
     merged = MergedStates(plan, taken.originals, merged_rows, merged_others)
     seconds = time.perf_counter() - meter.started
     slowest = _slowest(gathered.waits)
-    return merged, SyncReport(meter.collectives, meter.sent_bytes, seconds, meter.waited, slowest)
+    return merged, SyncReport(
+        meter.collectives, meter.sent_bytes, seconds, meter.waited, slowest, gathered.parts
+    )
 
 
 def _flat(blocks: Sequence[Floats]) -> Floats:
@@ -111,10 +118,19 @@ def _bytes_of(plan: Plan, others: Sequence[State]) -> dict[str, dict[str, Tensor
     return {name: state.pack() for name, state in named if travels_as_bytes(state)}
 
 
-def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats]) -> list[Floats]:
-    """Return each group's merged block; raise where ranks contradict each other."""
+def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats], taken: Sequence[int]) -> list[Floats]:
+    """Return each group's merged block; raise where ranks contradict each other.
+
+    `taken` counts the steps of each rank: what all have alike is told by those that took the most.
+    """
     pairs = list(zip(groups, gathered, strict=True))
     tensors = [None if group.kind.additive else torch.from_numpy(rows) for group, rows in pairs]
+    if len(set(taken)) > 1:
+        counts = torch.tensor(taken, device="cpu")
+        tensors = [
+            None if rows is None else group.kind.without_overtaken(rows, counts)
+            for group, rows in zip(groups, tensors, strict=True)
+        ]
     if any(rows is not None for rows in tensors):
         raise_conflicts((g, rows) for g, rows in zip(groups, tensors, strict=True) if rows is not None)
     with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, which is reported as such

@@ -7,7 +7,7 @@ call of a torch operation takes some ten microseconds, of a NumPy one two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.sync.blobs import decode_blob
+from hjepa_dist_metrics.sync.joining import Announcement, Part, UnevenError, can_join
 from hjepa_dist_metrics.sync.plan import Floats
 from hjepa_dist_metrics.sync.schema import Report, Schema, disagreement, exchange_reports
 
-_MAGIC = 0x686A657061_01  # "hjepa", layout 1
-_HEADER_WORDS = 8
+_MAGIC = 0x686A657061_02  # "hjepa", layout 2
+_HEADER_WORDS = 9
 _AGREED = 5  # words of the header that must be the same on every rank
 # 1,016 numbers: a gather of 8 KiB over gloo takes 5 us longer than one of 4 KiB, one of 16 KiB 20 us longer.
 _MOST_FRAME_BYTES = 8192
@@ -35,15 +36,17 @@ class Ticket:
     number: int
     failures: Mapping[str, str]
     last_wait: float = 0.0
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Hold what all ranks sent: rows [W, n], each rank's tensors by state, each rank's last wait in ns."""
+    """Hold what all ranks sent: rows [W, n], each rank's tensors by state, its last wait in ns, its part."""
 
     rows: Floats
     blobs: list[dict[str, dict[str, Tensor]]]
     waits: Sequence[int]
+    parts: Sequence[Part]
 
 
 def frame_bytes(world_size: int) -> int:
@@ -53,25 +56,36 @@ def frame_bytes(world_size: int) -> int:
 
 
 def gather_states(
-    channel: Channel, schema: Schema, ticket: Ticket, rows: Floats, blob: Tensor | None
+    channel: Channel,
+    schema: Schema,
+    ticket: Ticket,
+    rows: Floats,
+    blob: Tensor | None,
+    announce: Callable[[Part], Announcement],
 ) -> Gathered:
-    """Gather rows [n] and bytes from all ranks in one collective, in two where they do not fit the frame."""
+    """Gather rows [n] and bytes from all ranks in one collective, in two where they do not fit the frame.
+
+    Raises `DesyncError` where the ranks disagree; `UnevenError` where they only hold different states, and
+    each has a part that allows for it: `announce` then tells the others of this rank's.
+    """
     frame = np.zeros(frame_bytes(channel.world_size) // 8, dtype=np.int64)
     inline = rows[: len(frame) - _HEADER_WORDS]
     end = _HEADER_WORDS + len(inline)
     size = 0 if blob is None else blob.numel()
+    words = (0, 0) if ticket.part is None else ticket.part.words()
     wait, failed = int(ticket.last_wait * 1e9), int(bool(ticket.failures))
-    frame[:_HEADER_WORDS] = (_MAGIC, ticket.number, failed, *schema.digest, size, wait, 0)
+    frame[:_HEADER_WORDS] = (_MAGIC, ticket.number, failed, *schema.digest, size, wait, *words)
     frame[_HEADER_WORDS:end] = inline.view(np.int64)
     frames = channel.all_gather(torch.from_numpy(frame)).numpy()
     headers = frames[:, :_HEADER_WORDS].tolist()
-    _check(channel, schema, ticket, headers)
+    _check(channel, schema, ticket, headers, announce)
     received = frames[:, _HEADER_WORDS:end].view(np.float64)
-    *_, sizes, waits, _ = zip(*headers, strict=True)
+    *_, sizes, waits, _, _ = zip(*headers, strict=True)
+    parts = () if ticket.part is None else [Part.read(*header[7:]) for header in headers]
     if len(rows) == len(inline) and not any(sizes):
-        return Gathered(received, [], waits)
+        return Gathered(received, [], waits, parts)
     overflow, blobs = _gather_rest(channel, rows[len(inline) :], blob, sizes)
-    return Gathered(np.concatenate([received, overflow], axis=1), blobs, waits)
+    return Gathered(np.concatenate([received, overflow], axis=1), blobs, waits, parts)
 
 
 def _gather_rest(
@@ -87,10 +101,29 @@ def _gather_rest(
     return overflow, [decode_blob(tail[:size]) for tail, size in zip(tails, sizes, strict=True)]
 
 
-def _check(channel: Channel, schema: Schema, ticket: Ticket, headers: list[list[int]]) -> None:
+def _check(
+    channel: Channel,
+    schema: Schema,
+    ticket: Ticket,
+    headers: list[list[int]],
+    announce: Callable[[Part], Announcement],
+) -> None:
     """Raise on every rank unless all agree and none has failed."""
     first = headers[0][:_AGREED]  # magic, number, no failure, schema
     if not first[2] and all(header[:_AGREED] == first for header in headers):
         return
     mine = Report(ticket.number, dict(ticket.failures), lines=list(schema.lines))
-    raise disagreement(exchange_reports(channel, mine))
+    if ticket.part is not None:
+        _announce(mine, ticket.part, announce)
+    reports = exchange_reports(channel, mine)
+    if can_join(reports):
+        raise UnevenError([Announcement.decode(report.announcement) for report in reports])
+    raise disagreement(reports)
+
+
+def _announce(report: Report, part: Part, announce: Callable[[Part], Announcement]) -> None:
+    """Add this rank's announcement; a failure goes to all ranks, like any other."""
+    try:
+        report.announcement = announce(part).encode()
+    except Exception as error:
+        report.failures["announcement"] = f"{type(error).__name__}: {error}"

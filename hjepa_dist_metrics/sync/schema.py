@@ -45,6 +45,7 @@ class Report:
     number: int
     failures: dict[str, str]
     version: str = field(default_factory=lambda: __version__)
+    announcement: str = ""
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     def encode(self) -> Tensor:

@@ -33,6 +33,14 @@ class Snapshot:
             copied.synchronize()
         return [_join(group, pieces) for group, pieces in zip(self.plan.groups, self.blocks, strict=True)]
 
+    def states(self) -> dict[str, State]:
+        """Return the states as they were taken, by name."""
+        rows: Mapping[str, Any] = self.originals
+        blocks, found = self.rows(), dict(self.others)
+        for name, (group, column) in self.plan.places.items():
+            found[name] = rows[name].holding(blocks[group][:, column : column + rows[name].size])
+        return found
+
 
 def snapshot(states: Mapping[str, State], plan: Plan, copy: bool = True) -> Snapshot:
     """Take the states to the host; later updates of the originals do not show in the copies.

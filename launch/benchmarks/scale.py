@@ -62,7 +62,7 @@ class Recorder:
     rank: int = 0
     calls: list[Call] = field(default_factory=list)
 
-    def begin(self) -> None:
+    def begin(self, patient: bool = False) -> None:
         """Do nothing: there is nobody to tell."""
 
     def all_gather(self, tensor: Tensor) -> Tensor:

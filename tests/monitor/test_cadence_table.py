@@ -37,9 +37,9 @@ def logged(tmp_path, steps_per_epoch=None, **logging):
 
 
 def windows(every):
-    """Return the mean of the steps since the last log, for each logged step; the first step is logged."""
+    """Return the mean of the steps since the last log, for each logged step: the first and the last are."""
     means, first = {}, 0
-    for step in range(0, STEPS, every):
+    for step in sorted({*range(0, STEPS, every), STEPS - 1}):
         means[step] = (first + step) / 2
         first = step + 1
     return means

@@ -244,3 +244,45 @@ def test_unknown_dashboard_is_an_error_before_anything_starts(tmp_path):
     model, optimizer = problem()
     with pytest.raises(ConfigError, match="dashboard"):
         TrainingMonitor(model, optimizer, config(tmp_path, dashboards=["los"]))
+
+
+@pytest.mark.parametrize("cadence", [{}, {"system": 3}, {"representations": 10}])
+def test_the_last_steps_are_logged_whatever_else_is_due(tmp_path, cadence):
+    model, optimizer = problem()
+    mine = WeightedMean("mine/number")
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=20, cadence=cadence)) as monitor:
+        monitor.add_metric("number", mine, family="representations")
+        for step in range(45):
+            mine.update(float(step))
+            monitor.step(samples=2, losses=float(step))
+    assert series(tmp_path, "loss/total") == {0: 0.0, 20: np.mean(range(1, 21)), 40: 30.5, 44: 42.5}
+    assert series(tmp_path, "performance/total_samples") == {0: 2, 20: 42, 40: 82, 44: 90}
+    numbers = series(tmp_path, "mine/number")
+    assert max(numbers) == 44
+    every = cadence.get("representations", 100)
+    last = 44 // every * every
+    assert numbers[44] == np.mean(range(last + 1, 45))
+
+
+def test_a_run_that_has_logged_everything_writes_nothing_at_its_end(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=2)) as monitor:
+        for _ in range(3):
+            monitor.step(samples=2, losses=1.0)
+    assert [line["step"] for line in lines(tmp_path)] == [0, 2]
+
+
+def test_samples_between_the_last_log_and_a_checkpoint_count(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=10)) as monitor:
+        for _ in range(16):
+            monitor.step(samples=2, tokens=3, losses=1.0)
+        saved = monitor.state_dict()
+    settings = config(tmp_path, log_frequency=10)
+    with TrainingMonitor(model, optimizer, settings, start_step=16, resume=True) as monitor:
+        monitor.load_state_dict(saved)
+        for _ in range(10):
+            monitor.step(samples=2, tokens=3, losses=1.0)
+    for tag, each in (("samples", 2), ("tokens", 3)):
+        totals = series(tmp_path, f"performance/total_{tag}")
+        assert totals == {step: (step + 1) * each for step in (0, 10, 15, 20, 25)}

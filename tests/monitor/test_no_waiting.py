@@ -85,7 +85,7 @@ def test_observing_on_cadence_before_the_sync(tmp_path, monkeypatch):
     cadence = dict.fromkeys(("scalars", "representations", "histograms"), 1)
     settings = config(tmp_path, gradients={"noise": True}, cadence=cadence, figures={"enabled": False})
     monitor = TrainingMonitor(model, optimizers, settings)
-    monkeypatch.setattr(monitor, "_log", lambda names, step, wait=False: True)
+    monkeypatch.setattr(monitor, "_log", lambda names, log, last=False: None)
     with monitor:
         train(monitor, model, optimizers, 3)
         seen = set(monitor.families.collection)
