@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,8 @@ class Publisher:
         self._convergence = Convergence()
         # Written with the first values.
         self._notes: dict[str, Value] = {"notes/how_to_read": Text(catalog.how_to_read())} if explain else {}
-        # The last step judged, and the rules' states written there.
-        self._told: tuple[int, dict[str, float]] = (-1, {})
+        # The last steps judged, and the rules' states written there.
+        self._told: deque[tuple[int, dict[str, float]]] = deque(maxlen=8)
         self._lock = threading.Lock()
         self._studio = Studio(sink.write) if context.is_main else None
 
@@ -102,14 +103,14 @@ class Publisher:
         with self._lock:  # a sync's thread and the training thread may judge at the same time
             begun = self.alert_book.evaluate(step, numbers)
             states = self.alert_book.scalars()
-            told, self._told = self._told, (step, states)
+            # An epoch's end and the end of the run may be one step: a state is written there once.
+            known = dict(self._told).get(step, {})
+            self._told.append((step, {**known, **states}))
             log = self.alert_book.markdown()
         numbers |= states
         for alert in begun if self.context.is_main else ():
             logger.warning("alert: %s", alert)
         self.alert_book.notify(begun)
-        # An epoch's end and the end of the run may be one step: a state is written there once.
-        known = told[1] if told[0] == step else {}
         values: dict[str, Value] = {t: Scalar(v) for t, v in states.items() if known.get(t) != v}
         return {**values, "alerts/log": Text(log)} if begun else values
 
