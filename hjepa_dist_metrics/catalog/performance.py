@@ -169,8 +169,8 @@ SYNC = (
         healthy="at most 4",
     ),
     _sync("sync/bytes", "bytes of a sync", "Bytes that a rank sent in the last sync.", unit="B"),
-    _sync("sync/seconds", "time of a sync", "Time of the last sync, slowest rank.", unit="s"),
-    _sync("sync/wait_seconds", "wait in a sync", "Time that ranks waited for the last to arrive.", unit="s"),
+    _sync("sync/seconds", "time of a sync", "Time of the last sync on the main process.", unit="s"),
+    _sync("sync/wait_seconds", "wait in a sync", "Part of it until the last rank came.", unit="s"),
     _sync("sync/slowest_rank", "last rank to arrive", "Number of the rank that arrived last.", unit="rank"),
 )
 

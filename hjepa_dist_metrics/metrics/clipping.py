@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.distributed.reduction import any_rank
@@ -59,7 +60,7 @@ class GradientClipping(DistributedMetric):
         self.add_state("recent", Replicated(shape=(window,)))  # 1 clipped, 0 not, NaN unknown
         if self.watched.groups:
             self.add_state("by_group", Replicated(shape=(2, len(self.watched.groups))))  # before, after
-        self._position = 0
+        self._position = 0  # of the coming step in `recent`
 
     @torch.no_grad()
     def clip_(self, max_norm: float) -> Tensor:
@@ -105,6 +106,19 @@ class GradientClipping(DistributedMetric):
         self.recent.update(recent)
         if self.watched.groups and group_norms is not None:
             self.by_group.update(torch.stack([group_norms, group_norms * coefficient]))
+
+    def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
+        """Replace the states; every rank goes on in the window where the saved steps ended."""
+        super().load_states(packed, holder=holder)
+        finite, _, nonfinite = packed["totals"]["data"][0].nan_to_num().tolist()
+        self._position = int(finite + nonfinite)
+
+    def merge(self, other: DistributedMetric) -> Self:
+        """Take over what `other`, a later stretch of steps, has seen, and go on in its window."""
+        super().merge(other)
+        if isinstance(other, GradientClipping) and other._position:
+            self._position = other._position
+        return self
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} before the first step."""

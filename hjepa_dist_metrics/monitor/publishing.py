@@ -131,6 +131,7 @@ def _cost(report: SyncReport | None) -> dict[str, Value]:
         "sync/collectives": Scalar(float(report.collectives)),
         "sync/bytes": Scalar(float(report.sent_bytes)),
         "sync/seconds": Scalar(report.seconds),
+        "sync/wait_seconds": Scalar(report.waited),
     }
     if report.slowest_rank is not None:
         cost["sync/slowest_rank"] = Scalar(float(report.slowest_rank))

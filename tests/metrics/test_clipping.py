@@ -245,3 +245,23 @@ def test_a_gradient_scalers_overflow_counts_apart_and_its_skipped_step_changes_n
     values = numbers(clipping)
     assert values["gradient/nonfinite_steps"] == 1
     assert values["gradient/clipping_percentage"] == 100.0
+
+
+@pytest.mark.parametrize("saved", [0, 2, 6, 9])
+def test_the_window_goes_on_where_the_saved_one_ended(saved):
+    norms = [10.0, 0.1, 0.1, 10.0, 10.0, 0.1, math.nan, 0.1, 10.0, 0.1, 10.0]
+    weight = torch.nn.Parameter(torch.zeros(1))
+
+    def clip(metric, norm):
+        weight.grad = torch.tensor([norm])
+        metric.clip_(1.0)
+
+    first, second = GradientClipping(weight, window=4), GradientClipping(weight, window=4)
+    for norm in norms[:saved]:
+        clip(first, norm)
+    second.load_state_dict(first.state_dict())
+    for at, norm in enumerate(norms[saved:], start=saved + 1):
+        clip(second, norm)
+        window = [x > 1.0 for x in norms[max(at - 4, 0) : at] if not math.isnan(x)]
+        found = float(second.compute()["gradient/clipping_percentage_window"])
+        assert found == pytest.approx(100 * sum(window) / len(window))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hjepa_dist_metrics import DesyncError, TrainingMonitor
+from hjepa_dist_metrics import DesyncError, TrainingMonitor, catalog
 from hjepa_dist_metrics.sinks import read_jsonl
 
 DIM = 6
@@ -63,6 +63,15 @@ def test_ranks_that_end_apart_lose_nothing(gloo, tmp_path, steps, sync):
     }
     assert series(tmp_path, "loss/total") == pytest.approx(expected, rel=1e-6)
     assert [latest for _, latest in results] == pytest.approx([expected[last]] * 2, rel=1e-6)
+
+
+def test_what_a_sync_costs_is_written(gloo, tmp_path):
+    gloo(2).run(train, str(tmp_path), (4, 4), {"sync": "inline"})
+    tags = {entry.pattern for entry in catalog.entries() if entry.pattern.startswith("sync/")}
+    written = {tag: series(tmp_path, tag) for tag in tags}
+    assert all(written.values())
+    seconds, waits = written["sync/seconds"], written["sync/wait_seconds"]
+    assert all(0 < waits[step] < seconds[step] for step in seconds)
 
 
 def test_only_rank_zero_makes_files(gloo, tmp_path):
