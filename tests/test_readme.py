@@ -1,5 +1,7 @@
 """The README tells the truth: its table is the catalog's, its code runs."""
 
+import dataclasses
+import pydoc
 import re
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from torch import nn
 
 from hjepa_dist_metrics.catalog.__main__ import with_table
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.monitor.config import LoggingConfig
+from hjepa_dist_metrics.monitor.settings import with_settings
 from hjepa_dist_metrics.sinks import read_jsonl
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -26,6 +30,24 @@ def test_table_is_the_catalogs():
 def test_table_needs_its_markers():
     with pytest.raises(ConfigError, match="once each"):
         with_table("no markers here")
+
+
+def test_settings_are_those_of_the_configuration():
+    text = README.read_text()
+    assert with_settings(text) == text, "run: python -m hjepa_dist_metrics.monitor.settings README.md"
+    assert "| `cadence.representations` | `null` |" in text
+    assert "| `alerts.patience` | `3` |" in text
+    assert "| `tensorboard.enabled` | `true` |" in text
+    with pytest.raises(ConfigError, match="once each"):
+        with_settings("no markers here")
+
+
+def test_help_explains_every_setting():
+    shown = pydoc.render_doc(LoggingConfig)
+    for field in dataclasses.fields(LoggingConfig):
+        assert f"{field.name}: " in shown
+    assert "Steps between two logs of scalars; the other cadences follow it." in shown
+    assert "10 * `log_frequency`" in (type(LoggingConfig().cadence).__doc__ or "")
 
 
 def test_quick_start_runs_as_it_stands(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from hjepa_dist_metrics.catalog import ALERT_RULES
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.monitor.cadence import Every
+from hjepa_dist_metrics.monitor.field_docs import explain_fields, field_docs
 from hjepa_dist_metrics.monitor.mapping import build, to_mapping
 
 SyncMode = Literal["background", "inline"]
@@ -176,7 +177,7 @@ class FiguresConfig:
     """Pictures of the run, at the cadence of figures (extra `figures`)."""
 
     enabled: bool = True
-    """Draw figures where the training loop hands `figures` to `TrainingMonitor.step`."""
+    """Draw figures where the training loop hands `images` to `TrainingMonitor.step`."""
     projection: Projection = "pca"
     """Map of predictions and targets: `pca`, or `tsne` or `umap`, which take seconds in the background."""
 
@@ -248,6 +249,21 @@ class LoggingConfig:
             "null, unless the monitor is told steps_per_epoch",
         )
         return dataclasses.replace(cadences, histograms=self.histogram_interval * (steps_per_epoch or 1))
+
+
+_SECTIONS = (
+    TensorBoardConfig,
+    JsonlConfig,
+    WandbConfig,
+    CadenceConfig,
+    AlertsConfig,
+    GradientsConfig,
+    FiguresConfig,
+    LoggingConfig,
+)
+_DOCS = field_docs(__file__)
+for _section in _SECTIONS:
+    explain_fields(_section, _DOCS)
 
 
 def from_mapping(source: object = None) -> LoggingConfig:
