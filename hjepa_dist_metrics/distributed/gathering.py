@@ -40,7 +40,7 @@ def gather_rows(rows: Tensor, context: ProcessContext, sizes: Sequence[int] | No
 
 def row_sizes(rows: Tensor, context: ProcessContext) -> list[int]:
     """Return how many rows every rank has, in rank order; a collective call that waits for the device."""
-    own = torch.tensor([len(rows)], dtype=torch.int64).to(rows.device)
+    own = torch.tensor([len(rows)], dtype=torch.int64, device="cpu").to(rows.device)
     return [int(size) for size in all_gather_tensors(own, context).reshape(-1).tolist()]
 
 

@@ -31,7 +31,7 @@ def variance(count: float, total: float, squares: float) -> float:
 
 def sharpen_(blocks: Sequence[Tensor], sums: Tensor, squares: Tensor) -> None:
     """Make sums and sums of squares of host tensors, float64 [n], again where the mean outweighs."""
-    counts = torch.tensor([block.numel() for block in blocks], dtype=torch.float64)
+    counts = torch.tensor([block.numel() for block in blocks], dtype=torch.float64, device="cpu")
     for index in (sums * sums > OUTWEIGHING * counts * squares).nonzero()[:, 0].tolist():
         parts = [part.to(torch.float64) for part in torch.split(blocks[index].reshape(-1), BLOCK)]
         sums[index] = torch.stack([part.sum() for part in parts]).sum()

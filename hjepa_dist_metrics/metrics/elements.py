@@ -30,7 +30,7 @@ class ElementStats:
 
     def by_column(self, columns: Sequence[int], size: int) -> ElementStats:
         """Return the statistics of `size` groups of tensors; tensor i belongs to group `columns[i]`."""
-        index = to_device(torch.tensor(columns, dtype=torch.int64), self.sums.device)
+        index = to_device(torch.tensor(columns, dtype=torch.int64, device="cpu"), self.sums.device)
         sums = self.sums.new_zeros((len(SUMS), size)).index_add_(1, index, self.sums)
         largest = self.largest.new_full((size,), float("-inf"))
         smallest = self.smallest.new_full((size,), float("inf"))

@@ -16,7 +16,9 @@ _COUNTED = 1 << 24  # elements that a histogram in float32 counts exactly
 def stats(tensors: Sequence[Tensor]) -> ElementStats:
     """Return the statistics of each tensor, one column each; all lie on one device."""
     found = torch.stack([_row(tensor.reshape(-1)) for tensor in tensors])
-    counts = to_device(torch.tensor([t.numel() for t in tensors], dtype=torch.float64), found.device)
+    counts = to_device(
+        torch.tensor([t.numel() for t in tensors], dtype=torch.float64, device="cpu"), found.device
+    )
     return ElementStats(torch.cat([counts[None], found[:, :5].T]), found[:, 5], found[:, 6])
 
 

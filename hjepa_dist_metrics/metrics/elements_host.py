@@ -27,7 +27,7 @@ def read(tensors: Sequence[Tensor], columns: Sequence[int], size: int, counting:
         for block in torch.split(tensor.reshape(-1), BLOCK)
         if block.numel()
     ]
-    counts = torch.zeros((size, BINS), dtype=torch.int64) if counting else None
+    counts = torch.zeros((size, BINS), dtype=torch.int64, device="cpu") if counting else None
     rows = None if counts is None else counts.unbind()
     owners = [index for index, _ in blocks]
     targets = [None if rows is None else rows[columns[index]] for index in owners]
@@ -40,9 +40,9 @@ def _stats(
 ) -> ElementStats:
     """Return the statistics of each block; add its counts to its target, where it has one."""
     bits_type = torch.int64 if wide_type == torch.float64 else torch.int32
-    found = torch.zeros((len(blocks), 3), dtype=wide_type)  # abs sum, sum, squares
-    extremes = torch.zeros((len(blocks), 2), dtype=bits_type)
-    scratch = torch.empty((2, BLOCK), dtype=wide_type)
+    found = torch.zeros((len(blocks), 3), dtype=wide_type, device="cpu")  # abs sum, sum, squares
+    extremes = torch.zeros((len(blocks), 2), dtype=bits_type, device="cpu")
+    scratch = torch.empty((2, BLOCK), dtype=wide_type, device="cpu")
     cells, ends = found.view(-1).unbind(), extremes.view(-1).unbind()
     for i, (block, target) in enumerate(zip(blocks, targets, strict=True)):
         wide = block if block.dtype == wide_type else scratch[1, : block.numel()].copy_(block)
@@ -58,7 +58,7 @@ def _stats(
     sums = found.to(torch.float64).T
     sharpen_(blocks, sums[1], sums[2])
     rare = _rare(blocks, found, extremes)
-    numels = torch.tensor([block.numel() for block in blocks], dtype=torch.float64)
+    numels = torch.tensor([block.numel() for block in blocks], dtype=torch.float64, device="cpu")
     largest, smallest = extremes.view(wide_type).to(torch.float64).unbind(1)
     return ElementStats(
         torch.cat([numels[None], sums, rare]),
@@ -69,7 +69,7 @@ def _stats(
 
 def _rare(blocks: Sequence[Tensor], found: Tensor, extremes: Tensor) -> Tensor:
     """Count zeros and nonfinite elements, in those blocks alone that have any: counting costs four reads."""
-    rare = torch.zeros((2, len(blocks)), dtype=torch.float64)
+    rare = torch.zeros((2, len(blocks)), dtype=torch.float64, device="cpu")
     for index in (extremes[:, 1] == 0).nonzero()[:, 0].tolist():
         rare[0, index] = blocks[index].numel() - torch.count_nonzero(blocks[index])
     for index in (~torch.isfinite(found[:, 0])).nonzero()[:, 0].tolist():
@@ -81,7 +81,7 @@ def _count(wide: Tensor, scratch: Tensor, nonzero: bool) -> Tensor:
     """Count a block by sign and exponent of its float32 values; `scratch` may be overwritten."""
     if not nonzero:  # equal codes are the slowest to count, and a dead module is nothing but those
         negative = int(torch.signbit(wide).sum())
-        counts = torch.zeros(BINS, dtype=torch.int64)
+        counts = torch.zeros(BINS, dtype=torch.int64, device="cpu")
         counts[0], counts[BINS // 2] = wide.numel() - negative, negative
         return counts
     single = wide.to(torch.float32).view(torch.int32)

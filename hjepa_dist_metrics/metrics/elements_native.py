@@ -53,14 +53,18 @@ def read(
     tensors: Sequence[Tensor], columns: Sequence[int], size: int, counting: bool, kernel: Kernel
 ) -> Elements:
     """Return the statistics of each tensor, and the counts by column; see `elements.read_elements`."""
-    counts = torch.zeros((size, BINS), dtype=torch.int64) if counting else None
-    sums = torch.zeros((len(tensors), 5), dtype=torch.float64)  # abs sum, sum, squares, zeros, nonfinite
-    extremes = torch.tensor([[0, -1]], dtype=torch.int32).repeat(len(tensors), 1)  # -1 is the largest uint32
+    counts = torch.zeros((size, BINS), dtype=torch.int64, device="cpu") if counting else None
+    sums = torch.zeros(
+        (len(tensors), 5), dtype=torch.float64, device="cpu"
+    )  # abs sum, sum, squares, zeros, nonfinite
+    extremes = torch.tensor([[0, -1]], dtype=torch.int32, device="cpu").repeat(
+        len(tensors), 1
+    )  # -1 is the largest uint32
     for i, tensor in enumerate(tensors):
         row = None if counts is None else counts[columns[i]].data_ptr()
         for block in _single(tensor):
             kernel(block.data_ptr(), block.numel(), sums[i].data_ptr(), extremes[i].data_ptr(), row)
-    numels = torch.tensor([tensor.numel() for tensor in tensors], dtype=torch.float64)
+    numels = torch.tensor([tensor.numel() for tensor in tensors], dtype=torch.float64, device="cpu")
     largest, smallest = extremes.view(torch.float32).to(torch.float64).unbind(1)
     empty, bad = numels == 0, largest.isnan()
     each = ElementStats(
@@ -136,9 +140,9 @@ def _load(library: Path) -> Kernel:
 
 def _require_right(kernel: Kernel) -> None:
     """Raise RuntimeError unless the kernel gives what torch's own kernels give of awkward numbers."""
-    values = torch.randn(10_007, generator=torch.Generator().manual_seed(0)) * 1e-3
-    values[:6] = torch.tensor([0.0, -0.0, 1e-40, 3e38, -1.0, 2.0])
-    broken = torch.tensor([1.0, float("nan"), float("inf"), -float("inf"), 2.0])
+    values = torch.randn(10_007, generator=torch.Generator("cpu").manual_seed(0), device="cpu") * 1e-3
+    values[:6] = torch.tensor([0.0, -0.0, 1e-40, 3e38, -1.0, 2.0], device="cpu")
+    broken = torch.tensor([1.0, float("nan"), float("inf"), -float("inf"), 2.0], device="cpu")
     mine = read([values, broken], [0, 1], 2, True, kernel)
     theirs = elements_host.read([values, broken], [0, 1], 2, True)
     assert mine.counts is not None

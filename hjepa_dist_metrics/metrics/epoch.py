@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.states import Sum
 
 
@@ -33,7 +34,7 @@ class EpochLoss(DistributedMetric):
             raise ConfigError(f"the epoch has the steps 0 to {self.steps - 1}, got step {step}")
         if count == 0:
             return
-        value = torch.as_tensor(loss).detach().to(torch.float64)
+        value = as_number("loss", loss)
         block = torch.zeros((2, self.steps), dtype=torch.float64, device=value.device)
         block[0, step], block[1, step] = value * count, count
         self.sums.update(block)

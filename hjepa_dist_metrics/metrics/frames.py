@@ -99,7 +99,7 @@ class FrameMetric(DistributedMetric):
     def _require_all(self, frames: GroupSums) -> None:
         of = f"{type(self).__name__} of {self.label!r}"
         if self.num_frames is not None:
-            expected = torch.arange(self.num_frames)
+            expected = torch.arange(self.num_frames, device="cpu")
             keys = frames.keys.cpu()
             missing = expected[~torch.isin(expected, keys)].tolist()
             if missing:

@@ -111,7 +111,7 @@ class GradientFlow(DistributedMetric):
         segments = self.segments
         bad = (~torch.isfinite(each.sums[1])).to(torch.float64)
         flags = bad.new_zeros(len(segments.slots))
-        flags.index_copy_(0, to_device(torch.tensor(slots, dtype=torch.int64), bad.device), bad)
+        flags.index_copy_(0, to_device(torch.tensor(slots, dtype=torch.int64, device="cpu"), bad.device), bad)
         roles = to_device(segments.slot_roles, bad.device)
         self.bad.update(max_over_shards(flags, segments.slot_beyond), roles)
 

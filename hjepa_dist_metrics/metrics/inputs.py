@@ -30,7 +30,7 @@ def as_number(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.detach().to(torch.float64).reshape(())
     if isinstance(value, (float, int, np.number)) or (isinstance(value, np.ndarray) and value.size == 1):
-        return torch.as_tensor(value, dtype=torch.float64).reshape(())
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(())
     fix = ": reduce it first, with .mean() for instance" if isinstance(value, (Tensor, np.ndarray)) else ""
     raise ConfigError(f"{name} must be one number, got {described(value)}{fix}")
 

@@ -108,8 +108,8 @@ def _travels(value: object) -> bool:
 def _gather_objects(channel: Channel, value: Any) -> list[Any]:
     """Return every rank's object, in rank order."""
     data = torch.from_numpy(np.frombuffer(pickle.dumps(value), dtype=np.uint8).copy())
-    sizes = channel.all_gather(torch.tensor([data.numel()], dtype=torch.int64))[:, 0].tolist()
-    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    sizes = channel.all_gather(torch.tensor([data.numel()], dtype=torch.int64, device="cpu"))[:, 0].tolist()
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
     padded[: data.numel()] = data
     gathered: Tensor = channel.all_gather(padded)
     return [pickle.loads(row[:size].numpy().tobytes()) for row, size in zip(gathered, sizes, strict=True)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.watched import optimizer_list
 from hjepa_dist_metrics.states import Replicated
 
@@ -38,9 +39,7 @@ class LearningRate(DistributedMetric):
         """Read the rates."""
         rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
         if any(isinstance(rate, Tensor) for rate in rates):
-            self.rates.update(
-                torch.stack([torch.as_tensor(r, dtype=torch.float64).reshape(()) for r in rates])
-            )
+            self.rates.update(torch.stack([as_number("a learning rate", r) for r in rates]))
         else:
             self.rates.update(rates)
             stage = self.stages.after(float(rates[0]))

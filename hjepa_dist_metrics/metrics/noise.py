@@ -14,6 +14,7 @@ from hjepa_dist_metrics.distributed.gradient_hooks import CommHook, LocalGradien
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.group_norms import columns_of, group_square_sums
+from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.norms import square_sum
 from hjepa_dist_metrics.metrics.watched import Watched
 from hjepa_dist_metrics.states.by_rank import ByRank
@@ -112,8 +113,8 @@ class GradientNoise(DistributedMetric):
             raise ConfigError(
                 f"the small batch must be smaller than the large one, got {small_batch} and {large_batch}"
             )
-        large = torch.as_tensor(sq_norm_large_batch, dtype=torch.float64)
-        small = torch.as_tensor(sq_norm_small_batch, dtype=torch.float64, device=large.device)
+        large = as_number("sq_norm_large_batch", sq_norm_large_batch)
+        small = as_number("sq_norm_small_batch", sq_norm_small_batch).to(large.device, non_blocking=True)
         sizes = [torch.full_like(large, 1.0 / size) for size in (small_batch, large_batch)]
         row = torch.stack([small.reshape(()), sizes[0], large.reshape(()), sizes[1]])
         # a step whose norm is not finite would spoil the mean for good

@@ -76,9 +76,9 @@ def square_sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
         for block in _wide_blocks(tensor):
             dots.setdefault(block.dtype, []).append(torch.dot(block, block))
             owners.setdefault(block.dtype, []).append(index)
-    total = torch.zeros(len(tensors), dtype=torch.float64)
+    total = torch.zeros(len(tensors), dtype=torch.float64, device="cpu")
     for dtype, parts in dots.items():
-        total.index_add_(0, torch.tensor(owners[dtype]), torch.stack(parts).to(torch.float64))
+        total.index_add_(0, torch.tensor(owners[dtype], device="cpu"), torch.stack(parts).to(torch.float64))
     return total
 
 

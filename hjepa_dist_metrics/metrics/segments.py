@@ -75,8 +75,8 @@ class Segments:
         self.segments: list[Segment] = list(dict.fromkeys(keys))
         index = {key: i for i, key in enumerate(self.segments)}
         self.segment_of = [index[key] for key in keys]
-        self.roles = torch.tensor([segment.role for segment in self.segments])
-        self.slot_roles = torch.tensor([key.role for key in keys])
+        self.roles = torch.tensor([segment.role for segment in self.segments], device="cpu")
+        self.slot_roles = torch.tensor([key.role for key in keys], device="cpu")
         self.beyond = [segment.beyond for segment in self.segments]
         self.slot_beyond = [key.beyond for key in keys]
         self.modules = list(dict.fromkeys(segment.module for segment in self.segments))

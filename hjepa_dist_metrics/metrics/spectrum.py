@@ -116,7 +116,7 @@ def spectral_decay(values: Tensor) -> tuple[float, float] | None:
     window = values.flip(0)[first - 1 : last]
     if len(window) < 3 or bool((window <= 0).any()):
         return None
-    x = torch.arange(first, last + 1, dtype=torch.float64).log()
+    x = torch.arange(first, last + 1, dtype=torch.float64, device="cpu").log()
     x, y = x - x.mean(), window.log() - window.log().mean()
     slope = float((x @ y) / (x @ x))
     spread = float(y @ y)
@@ -148,7 +148,9 @@ def lidar(between: Tensor, within: Tensor, delta: float = 1e-4, eps: float = 1e-
 
     `between` is the covariance of the images' mean tokens, `within` that of tokens about their image's mean.
     """
-    values, vectors = torch.linalg.eigh(within + delta * torch.eye(len(within), dtype=within.dtype))
+    values, vectors = torch.linalg.eigh(
+        within + delta * torch.eye(len(within), dtype=within.dtype, device=within.device)
+    )
     whitening = (vectors * values.clamp(min=delta).rsqrt()) @ vectors.T
     spectrum = torch.linalg.eigvalsh(whitening @ between @ whitening).clamp(min=0)
     total = float(spectrum.sum())

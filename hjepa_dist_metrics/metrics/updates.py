@@ -18,6 +18,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.centred import sums_and_squares, variance
 from hjepa_dist_metrics.metrics.elements import to_device
+from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.norms import square_sums
 from hjepa_dist_metrics.metrics.segments import Segments
 from hjepa_dist_metrics.metrics.watched import optimizer_groups, optimizer_list
@@ -95,10 +96,12 @@ class Updates(DistributedMetric):
         pieces, slots = segments.gradients()
         squared = [rates.get(id(segments.slots[slot].parameter), 0.0) ** 2 for slot in slots]
         if any(isinstance(rate, Tensor) for rate in squared):
-            weights = torch.stack([torch.as_tensor(rate, dtype=torch.float64).to(device) for rate in squared])
+            weights = torch.stack([as_number("a learning rate", rate).to(device) for rate in squared])
         else:
-            weights = to_device(torch.tensor(squared, dtype=torch.float64), device)
-        sizes = to_device(torch.tensor([piece.numel() for piece in pieces], dtype=torch.float64), device)
+            weights = to_device(torch.tensor(squared, dtype=torch.float64, device="cpu"), device)
+        sizes = to_device(
+            torch.tensor([piece.numel() for piece in pieces], dtype=torch.float64, device="cpu"), device
+        )
         rows = torch.stack([square_sums(pieces, device) * weights, sizes])
         block = _spread(rows, slots, len(segments.slots))
         roles = to_device(segments.slot_roles, device).expand(2, -1)
@@ -128,9 +131,13 @@ class Updates(DistributedMetric):
             for block in _blocks(self.segments.slots[copied.slot].values().reshape(-1), copied.stride)
         ]
         changes = [before.sub_(after) for before, after in zip(old, now, strict=True)]
-        counts = to_device(torch.tensor([block.numel() for block in old], dtype=torch.float64), device)
+        counts = to_device(
+            torch.tensor([block.numel() for block in old], dtype=torch.float64, device="cpu"), device
+        )
         rows = torch.stack([counts, sums, squares, square_sums(changes, device)])
-        scales = to_device(torch.tensor([copied.scale for copied in copies], dtype=torch.float64), device)
+        scales = to_device(
+            torch.tensor([copied.scale for copied in copies], dtype=torch.float64, device="cpu"), device
+        )
         return _spread(rows, owners, len(copies)) * scales
 
     def _moments(self, copies: Sequence[_Copy]) -> Tensor:
@@ -146,7 +153,9 @@ class Updates(DistributedMetric):
             return torch.zeros((3, len(copies)), dtype=torch.float64, device=device)
         first = square_sums([m for _, m, _ in found], device)
         second = torch.stack([v.sum(dtype=torch.float32) for _, _, v in found]).to(torch.float64)
-        sizes = to_device(torch.tensor([m.numel() for _, m, _ in found], dtype=torch.float64), device)
+        sizes = to_device(
+            torch.tensor([m.numel() for _, m, _ in found], dtype=torch.float64, device="cpu"), device
+        )
         return _spread(torch.stack([first, second, sizes]), [index for index, _, _ in found], len(copies))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +192,7 @@ def _group_tags(group: str, sums: Mapping[str, float]) -> dict[str, float]:
 
 def _spread(rows: Tensor, columns: Sequence[int], size: int) -> Tensor:
     """Add column i of `rows` [fields, n] to column `columns[i]` of [fields, size]."""
-    index = to_device(torch.tensor(columns, dtype=torch.int64), rows.device)
+    index = to_device(torch.tensor(columns, dtype=torch.int64, device="cpu"), rows.device)
     return rows.new_zeros((len(rows), size)).index_add_(1, index, rows)
 
 

@@ -117,11 +117,11 @@ def _count_on_host(tensor: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         low, high = _range(kept)
     bins = len(limits) - 1
     index = (torch.bucketize(kept, limits, right=True) - 1).clamp_(0, bins - 1)
-    nonfinite = torch.tensor([values.numel() - kept.numel()])
+    nonfinite = torch.tensor([values.numel() - kept.numel()], device="cpu")
     moments = [low, high, float(kept.sum()), float(kept @ kept)]
     return (
         torch.cat([torch.bincount(index, minlength=bins), nonfinite]),
-        torch.tensor(moments, dtype=torch.float64),
+        torch.tensor(moments, dtype=torch.float64, device="cpu"),
     )
 
 
@@ -151,4 +151,4 @@ def _chunks(flat: list[Tensor]) -> Iterator[tuple[list[int], list[int], Tensor]]
 
 
 def _index(numbers: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu").to(device, non_blocking=True)

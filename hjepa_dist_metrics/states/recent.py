@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states.base import Numeric, RowState
+from hjepa_dist_metrics.states.base import Numeric, RowState, as_tensor
 
 
 class Recent(RowState):
@@ -43,8 +43,8 @@ class Recent(RowState):
 
         What is said of one step several times is added, here as over ranks.
         """
-        mean = torch.as_tensor(value).detach().to(torch.float64).reshape(())
-        weight = torch.as_tensor(count).to(mean.device, torch.float64, non_blocking=True)
+        mean = as_tensor(value, self.data.device).to(torch.float64).reshape(())
+        weight = as_tensor(count, mean.device).to(mean.device, torch.float64, non_blocking=True)
         total = torch.where(weight > 0, mean * weight, torch.zeros_like(mean))
         data = self.data.to(mean.device, non_blocking=True).clone()
         place = step % self.size

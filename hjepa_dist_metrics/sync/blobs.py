@@ -24,7 +24,7 @@ def encode_blob(tensors: Mapping[str, Mapping[str, Tensor]]) -> Tensor | None:
             parts.append(_pad(data.reshape(-1).view(torch.uint8)))
     text = json.dumps(index).encode()
     head = torch.from_numpy(np.frombuffer(text.ljust(_aligned(len(text))), dtype=np.uint8).copy())
-    length = torch.tensor([len(head)], dtype=torch.int64).view(torch.uint8)
+    length = torch.tensor([len(head)], dtype=torch.int64, device="cpu").view(torch.uint8)
     return torch.cat([length, head, *parts])
 
 

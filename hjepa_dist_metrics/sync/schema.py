@@ -61,8 +61,8 @@ class Report:
 def exchange_reports(channel: Channel, mine: Report) -> list[Report]:
     """Return every rank's report, in rank order."""
     data = mine.encode()
-    sizes = channel.all_gather(torch.tensor([data.numel()], dtype=torch.int64))[:, 0].tolist()
-    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    sizes = channel.all_gather(torch.tensor([data.numel()], dtype=torch.int64, device="cpu"))[:, 0].tolist()
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
     padded[: data.numel()] = data
     gathered = channel.all_gather(padded)
     return [Report.decode(row[:size]) for row, size in zip(gathered, sizes, strict=True)]

@@ -149,3 +149,25 @@ def test_autocast_costs_no_digits(example: Example):
             example.feed(metric, piece)
             assert torch.is_autocast_enabled("cpu")
     assert plain(compute(metric)) == plain(compute(fed(example, [A, B])))
+
+
+@every_metric
+def test_the_default_device_is_none_of_its_business(example: Example):
+    """Under `torch.set_default_device`, here to one that holds no data, what is made must name its device."""
+    expected, metric = plain(compute(fed(example, [A, B]))), example.make()
+    with torch.device("meta"):
+        metric.reset()
+    for name in ("update", "clip_", "before", "remember"):
+        if hasattr(metric, name):
+            setattr(metric, name, on_meta(getattr(metric, name)))
+    for piece in (A, B):
+        example.feed(metric, piece)
+    assert plain(on_meta(compute)(metric)) == expected
+
+
+def on_meta(call):
+    def called(*args, **kwargs):
+        with torch.device("meta"):
+            return call(*args, **kwargs)
+
+    return called
