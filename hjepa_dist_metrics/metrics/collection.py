@@ -25,7 +25,8 @@ class MetricCollection(Mapping[str, DistributedMetric]):
 
     `context` says which ranks belong together, `sync_timeout` how many seconds to wait for one that does not
     come. Every rank must hold the same metrics and sync them the same number of times; where they do not,
-    every rank raises the same `DesyncError`.
+    every rank raises the same `DesyncError`. Collections with the same metrics, as for training and for
+    evaluation, are told apart by `name`: where ranks sync them in different orders, that is an error too.
     """
 
     def __init__(
@@ -33,13 +34,14 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         metrics: Mapping[str, DistributedMetric] | None = None,
         context: ProcessContext | None = None,
         sync_timeout: float = DEFAULT_SYNC_TIMEOUT,
+        name: str = "",
     ) -> None:
         if not sync_timeout > 0:
             raise ConfigError(f"sync_timeout must be a positive number of seconds, got {sync_timeout!r}")
         self._context = context
         self.sync_timeout = float(sync_timeout)
         self._metrics: dict[str, DistributedMetric] = {}
-        self._merger = Merger()
+        self._merger = Merger(name)
         self._handles: list[SyncHandle[Any]] = []
         self._raised: BaseException | None = None
         for name, metric in (metrics or {}).items():

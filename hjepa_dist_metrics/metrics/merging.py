@@ -41,7 +41,8 @@ class Joining:
 class Merger:
     """Merge the states of metrics over the ranks of a context, each sync numbered."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.number = 0
         self.report: SyncReport | None = None
         self._wave = _Wave()
@@ -111,7 +112,7 @@ class Merger:
             waited = self.report.waited if self.report is not None else 0.0
             channel = open_channel(context, timeout)
             self.number += 1
-            ticket = Ticket(self.number, failures, waited, part)
+            ticket = Ticket(self.number, failures, waited, part, self.name)
             if part is not None:
                 joined, self.report = join(metrics, everything, roster, taken, channel, ticket)
                 return then(joined)

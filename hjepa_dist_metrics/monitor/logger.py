@@ -94,7 +94,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         self._memory: MetricCollection | None = None
         self._means = NamedMeans()
         self._collection = MetricCollection(
-            {"accumulated": self._means}, context=self.context, sync_timeout=self.config.sync_timeout
+            {"accumulated": self._means}, self.context, self.config.sync_timeout, f"logger of {self.run_name}"
         )
 
     # -- numbers ---------------------------------------------------------------------------------------

@@ -78,7 +78,11 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.run_name, self._first = agree_on_run(self.config, self.context, resume, start_step)
         self.step_number = self._first
         self.families = MetricFamilies(
-            MetricCollection(context=self.context, sync_timeout=self.config.sync_timeout),
+            MetricCollection(
+                context=self.context,
+                sync_timeout=self.config.sync_timeout,
+                name=f"monitor of {self.run_name}",
+            ),
             level_weights,
             self.config.cadences(steps_per_epoch).scalars,
         )

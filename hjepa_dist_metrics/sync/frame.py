@@ -18,11 +18,11 @@ from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.sync.blobs import decode_blob
 from hjepa_dist_metrics.sync.joining import Announcement, Part, UnevenError, can_join
 from hjepa_dist_metrics.sync.plan import Floats
-from hjepa_dist_metrics.sync.schema import Report, Schema, disagreement, exchange_reports
+from hjepa_dist_metrics.sync.schema import Report, Schema, disagreement, exchange_reports, name_word
 
 _MAGIC = 0x686A657061_02  # "hjepa", layout 2
-_HEADER_WORDS = 9
-_AGREED = 5  # words of the header that must be the same on every rank
+_HEADER_WORDS = 10
+_AGREED = 6  # words of the header that must be the same on every rank
 # 1,016 numbers: a gather of 8 KiB over gloo takes 5 us longer than one of 4 KiB, one of 16 KiB 20 us longer.
 _MOST_FRAME_BYTES = 8192
 _LEAST_FRAME_BYTES = 512
@@ -31,12 +31,16 @@ _FRAME_BUDGET = 1 << 20
 
 @dataclass(frozen=True)
 class Ticket:
-    """Carry what a sync says besides the states: number, local failures, seconds of the last wait."""
+    """Carry what a sync says besides the states: number, local failures, seconds of the last wait.
+
+    `collection` is the name of what is synced, where it has one.
+    """
 
     number: int
     failures: Mapping[str, str]
     last_wait: float = 0.0
     part: Part | None = None
+    collection: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,15 @@ def gather_states(
     size = 0 if blob is None else blob.numel()
     words = (0, 0) if ticket.part is None else ticket.part.words()
     wait, failed = int(ticket.last_wait * 1e9), int(bool(ticket.failures))
-    frame[:_HEADER_WORDS] = (_MAGIC, ticket.number, failed, *schema.digest, size, wait, *words)
+    agreed = (_MAGIC, ticket.number, failed, *schema.digest, name_word(ticket.collection))
+    frame[:_HEADER_WORDS] = (*agreed, size, wait, *words)
     frame[_HEADER_WORDS:end] = inline.view(np.int64)
     frames = channel.all_gather(torch.from_numpy(frame)).numpy()
     headers = frames[:, :_HEADER_WORDS].tolist()
     _check(channel, schema, ticket, headers, announce)
     received = frames[:, _HEADER_WORDS:end].view(np.float64)
     *_, sizes, waits, _, _ = zip(*headers, strict=True)
-    parts = () if ticket.part is None else [Part.read(*header[7:]) for header in headers]
+    parts = () if ticket.part is None else [Part.read(*header[8:]) for header in headers]
     if len(rows) == len(inline) and not any(sizes):
         return Gathered(received, [], waits, parts)
     overflow, blobs = _gather_rest(channel, rows[len(inline) :], blob, sizes)
@@ -109,10 +114,11 @@ def _check(
     announce: Callable[[Part], Announcement],
 ) -> None:
     """Raise on every rank unless all agree and none has failed."""
-    first = headers[0][:_AGREED]  # magic, number, no failure, schema
+    first = headers[0][:_AGREED]  # magic, number, no failure, schema, collection
     if not first[2] and all(header[:_AGREED] == first for header in headers):
         return
-    mine = Report(ticket.number, dict(ticket.failures), lines=list(schema.lines))
+    lines = list(schema.lines)
+    mine = Report(ticket.number, dict(ticket.failures), lines=lines, collection=ticket.collection)
     if ticket.part is not None:
         _announce(mine, ticket.part, announce)
     reports = exchange_reports(channel, mine)

@@ -81,6 +81,11 @@ class UnevenError(Exception):
         self.announcements = announcements
 
 
+def _one(reports: Sequence[Report]) -> bool:
+    """Return whether the ranks sync one collection, at one number, by one version of the package."""
+    return len({(report.collection, report.number, report.version) for report in reports}) == 1
+
+
 def can_join(reports: Sequence[Report]) -> bool:
     """Return whether ranks that hold different states can sync them all the same.
 
@@ -90,4 +95,4 @@ def can_join(reports: Sequence[Report]) -> bool:
     known: dict[str, str] = {}
     alike = all(known.setdefault(name, line) == line for report in reports for name, line in report.lines)
     ready = all(report.announcement and not report.failures for report in reports)
-    return alike and ready and len({(report.number, report.version) for report in reports}) == 1
+    return alike and ready and _one(reports)

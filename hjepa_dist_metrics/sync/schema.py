@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,12 @@ class Schema:
         return cls(lines, (int(words[0]), int(words[1])))
 
 
+@functools.lru_cache(maxsize=64)
+def name_word(name: str) -> int:
+    """Return the fingerprint of a collection's name, 0 for none."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True) if name else 0
+
+
 @dataclass
 class Report:
     """Say what one rank was about to sync; exchanged only when the ranks disagree."""
@@ -46,6 +53,7 @@ class Report:
     failures: dict[str, str]
     version: str = field(default_factory=lambda: __version__)
     announcement: str = ""
+    collection: str = ""
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     def encode(self) -> Tensor:
@@ -70,7 +78,8 @@ def exchange_reports(channel: Channel, mine: Report) -> list[Report]:
 
 def disagreement(reports: Sequence[Report]) -> DesyncError:
     """Return the error that names the ranks and metrics at fault; the same on every rank."""
-    found = [*_failures(reports), *_versions(reports), *_numbers(reports), *_schemas(reports)]
+    found = [*_failures(reports), *_versions(reports), *_numbers(reports), *_collections(reports)]
+    found += _schemas(reports)
     found = found or ["their builds of the package differ"]
     shown = [_cut(text) for text in found[:_MOST_DIFFERENCES]]
     if len(found) > len(shown):
@@ -123,6 +132,10 @@ def _versions(reports: Sequence[Report]) -> list[str]:
 
 def _numbers(reports: Sequence[Report]) -> list[str]:
     return _differences("sync numbers", [str(report.number) for report in reports])
+
+
+def _collections(reports: Sequence[Report]) -> list[str]:
+    return _differences("collections", [repr(report.collection) for report in reports])
 
 
 def _schemas(reports: Sequence[Report]) -> list[str]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hjepa_dist_metrics import DesyncError, MetricCollection, ProcessContext, __version__
 from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Replicated, Sample, State, Sum
 from hjepa_dist_metrics.sync import schema
-from tests.ranks import try_ranks
+from tests.ranks import run_ranks, try_ranks
 from tests.sync.test_counts import Probe
 
 # Each case: what is odd about the last rank, and what every rank's error must say ("{}": its number).
@@ -225,3 +225,23 @@ def test_an_error_of_many_words_and_many_ranks_stays_short():
     assert "3001" not in str(schema.disagreement(reports[:1] * 3000 + reports[-1:]))
     many = str(schema.disagreement(reports[:1] * 3000 + reports[-1:]))
     assert "0 on ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2992 more, 1 on rank 3000" in many
+
+
+def two_alike(names, context):
+    """Two collections with the same metrics, which the first rank syncs the other way round."""
+    made = []
+    for number, name in enumerate(names):
+        collection = MetricCollection({"m": Probe("m", s=Sum())}, context, 20, name)
+        collection["m"].states["s"].update(float(number))
+        made.append(collection)
+    order = made if context.rank else made[::-1]
+    try:
+        return [each.compute(lambda _, merged: merged["m"]["s"].value) for each in order]
+    except DesyncError as error:
+        return str(error)
+
+
+def test_collections_that_are_alike_are_told_apart_by_name():
+    told = run_ranks(3, lambda context: two_alike(["train", "validation"], context))
+    expected = "collections differ: 'validation' on rank 0, 'train' on ranks 1, 2"
+    assert set(told) == {f"the ranks cannot sync their metrics: {expected}"}
