@@ -171,9 +171,11 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     def pause(self) -> Iterator[None]:
         """Keep the body, an evaluation or a checkpoint, out of the training's throughput."""
         begun = time.perf_counter()
-        yield
-        if self._last_step_end is not None:
-            self._last_step_end += time.perf_counter() - begun
+        try:
+            yield
+        finally:
+            if self._last_step_end is not None:
+                self._last_step_end += time.perf_counter() - begun
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""
@@ -283,10 +285,11 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             shown = {"mask": mask, "predictions": predicted, "targets": wanted}
             more = {"valid": seen, "ids": ids, "blocks": blocks}
             self._observe(lambda: self._observe_figures(images, shown, more))
+        if self._handle is not None:
+            self._decide_stop()
         due = [family for family, every in self._cadences.items() if every.due(now)]
         if due:
             self._observe(lambda: self._speed.refresh(due))
-            self._decide_stop()
             self._log(self.families.names(due), Log(now, tuple(due)))
         self.step_number += 1
         self._together.taken += 1
@@ -296,16 +299,18 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     def should_stop(self) -> str | None:
         """Return the alert rule of `logging.alerts.stop_on` that has fired, None while training may go on.
 
-        The same after the same `step` on every rank: with background syncs a step that logs first waits for
-        the sync before it, and decides by its result.
+        The same after the same `step` on every rank: with background syncs the step after one that logs waits
+        for its sync, and decides by the result; inline syncs and `log` decide at once.
         """
         return min(self._stopping, default=None)
 
     def _decide_stop(self) -> None:
+        """Decide by all that is known by now, which is the same on every rank: no sync is under way."""
         if not self.config.alerts.stop_on:
             return
         if self._handle is not None:
             self._handle.result()
+            self._handle = None
         self._stopping = self._publisher.firing() & set(self.config.alerts.stop_on)
 
     def end_epoch(self) -> None:
@@ -329,22 +334,23 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         """
         ready = {tag: as_value(value, tag) for tag, value in values.items()}
         at = self.last_step if step is None else step
-        if self.config.alerts.stop_on and self._handle is not None:
-            self._handle.result()  # so that the rules see values in the same order on every rank
+        if self._handle is not None:
+            self._decide_stop()  # so that the rules see values in the same order on every rank
         validation = ready.get(VALIDATION_LOSS)
         if isinstance(validation, Scalar):
             self.families.stability().validate(validation.value)
         self._publisher.write(at, ready)
+        self._decide_stop()
 
     @property
     def first(self) -> dict[str, float]:
         """Return the first number written under each tag, on every rank."""
-        return self._publisher.first
+        return dict(self._publisher.first)
 
     @property
     def latest(self) -> dict[str, float]:
         """Return the newest number of each tag, on every rank."""
-        return self._publisher.latest
+        return dict(self._publisher.latest)
 
     @property
     def last_step(self) -> int:
@@ -398,10 +404,14 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sink.write_status(error is None)
-        if error is None:
-            self.close()
-        else:
+        succeeded = False
+        try:
+            if error is None:
+                self.finish()
+                self.families.collection.close()
+                succeeded = True
+        finally:
+            self._sink.write_status(succeeded)
             self._release()
 
     def _release(self) -> None:
@@ -496,6 +506,8 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         if self.context.is_member:
             wait = last or self.config.sync == "inline"
             self._handle = self._together.log(names, log, wait=wait, last=last)
+            if self._handle is None:
+                self._decide_stop()
         self._logged(names)
 
     def _publish(self, joined: Joined) -> None:
@@ -507,6 +519,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         for family in log.due:
             self._cadences[family].due(log.step)
         self._logged(list(joined.metrics))
+        self._decide_stop()
 
     def _logged(self, names: Sequence[str]) -> None:
         for name in names:

@@ -88,7 +88,7 @@ class Publisher:
         numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
         alerts = self._judge(step, numbers)
         with self._lock:
-            self.latest |= numbers
+            self.latest = self.latest | numbers  # a new one: readers keep theirs
             self.first = numbers | self.first
             notes, self._notes = self._notes, {}
         drawings = {tag: value for tag, value in values.items() if isinstance(value, Drawing)}

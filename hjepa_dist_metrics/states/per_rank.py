@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,28 +21,40 @@ class PerRank(RowState):
     an update do not count.
     """
 
-    fields = 7
+    # Total and count; of a merged state the highest mean and its rank, the lowest and its rank, the longest
+    # total; what a checkpoint brought: total, count and longest.
+    fields = 10
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        data = torch.zeros((7, size), dtype=torch.float64, device="cpu")
-        data[2:] = _NAN
+        data = torch.zeros((cls.fields, size), dtype=torch.float64, device="cpu")
+        data[2:7] = _NAN
         return data
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Return a state that goes on from a merged one: its ranks' times are not this rank's."""
+        saved = tensors["data"]
+        past = torch.stack([saved[0], saved[1], torch.nan_to_num(saved[6])])
+        return self.adopt(
+            {"data": torch.cat([torch.zeros_like(saved[:2]), saved[2:6], saved[6:7] * _NAN, past])}
+        )
 
     @property
     def total(self) -> Any:
         """Return the sum over all updates of all ranks."""
-        return self._field(0)
+        return self._field(0) + self._field(7)
 
     @property
     def count(self) -> Any:
         """Return the number of updates."""
-        return self._field(1)
+        return self._field(1) + self._field(8)
 
     @property
     def mean(self) -> Any:
         """Return the mean over all updates; NaN of none."""
-        return (self.data[0] / self.data[1]).item() if not self.shape else self._field(0) / self._field(1)
+        data = self.data
+        means = (data[0] + data[7]) / (data[1] + data[8])
+        return means.item() if not self.shape else means.cpu().numpy().reshape(self.shape)
 
     @property
     def highest(self) -> Any:
@@ -86,11 +99,12 @@ class PerRank(RowState):
     def merge(self, other: Any) -> Any:
         """Add the other's totals: two stretches of time of the same rank."""
         theirs = other.data.to(self.data.device, non_blocking=True)
-        return self.adopt({"data": torch.cat([self.data[:2] + theirs[:2], self.data[2:]])})
+        parts = [self.data[:2] + theirs[:2], self.data[2:7], self.data[7:] + theirs[7:]]
+        return self.adopt({"data": torch.cat(parts)})
 
     @classmethod
     def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Compare the ranks' means and totals."""
+        """Compare the ranks' means and totals; what a checkpoint brought goes before, for the longest too."""
         total, count = rows[:, 0], rows[:, 1]
         held = count > 0
         mean = total / count
@@ -103,6 +117,12 @@ class PerRank(RowState):
             high.to(torch.float64).masked_fill(nobody, _NAN),
             mean.gather(0, low[None])[0],
             low.to(torch.float64).masked_fill(nobody, _NAN),
-            total.gather(0, longest[None])[0].masked_fill(nobody, _NAN),
         ]
-        return torch.stack([total.sum(dim=0), count.sum(dim=0), *parts])
+        past = rows[:, 7:].sum(dim=0)
+        holder = (rows[:, 8] > 0).to(torch.int8).argmax(dim=0)
+        saved = rows[:, 2:6].gather(0, holder[None, None].expand(1, 4, -1))[0]
+        compared = torch.where(nobody, saved, torch.stack(parts))
+        most = torch.where(nobody, 0.0, total.gather(0, longest[None])[0]) + past[2]
+        most = most.masked_fill(nobody & (past[1] == 0), _NAN)
+        sums = torch.stack([total.sum(dim=0) + past[0], count.sum(dim=0) + past[1]])
+        return torch.cat([sums, compared, most[None], torch.zeros_like(past)])

@@ -138,3 +138,32 @@ def test_merging_and_looking_settle_what_was_gathered():
     values = numbers(one.compute())
     assert values["performance/samples_per_second"] == pytest.approx(10.0)
     assert numbers(other.compute())["performance/samples_per_second"] == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (4, 1), (1, 3)])
+@pytest.mark.parametrize("make", [Throughput, TotalSamples])
+def test_rates_go_on_from_a_checkpoint_at_any_number_of_ranks(make, before, after):
+    """Every rank takes 10 samples in a second, before and after."""
+
+    def first(context):
+        collection = MetricCollection({"t": make()}, context)
+        collection["t"].update(10, **second)
+        return collection.state_dict()
+
+    def then(context):
+        collection = MetricCollection({"t": make()}, context)
+        collection.load_state_dict(saved)
+        loaded = numbers(collection.compute())
+        collection["t"].update(10, **second)
+        return loaded, numbers(collection.compute())
+
+    second = {"step_s": 1.0} if make is Throughput else {"seconds": 1.0}
+    saved = run_ranks(before, first)[0]
+    tag = "performance/samples_per_second" + ("" if make is Throughput else "_total")
+    for loaded, later in run_ranks(after, then):
+        assert loaded[tag] == pytest.approx(10 * before)
+        assert later[tag] == pytest.approx((10 * before + 10 * after) / 2)
+        if make is Throughput:
+            for values in (loaded, later):
+                assert values["performance/step_time_ms"] == pytest.approx(1000.0)
+                assert values["performance/step_time_ms_max"] == pytest.approx(1000.0)

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import math
 
@@ -286,3 +287,79 @@ def test_samples_between_the_last_log_and_a_checkpoint_count(tmp_path):
     for tag, each in (("samples", 2), ("tokens", 3)):
         totals = series(tmp_path, f"performance/total_{tag}")
         assert totals == {step: (step + 1) * each for step in (0, 10, 15, 20, 25)}
+
+
+def test_a_process_outside_the_group_does_nothing(tmp_path):
+    model, optimizer = problem()
+    outside = ProcessContext(0, 1, torch.device("cpu"), is_main=False, is_member=False)
+    with TrainingMonitor(model, optimizer, config(tmp_path), context=outside) as monitor:
+        train(monitor, model, optimizer, batches(3), features=torch.randn(20, DIM))
+        monitor.end_epoch()
+    assert monitor.step_number == 3
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("sync", "clean"), [("inline", 2), ("background", 3)])
+def test_a_stop_is_told_as_soon_as_all_ranks_know(tmp_path, sync, clean):
+    model, optimizer = problem()
+    settings = config(tmp_path, log_frequency=100, cadence={"scalars": 2}, sync=sync)
+    told = []
+    with TrainingMonitor(model, optimizer, {**settings, "alerts": {"stop_on": ["nonfinite"]}}) as monitor:
+        for step in range(5):
+            monitor.step(samples=1, losses=math.nan if step else 1.0)
+            told.append(monitor.should_stop)
+    assert told == [None] * clean + ["nonfinite"] * (5 - clean)
+
+
+def test_a_logged_value_stops_at_once(tmp_path):
+    model, optimizer = problem()
+    settings = config(tmp_path, log_frequency=100, alerts={"stop_on": ["nonfinite"]})
+    with TrainingMonitor(model, optimizer, settings) as monitor:
+        monitor.step(samples=1, losses=1.0)
+        monitor.log({"loss/nonfinite": 1.0})
+        assert monitor.should_stop == "nonfinite"
+
+
+def test_latest_numbers_are_a_snapshot(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, sync="inline")) as monitor:
+        monitor.step(samples=1, losses=1.0)
+        seen = monitor.latest
+        monitor.step(samples=1, losses=2.0)
+        assert (seen["loss/total"], monitor.latest["loss/total"]) == (1.0, 2.0)
+        seen.clear()
+        assert monitor.latest["loss/total"] == 2.0
+
+
+class Failing(WeightedMean):
+    def compute_from(self, states):
+        raise ValueError("a formula that fails")
+
+
+def test_a_run_whose_end_fails_is_no_success(tmp_path, monkeypatch):
+    model, optimizer = problem()
+    told = []
+    monitor = TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=100))
+    monkeypatch.setattr(monitor._sink, "write_status", told.append)
+    monitor.step(samples=1, losses=1.0)
+    monitor.flush()
+    failing = Failing("mine/failing")
+    monitor.add_metric("failing", failing)
+    with pytest.raises(ValueError, match="a formula that fails"), monitor:
+        failing.update(1.0)
+    assert told == [False]
+
+
+def test_a_pause_that_fails_is_a_pause(tmp_path, monkeypatch):
+    model, optimizer = problem()
+    now = [0.0]
+    monkeypatch.setattr("hjepa_dist_metrics.monitor.monitor.time.perf_counter", lambda: now[0])
+    settings = config(tmp_path, sync="inline", tensorboard={"enabled": False})
+    with TrainingMonitor(model, optimizer, settings) as monitor:
+        monitor.step(samples=1)
+        with contextlib.suppress(RuntimeError), monitor.pause():
+            now[0] += 100.0
+            raise RuntimeError("an evaluation that fails")
+        now[0] += 1.0
+        monitor.step(samples=1)
+        assert monitor.latest["performance/step_time_ms"] == pytest.approx(1000.0)
