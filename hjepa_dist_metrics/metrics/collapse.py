@@ -16,7 +16,7 @@ from hjepa_dist_metrics.metrics.gaussianity import DIRECTIONS, KNOTS, characteri
 from hjepa_dist_metrics.metrics.hierarchy import pool, widened
 from hjepa_dist_metrics.metrics.inputs import require_features
 from hjepa_dist_metrics.metrics.spectrum import (
-    EPS,
+    covariance_spectrum,
     eigenvalues,
     entropy_rank,
     lidar,
@@ -172,8 +172,7 @@ def _raw_moments(raw: Any) -> dict[str, Any]:
     names = ("rankme", "participation_ratio", "stable_rank", "vicreg_variance", "vicreg_covariance")
     if not bool(torch.isfinite(second).all()):
         return dict.fromkeys(names, math.nan)
-    # Rows are shifted before they are squared: what rounding leaves is that of the mean itself, squared.
-    spectrum = eigenvalues(matrix, EPS * float(raw.mean @ raw.mean))
+    spectrum = covariance_spectrum(matrix, raw.mean)
     rankme = entropy_rank(eigenvalues(second).sqrt())
     numbers = (rankme, participation_ratio(matrix), stable_rank(spectrum), *vicreg_terms(matrix))
     decay = spectral_decay(spectrum)

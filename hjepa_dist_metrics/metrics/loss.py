@@ -95,14 +95,14 @@ class HierarchicalLoss(DistributedMetric):
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Divide the sums by the counts; {} before the first update."""
-        sums, counts, bad = (states[name].value for name in ("sums", "counts", "bad"))
-        if not counts.any():
+        sums, counts, bad = (states[name].value.tolist() for name in ("sums", "counts", "bad"))
+        if not any(counts):
             return {}
         means = {key: s / c if c > 0 else 0.0 for key, s, c in zip(self.keys, sums, counts, strict=True)}
         seen = [means[key] for key, c in zip(self.keys, counts, strict=True) if key in self.levels and c > 0]
         if seen and not counts[self.keys.index(_UNWEIGHTED)]:
             means[_UNWEIGHTED] = sum(seen) / len(seen)
-        tags = {"loss/total": means["loss"], "loss/nonfinite": bad.sum()}
+        tags = {"loss/total": means["loss"], "loss/nonfinite": sum(bad)}
         tags |= {f"loss/{key.removeprefix('loss_')}": means[key] for key in self.extra}
         return tags | self._level_tags(means, bad[2 : 2 + self.num_levels]) if self.levels else tags
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-EPS = float(torch.finfo(torch.float64).eps)
+_EPS = float(torch.finfo(torch.float64).eps)
 
 
 def eigenvalues(matrix: Tensor, scale: float = 0.0) -> Tensor:
@@ -20,8 +20,16 @@ def eigenvalues(matrix: Tensor, scale: float = 0.0) -> Tensor:
     rounding left in the matrix (the squared mean, for the covariance of unit rows).
     """
     values = torch.linalg.eigvalsh(matrix.to(torch.float64))
-    cutoff = max(float(values[-1]), scale) * matrix.shape[0] * EPS
+    cutoff = max(float(values[-1]), scale) * matrix.shape[0] * _EPS
     return torch.where(values > cutoff, values, torch.zeros_like(values))
+
+
+def covariance_spectrum(matrix: Tensor, mean: Tensor) -> Tensor:
+    """Return the eigenvalues of the covariance of rows as they are, rising, noise set to zero.
+
+    Rows are shifted before they are squared: what rounding leaves is that of the mean, (eps |mean|)^2.
+    """
+    return eigenvalues(matrix, _EPS * float(mean @ mean))
 
 
 def entropy_rank(weights: Tensor) -> float:

@@ -25,7 +25,7 @@ from hjepa_dist_metrics.figures.spectrum import (
 from hjepa_dist_metrics.metrics import DistributedMetric
 from hjepa_dist_metrics.metrics.collapse import token_ids
 from hjepa_dist_metrics.metrics.prediction import gram_matrices
-from hjepa_dist_metrics.metrics.spectrum import eigenvalues
+from hjepa_dist_metrics.metrics.spectrum import covariance_spectrum
 from hjepa_dist_metrics.states import Covariance, Lowest, Sample, Sum
 from hjepa_dist_metrics.values import Drawing
 
@@ -222,8 +222,7 @@ class RunFigures(DistributedMetric):
             joint = states[f"joint{i}"]
             dim = joint.matrix.shape[0] // 2
             for kind, part in (("predictions", slice(0, dim)), ("targets", slice(dim, None))):
-                mean = joint.mean[part]
-                values = eigenvalues(joint.matrix[part, part], float(mean @ mean))
+                values = covariance_spectrum(joint.matrix[part, part], joint.mean[part])
                 spectra[f"level {i}, {kind}"] = host(values.sqrt())
         return partial(visualize_spectrum, spectra)
 

@@ -127,3 +127,13 @@ def test_zero_losses_share_nothing():
 def test_wrong_number_of_weights():
     with pytest.raises(ConfigError, match="expected 3 level weights"):
         HierarchicalLoss(3, weights=[1.0])
+
+
+def test_an_infinite_level_has_no_share_and_warns_of_nothing():
+    loss = HierarchicalLoss(2)
+    loss.update({"loss": math.inf, "loss_h0": 1.0, "loss_h1": math.inf})
+    values = numbers(loss.compute())
+    assert values["loss/unweighted"] == math.inf
+    assert values["loss/contribution_h0"] == 0.0
+    assert math.isnan(values["loss/contribution_h1"])
+    assert values["loss/first_nonfinite_level"] == 1
