@@ -360,3 +360,31 @@ def test_the_page_names_dashboards_rules_and_bounds():
     assert page.startswith("# How to read this run")
     for part in (*catalog.DASHBOARDS, *catalog.ALERT_RULES, "collapse/effective_rank", "warns below"):
         assert part in page
+
+
+@pytest.mark.parametrize(
+    ("tag", "verdicts"),
+    [
+        ("loss/nonfinite", {0.0: "ok", 1.0: "bad"}),
+        ("gradients/nonfinite", {0.0: "ok", 3.0: "bad"}),
+        ("stability/nonfinite_steps", {0.0: "ok", 1.0: "bad"}),
+        ("collapse/level1_is_constant", {0.0: "ok", 1.0: "bad"}),
+        ("gradient/nonfinite_steps", {0.0: "ok", 7.0: "warn"}),
+        ("gradient/clipping_percentage_window", {9.0: "ok", 11.0: "warn"}),
+        ("performance/monitor_overhead_percent", {4.9: "ok", 5.1: "warn", 90.0: "warn"}),
+    ],
+)
+def test_bounds_that_are_the_same_for_every_run(tag, verdicts):
+    bounds = catalog.find(tag).bounds
+    assert {value: bounds.judge(value) for value in verdicts} == verdicts
+
+
+def test_what_must_be_nothing_has_a_bound():
+    unbounded = [e.pattern for e in catalog.entries() if e.healthy == "0" and e.bounds is None]
+    assert unbounded == ["alerts/{rule}"]  # judged from its first point to its last
+
+
+def test_similarity_of_images_and_of_predictions_has_no_limit_of_tokens():
+    for tag in ("pooled_", "context_pooled_", "prediction0_", "prediction12_pooled_"):
+        assert catalog.find(f"collapse/{tag}mean_similarity").limits is None
+    assert catalog.find("collapse/context_mean_similarity").limits is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from hjepa_dist_metrics.catalog.entry import Entry
-from hjepa_dist_metrics.catalog.limits import LITTLE, NOTHING
+from hjepa_dist_metrics.catalog.limits import CLIPPED_PERCENT, LITTLE, NOTHING
 
 _flow = partial(Entry, source="S0 5.1", dashboard="gradient_flow")
 _clip = partial(Entry, source="S0 8.2", dashboard="gradient_flow")
@@ -127,6 +127,7 @@ GRADIENTS = (
         "Share of the last steps, 100 by default, that were clipped.",
         unit="%",
         healthy="below 10 after warmup",
+        bounds=CLIPPED_PERCENT,
         deviation="added",
     ),
     _clip(

@@ -15,6 +15,7 @@ from hjepa_dist_metrics.catalog.entry import Limits, LimitsOf
 # Of counts that are 0 in a healthy run: one is bad, or, for what training survives, a warning.
 NOTHING = Limits(warn=0.0, bad=0.0, low_is_bad=False)
 LITTLE = Limits(warn=0.0, bad=math.inf, low_is_bad=False)
+CLIPPED_PERCENT = Limits(warn=10.0, bad=math.inf, low_is_bad=False)
 OVERHEAD_PERCENT = Limits(warn=5.0, bad=math.inf, low_is_bad=False)
 
 
