@@ -168,11 +168,14 @@ class Nonfinite:
         return found if found or (known and not self._bad) else None
 
     def _gradients(self, numbers: Numbers) -> list[Finding]:
-        """Find steps since the last look whose gradient was bad; their count goes on over the whole run."""
+        """Find steps since the last look whose gradient was bad; their count goes on over the whole run.
+
+        Not at once: a loss scaler that seeks its scale makes a few, and without one the loss follows.
+        """
         steps, before = numbers.get(_BAD_STEPS, self._steps), self._steps
         self._steps = steps
-        reason = "steps had a NaN or infinite gradient by now; where a loss scaler seeks its scale, some do"
-        return [Finding(_BAD_STEPS, steps, reason, at_once=True)] if steps > before else []
+        reason = "steps had a NaN or infinite gradient by now, and they go on"
+        return [Finding(_BAD_STEPS, steps, reason)] if steps > before else []
 
 
 def level_imbalance(numbers: Numbers) -> list[Finding] | None:

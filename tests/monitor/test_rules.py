@@ -185,7 +185,8 @@ def test_a_bad_gradient_between_logs_is_found_when_it_is_counted():
     nonfinite, steps = Nonfinite(), "gradient/nonfinite_steps"
     assert nonfinite({steps: 0.0}) == []
     found = nonfinite({steps: 1.0})
-    assert (tags(found), found[0].at_once) == ([steps], True)
+    # A loss scaler that seeks its scale makes such steps: the alert takes patience.
+    assert (tags(found), found[0].at_once) == ([steps], False)
     assert nonfinite({steps: 1.0}) == []  # the count is that of the whole run
     assert nonfinite({"loss/total": 1.0}) is None
     assert tags(nonfinite({steps: 3.0})) == [steps]
