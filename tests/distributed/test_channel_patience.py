@@ -1,23 +1,27 @@
 """A rank with nothing to say waits longer for the others than these wait for it."""
 
 import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from hjepa_dist_metrics.distributed import connect, open_channel
+from hjepa_dist_metrics.distributed import connect
 from hjepa_dist_metrics.distributed.context import ProcessContext
+from hjepa_dist_metrics.distributed.group_channel import group_channel
 
-LIMIT = 4.0
+OWN = 61.0  # seconds; a limit of no other test, so that the channel is this one's
 
 
 def patient_first_rank() -> list[float]:
     context = ProcessContext.current()
     dist.barrier()
-    connect(context, LIMIT)
-    channel = open_channel(context, LIMIT)
-    if context.rank == 1:
-        time.sleep(1.5 * LIMIT)  # the first rank's limit passes; this one finds it waiting
+    connect(context, OWN)
+    channel = group_channel(None, OWN)
+    if context.rank == 0:
+        channel._limit = timedelta(seconds=0.2)
+    else:
+        time.sleep(2.0)  # ten times the first rank's limit
     channel.begin(patient=context.rank == 0)
     return channel.all_gather(torch.tensor([float(context.rank)]))[:, 0].tolist()
 
