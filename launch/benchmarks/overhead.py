@@ -125,9 +125,10 @@ def measure(
     settings = {kind: variant(config.logging, kind, folder) for kind in KINDS}
     costs: dict[str, list[Cost]] = {kind: [] for kind in KINDS}
     steps = 0
-    for _ in range(rounds):
+    for number in range(rounds):
         for kind in KINDS:
-            cost, steps = cost_of(config, settings[kind], watched=kind != "off")
+            named = dataclasses.replace(settings[kind], experiment_name=f"{kind}{number}")
+            cost, steps = cost_of(config, named, watched=kind != "off")
             costs[kind].append(cost)
     if not profiled:
         return costs, steps, ""

@@ -27,12 +27,13 @@ _FEWEST_ROUNDS = 3
 def run(argv: Sequence[str]) -> int:
     """Measure, print the tables and write sync.md, sync.json and sync.png."""
     options = _parser().parse_args(argv)
-    _check_methods(options.methods)
+    if not (options.metrics or (options.dims and options.covariance_rounds) or options.memory_rows):
+        raise ConfigError("nothing to measure: give --metrics, --dims or --memory-rows")
+    if options.metrics:
+        _check_methods(options.methods)
     data: dict[str, list[Cell]] = {}
     sections = [section(options, data) for section in (_scalars, _training_thread, _covariances, _memory)]
     text = "\n\n".join(section for section in sections if section)
-    if not text:
-        raise ConfigError("nothing to measure: give --metrics, --dims or --memory-rows")
     print(text)
     write(options.out, "sync.md", text)
     write(options.out, "sync.json", json.dumps(data, indent=1))
