@@ -52,6 +52,10 @@ class GroupChannel:
         self.board = ArrivalBoard(self._store, f"{prefix}/{life}", ranks, self.rank, timeout)
         self._simulated = parent if dist.get_backend(parent) in _SIMULATED else None
         self._group: Any = None
+        # What the last operation used. Gloo's thread drops it a moment after the operation is over: were that
+        # the last reference, the thread would need the interpreter for it, and abort the process where the
+        # interpreter is just shutting down.
+        self._kept: tuple[Tensor, ...] = ()
         self._limit = timedelta(seconds=timeout)
         self._patient = False
         self._started = self.board.clock()
@@ -88,11 +92,14 @@ class GroupChannel:
         options = AllgatherOptions()
         options.timeout = _ENDLESS if self._patient else self._limit
         self._patient = False
-        self._run(lambda group: group.allgather([list(out.unbind(0))], [tensor.contiguous()], options))
+        rows, sent = list(out.unbind(0)), tensor.contiguous()
+        self._kept = (*rows, sent)
+        self._run(lambda group: group.allgather([rows], [sent], options))
         return out
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks in place; see `Channel`."""
+        self._kept = (tensor,)
         self._run(lambda group: group.allreduce([tensor]))
         return tensor
 
