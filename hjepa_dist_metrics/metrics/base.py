@@ -48,7 +48,11 @@ class DistributedMetric(ABC):
     # A persistent metric counts over the whole run; the others start anew after each time they are logged.
     persistent: ClassVar[bool] = False
 
-    _states: dict[str, State]
+    # Whether the class makes its states when they are asked for, by a property `states` of its own.
+    live: ClassVar[bool] = False
+
+    # Never changed in place: who holds the same mapping as before knows that the states are the same objects.
+    _states: Mapping[str, State]
     _merger: Merger
     failure: str | None
     # Whether there was an update since the monitor last logged the metric.
@@ -67,6 +71,8 @@ class DistributedMetric(ABC):
         super().__init_subclass__(**kwargs)
         if "update" in cls.__dict__:
             cls.update = _guarded(cls.__dict__["update"])  # type: ignore[method-assign]
+        if "states" in cls.__dict__:
+            cls.live = True
         if "compute_from" in cls.__dict__ and "compute_many" not in cls.__dict__:
             # What a parent does for many at once is the parent's formula.
             cls.compute_many = DistributedMetric.__dict__["compute_many"]  # type: ignore[method-assign]
@@ -76,7 +82,7 @@ class DistributedMetric(ABC):
         taken = hasattr(type(self), name) or name in self.__dict__ or name in self._states
         if taken or not name.isidentifier():
             raise ConfigError(f"{type(self).__name__} cannot name a state {name!r}: pick another identifier")
-        self._states[name] = state
+        self._states = {**self._states, name: state}
 
     def require_added(self) -> None:
         """Raise ConfigError where a state was set as a public attribute instead of by `add_state`."""

@@ -192,7 +192,10 @@ def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> 
     for kind, names in merged.runs:
         run = metrics if len(names) == len(metrics) else {name: metrics[name] for name in names}
         found = list(kind.compute_many(run, merged))
-        results.update({tag: Scalar(v) if type(v) is float else as_value(v, tag, kind) for tag, v in found})
+        values: dict[str, Any] = dict(found)
+        if set(map(type, values.values())) != {Scalar}:
+            values = {tag: as_value(value, tag, kind) for tag, value in values.items()}
+        results.update(values)
         expected += len(found)
         if len(results) != expected:
             raise _two_writers(metrics, merged)

@@ -75,8 +75,8 @@ class EMADynamics(DistributedMetric):
         _require_alike(live.shapes, slow.shapes)
         before = [None] * 3 if self._before is None else self._before.parts()
         squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
-        for name in ("pieces", "buffers"):  # the latest, not a sum over updates
-            self._states[name] = self.states[name].empty()
+        latest = ("pieces", "buffers")  # not a sum over updates
+        self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
         self.schedule.update([momentum, momentum_target])
         for name, part in zip(("weights", "pieces", "buffers"), squares, strict=True):
             self.states[name].update(part)

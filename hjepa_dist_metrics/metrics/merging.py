@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ DEFAULT_SYNC_TIMEOUT = 60.0
 # One for the process: the order in which syncs are asked for is then the order in which they run, also over
 # several collections and groups.
 _thread = SyncThread()
+_failure = operator.attrgetter("failure")
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Merger:
         taken = snapshot(roster.states, roster.plan, copy)
         part, everything = (None, metrics) if joining is None else (joining.part, joining.everything)
         told = everything if part is not None and part.level else metrics
-        failures = {name: m.failure for name, m in told.items() if m.failure is not None}
+        failures = _failures(told) if any(map(_failure, told.values())) else {}
 
         def job() -> R:
             waited = self.report.waited if self.report is not None else 0.0
@@ -120,3 +122,7 @@ class Merger:
             return then(Merged(roster, merged))
 
         return job
+
+
+def _failures(metrics: Mapping[str, DistributedMetric]) -> dict[str, str]:
+    return {name: metric.failure for name, metric in metrics.items() if metric.failure is not None}

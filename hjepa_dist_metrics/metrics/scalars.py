@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -13,10 +16,12 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.states import Mean, Replicated
-from hjepa_dist_metrics.values import Value
+from hjepa_dist_metrics.values import Scalar, Value
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
+
+_tag = operator.attrgetter("tag")
 
 
 class WeightedMean(DistributedMetric):
@@ -37,13 +42,18 @@ class WeightedMean(DistributedMetric):
 
     @classmethod
     def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
-        """Return the means in one pass over plain numbers."""
-        names = tuple(metrics)
-        fields = merged.numbers(names, "mean")
+        """Return the means in one pass over the merged block."""
+        fields = merged.numbers(tuple(metrics), "mean")
         if fields is None:
             return super().compute_many(metrics, merged)
-        sums = zip(metrics.values(), *fields, strict=True)
-        return [(metric.tag, total / count) for metric, total, count in sums if count]
+        tags: list[str] = [*map(_tag, metrics.values())]
+        totals, counts = fields
+        if not counts.all():
+            tags, fields = [*itertools.compress(tags, counts)], fields[:, counts != 0]
+            totals, counts = fields
+        with np.errstate(invalid="ignore"):  # an infinite total over an infinite count is NaN, as of any mean
+            means = (totals / counts).tolist()
+        return zip(tags, map(Scalar, means), strict=True)
 
 
 class ReplicatedScalars(DistributedMetric):

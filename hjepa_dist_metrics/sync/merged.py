@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.plan import Floats, Plan
+
+Columns: TypeAlias = slice | list[int]
 
 
 class MergedStates(Mapping[str, State]):
@@ -16,8 +18,7 @@ class MergedStates(Mapping[str, State]):
 
     Row states stay in their groups' blocks until they are asked for: to make hundreds of them costs more than
     to merge them. `originals` are the states that were merged, `blocks` the groups' rows on the host, and
-    `others` the remaining states, merged. `numbers` are the blocks of single numbers as Python floats,
-    [groups][fields][columns].
+    `others` the remaining states, merged.
     """
 
     def __init__(
@@ -28,9 +29,7 @@ class MergedStates(Mapping[str, State]):
         others: Mapping[str, State],
     ) -> None:
         self._plan, self._originals, self._blocks = plan, originals, blocks
-        self.numbers = [
-            block.tolist() if group.scalar else [] for group, block in zip(plan.groups, blocks, strict=True)
-        ]
+        self._numbers: dict[int, list[list[float]]] = {}
         self._made: dict[str, State] = dict(others)
 
     def __getitem__(self, name: str) -> State:
@@ -49,12 +48,22 @@ class MergedStates(Mapping[str, State]):
         """Return states under other names, given as new name to name."""
         return {new: self[name] for new, name in names.items()}
 
+    def columns(self, group: int, columns: Columns) -> Floats:
+        """Return columns of a group's merged block, [fields, columns]."""
+        return self._blocks[group][:, columns]
+
+    def _numbers_of(self, group: int) -> list[list[float]]:
+        """Return a block of single numbers as Python floats, [fields][columns]."""
+        if group not in self._numbers:
+            self._numbers[group] = self._blocks[group].tolist()
+        return self._numbers[group]
+
     def _make(self, name: str) -> State:
         group, column = self._plan.places[name]
         original: Any = self._originals[name]
         made: State
         if self._plan.groups[group].scalar:
-            made = original.reading((self._blocks[group], self.numbers[group], column))
+            made = original.reading((self._blocks[group], self._numbers_of(group), column))
         else:
             made = original.holding(torch.from_numpy(self._blocks[group][:, column : column + original.size]))
         return made

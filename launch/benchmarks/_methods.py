@@ -26,7 +26,7 @@ def ours(values: Sequence[float]) -> Sync:
 
     def sync() -> list[float]:
         merged = collection.compute()
-        return [merged[tag].value for tag in tags]
+        return [merged[tag] for tag in tags]
 
     return sync
 
@@ -45,7 +45,7 @@ def ours_background(values: Sequence[float]) -> Sync:
 
     def finish() -> list[float]:
         merged = handles.pop().result(60.0)
-        return [merged[tag].value for tag in tags]
+        return [merged[tag] for tag in tags]
 
     sync.finish = finish  # type: ignore[attr-defined]
     return sync

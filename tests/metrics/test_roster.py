@@ -50,6 +50,39 @@ def test_a_roster_is_kept_until_the_metrics_hold_other_states():
     assert grown.plan.schema != roster.plan.schema
 
 
+class Counting(DistributedMetric):
+    """Moves what it counted into its state when it is asked for its states."""
+
+    def __init__(self) -> None:
+        self.add_state("seen", Sum())
+        self._new = 0
+
+    @property
+    def states(self):
+        self.seen.update(self._new)
+        self._new = 0
+        return self._states
+
+    def update(self) -> None:
+        self._new += 1
+
+    def compute_from(self, states):
+        return {"seen": states["seen"].value}
+
+
+class More(Counting):
+    """Inherits the property."""
+
+
+@pytest.mark.parametrize("kind", [Counting, More])
+def test_a_metric_that_makes_its_states_when_asked_is_asked_at_every_sync(kind):
+    metrics = {"count": kind(), **means(2)}
+    collection = MetricCollection(metrics)
+    for expected in (1.0, 2.0, 3.0):
+        metrics["count"].update()
+        assert collection.compute()["seen"] == expected
+
+
 def test_metrics_that_change_between_syncs_are_synced_as_they_are():
     def body(context):
         collection = MetricCollection(means(3), context=context)
