@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
@@ -50,6 +51,8 @@ class Slot:
         gradient = self.parameter.grad
         if gradient is None:
             return None
+        if type(gradient) is Tensor and gradient.layout is torch.strided:  # nearly always, and at every step
+            return gradient if self.span is None else self._cut(gradient)
         if gradient.is_sparse and not gradient.is_coalesced():
             self.parameter.grad = gradient = gradient.coalesce()
         return self._cut(local_piece(gradient))
@@ -61,10 +64,11 @@ class Slot:
         brought there, which is a collective call.
         """
         piece = self.stored_gradient()
-        if piece is None or self.reader is None:
-            return None if piece is None else (piece, self.layout)
         gradient = self.parameter.grad
-        assert gradient is not None
+        if piece is None or gradient is None:
+            return None
+        if self.reader is None or type(gradient) is Tensor:  # a plain gradient is all of a plain parameter
+            return piece, self.layout
         layout = self.reader(gradient)
         if layout.shards != self.layout.shards:
             moved = gradient.redistribute(placements=self.parameter.placements)  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +14,19 @@ from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.distributed.reduction import any_rank
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.deferred import Deferred
 from hjepa_dist_metrics.metrics.group_norms import columns_of, group_square_sums
 from hjepa_dist_metrics.metrics.norms import scale_
 from hjepa_dist_metrics.metrics.watched import Groups, Parameters, Watched
 from hjepa_dist_metrics.states import Replicated
+from hjepa_dist_metrics.states.base import follow
 
 _TORCH_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
+# Norm before, coefficient, whether above the threshold, the groups' norms.
+_Step = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
-class GradientClipping(DistributedMetric):
+class GradientClipping(Deferred[_Step]):
     """Clip gradients by their global norm and keep count, without waiting for the device.
 
     `clip_` replaces `torch.nn.utils.clip_grad_norm_`, for whatever holds the parameters: plain, DDP, FSDP1,
@@ -73,8 +77,8 @@ class GradientClipping(DistributedMetric):
         if not max_norm > 0:
             raise ConfigError(f"max_norm must be positive (infinity to only measure), got {max_norm!r}")
         self.watched.require_unchanged()
-        squares = group_square_sums(self.watched, self._columns)
         stored = [g for slot in self.watched.slots if (g := slot.stored_gradient()) is not None]
+        squares = group_square_sums(self.watched, self._columns)
         if not stored:
             raise ConfigError("no parameter has a gradient: clip after backward() and before zero_grad()")
         norm = squares.sum().sqrt()
@@ -83,8 +87,8 @@ class GradientClipping(DistributedMetric):
             scale_(stored, coefficient.to(_wide(stored)))
         if self.skip_nonfinite and any_rank(~torch.isfinite(norm), self._context or ProcessContext.current()):
             self._drop_gradients()
-        self.update(norm, coefficient, norm > max_norm, squares[:-1].sqrt())
-        return norm.to(_wide(stored))
+        self.update(norm, coefficient, norm > max_norm, squares[:-1].sqrt() if self.watched.groups else None)
+        return norm.to(_wide(stored), copy=True)  # a copy is the caller's to change
 
     def update(
         self, norm: Tensor, coefficient: Tensor, clipped: Tensor, group_norms: Tensor | None = None
@@ -93,19 +97,30 @@ class GradientClipping(DistributedMetric):
 
         `group_norms` [groups] are the groups' norms before.
         """
-        norm = norm.to(torch.float64)
-        finite = torch.isfinite(norm)
+        self._defer((norm, coefficient, clipped, group_norms))
+
+    def _fold(self, steps: Sequence[_Step]) -> None:
+        columns = zip(*[step[:3] for step in steps], strict=True)
+        norms, coefficients, clipped = (torch.stack(column) for column in columns)
+        *_, group_norms = steps[-1]
+        norms = norms.to(torch.float64)
+        finite = torch.isfinite(norms)
         engaged = (clipped & finite).to(torch.float64)
         counted = finite.to(torch.float64)
-        self.latest.update(torch.stack([norm, norm * coefficient, engaged]))
-        step = torch.stack([counted, engaged, 1 - counted])
-        self.totals.update(step + torch.nan_to_num(self.totals.data[0]).to(step.device, non_blocking=True))
-        recent = self.recent.data[0].to(step.device, non_blocking=True).clone()
-        recent[self._position % self.window] = torch.where(finite, engaged, float("nan"))
-        self._position += 1
-        self.recent.update(recent)
+        self.latest.update(torch.stack([norms[-1], norms[-1] * coefficients[-1], engaged[-1]]))
+        added = torch.stack([counted, engaged, 1 - counted]).sum(dim=1)
+        self.totals.update(added + torch.nan_to_num(follow(self.totals.data[0], added)))
+        self._remember(torch.where(finite, engaged, float("nan")))
         if self.watched.groups and group_norms is not None:
-            self.by_group.update(torch.stack([group_norms, group_norms * coefficient]))
+            self.by_group.update(torch.stack([group_norms, group_norms * coefficients[-1]]))
+
+    def _remember(self, engaged: Tensor) -> None:
+        """Write the latest steps, 1 clipped, 0 not, NaN unknown, into the window."""
+        kept = engaged[-self.window :]
+        first = self._position + len(engaged) - len(kept)
+        places = torch.arange(first, first + len(kept), device=kept.device) % self.window
+        self.recent.update(follow(self.recent.data[0], kept).index_copy(0, places, kept))
+        self._position += len(engaged)
 
     def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
         """Replace the states; every rank goes on in the window where the saved steps ended."""
@@ -125,7 +140,7 @@ class GradientClipping(DistributedMetric):
         steps, clipped, nonfinite = states["totals"].value
         if not steps + nonfinite > 0:
             return {}
-        before, after, engaged = states["latest"].value
+        before, after, engaged = states["latest"].value.tolist()  # floats: infinity over infinity is NaN
         recent = states["recent"].value
         known = recent[recent == recent]
         tags = {

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.states.base import to_device
+
 SUMS = ("count", "abs_sum", "sum", "square_sum", "zeros", "nonfinite")
 BINS = 512  # sign and exponent of a float32
 
@@ -86,10 +88,3 @@ def read_elements(
 
 def _any_double(tensors: Sequence[Tensor]) -> bool:
     return any(tensor.dtype == torch.float64 for tensor in tensors)
-
-
-def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Return a host tensor on a device, without waiting for it."""
-    if device.type == "cuda":  # a copy from memory that is not pinned waits, whatever it was asked
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics.centred import sums_about_mean
-from hjepa_dist_metrics.metrics.elements import BINS, ElementStats, to_device
+from hjepa_dist_metrics.metrics.elements import BINS, ElementStats
+from hjepa_dist_metrics.states.base import to_device
 
 _COUNTED = 1 << 24  # elements that a histogram in float32 counts exactly
 

@@ -24,9 +24,9 @@ from hjepa_dist_metrics.metrics.elements import (
     Elements,
     ElementStats,
     read_elements,
-    to_device,
 )
 from hjepa_dist_metrics.metrics.segments import Segments
+from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.spread import SpreadCounts, SpreadMax, SpreadMin, SpreadSum
 from hjepa_dist_metrics.values import Histogram, Text
 

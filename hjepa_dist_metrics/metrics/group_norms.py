@@ -43,6 +43,8 @@ def group_square_sums(watched: Watched, columns: Sequence[Column]) -> Tensor:
     present = [[pair for pair in column if pair is not None] for column in held]
     whole = iter(resolve_partial([pair for column in present for pair in column]))
     local = [square_sum([next(whole) for _ in column], device) for column in present]
+    if len(local) == 1 and not watched.groups and not columns[0].shards:
+        return local[0][None]
     merged = sum_over_shards(torch.stack(local), [column.shards for column in columns])
     totals = [torch.zeros((), dtype=torch.float64, device=device)] * (len(watched.groups) + 1)
     for column, value in zip(columns, merged.unbind(), strict=True):

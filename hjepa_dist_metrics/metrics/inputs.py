@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ def as_number(name: str, value: Any) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(())
     fix = ": reduce it first, with .mean() for instance" if isinstance(value, (Tensor, np.ndarray)) else ""
     raise ConfigError(f"{name} must be one number, got {described(value)}{fix}")
+
+
+def device_of(tensors: Iterable[Tensor]) -> torch.device:
+    """Return the device on which tensors meet: that of the first that is not on the host, else the host."""
+    return next((tensor.device for tensor in tensors if not tensor.is_cpu), torch.device("cpu"))
 
 
 def require_mask(name: str, mask: Any, *, grid: bool = False) -> None:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.metrics.inputs import as_number
+from hjepa_dist_metrics.metrics.deferred import Deferred, keepable, number_row
+from hjepa_dist_metrics.metrics.inputs import as_number, device_of
 from hjepa_dist_metrics.states import Sum
 
 Count = float | int | Tensor
 _UNWEIGHTED = "loss_unweighted"
+# Losses in the order of the keys, their counts, and whether "loss_unweighted" is among them.
+_Step = tuple[Tensor, float | Tensor, bool]
 
 
 def contributions(losses: Sequence[float], weights: Sequence[float]) -> list[float]:
@@ -27,7 +29,7 @@ def contributions(losses: Sequence[float], weights: Sequence[float]) -> list[flo
     return [100.0 * part / total if total != 0 else 0.0 for part in weighted]
 
 
-class HierarchicalLoss(DistributedMetric):
+class HierarchicalLoss(Deferred[_Step]):
     """Average the losses of every level over all that they were computed on, on all ranks.
 
     `weights` are the objective's level weights, all 1 by default; `extra` names further losses in the
@@ -57,41 +59,54 @@ class HierarchicalLoss(DistributedMetric):
         `losses` holds "loss" and "loss_h0", ...; where "loss_unweighted" is missing, it is the mean of the
         levels' means over the whole job. `count` may differ between keys: a mapping with the same keys.
         """
-        values, given = self._values(losses)
-        counts = self._counts(count, values) * given
-        finite = torch.isfinite(values)
-        # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
-        seen = counts > 0
-        self.sums.update(torch.where(seen, values * counts, 0.0))
-        self.counts.update(counts)
-        self.bad.update((seen & ~finite).to(torch.float64))
-
-    def _values(self, losses: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the losses in the order of `keys`, with 1 for each that is there, else 0."""
         required = ["loss", *self.levels, *self.extra]
         missing = [key for key in required if key not in losses]
         if missing:
             raise ConfigError(f"expected the losses {required}, got {sorted(losses)} without {missing}")
         values = _stack({key: losses[key] for key in self.keys if key in losses})
-        given, nothing = torch.ones_like(values), values.new_zeros(1)
-        if _UNWEIGHTED in losses:
-            return values, given
-        return torch.cat([values[:1], nothing, values[1:]]), torch.cat([given[:1], nothing, given[1:]])
+        self._defer((values, self._counts(count), _UNWEIGHTED in losses))
 
-    def _counts(self, count: Count | Mapping[str, Count], values: Tensor) -> Tensor:
-        if not isinstance(count, (Mapping, Tensor)):
-            return torch.full_like(values, float(count))
-        if isinstance(count, Tensor):
-            return as_number("count", count).to(values.device, non_blocking=True).expand_as(values)
-        given = {
-            key: as_number(f"the count of {key!r}", value).to(values.device, non_blocking=True)
-            for key, value in count.items()
-        }
+    def _counts(self, count: Count | Mapping[str, Count]) -> float | Tensor:
+        """Return one count for all keys, or one for each, float64 [keys]."""
+        if not isinstance(count, Mapping):
+            return keepable("count", count)
+        given = {key: as_number(f"the count of {key!r}", value) for key, value in count.items()}
         missing = [key for key in self.levels if key not in given]
         if missing:
             raise ConfigError(f"expected a count for each of {self.levels}, got {sorted(given)}")
-        everything = torch.stack([given[key] for key in self.levels]).sum()
-        return torch.stack([given.get(key, everything) for key in self.keys])
+        device = device_of(given.values())
+        levels = torch.stack([given[key].to(device, non_blocking=True) for key in self.levels])
+        everything = levels.sum()
+        return torch.stack([given.get(key, everything).to(device, non_blocking=True) for key in self.keys])
+
+    def _fold(self, steps: Sequence[_Step]) -> None:
+        for whole in (True, False):
+            same = [(values, counts) for values, counts, has_all in steps if has_all is whole]
+            if same:
+                self._add(*zip(*same, strict=True), whole=whole)
+
+    def _add(self, losses: Sequence[Tensor], counted: Sequence[float | Tensor], *, whole: bool) -> None:
+        """Add losses of several steps in the order of `keys`, without "loss_unweighted" unless `whole`."""
+        device = device_of([*losses, *(c for c in counted if isinstance(c, Tensor))])
+        values = torch.stack([loss.to(device, non_blocking=True) for loss in losses])
+        counts = self._count_rows(counted, device)
+        if not whole:
+            nothing = values.new_zeros((len(values), 1))
+            values = torch.cat([values[:, :1], nothing, values[:, 1:]], dim=1)
+            counts = torch.cat([counts[:, :1], nothing, counts[:, 2:]], dim=1)
+        # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
+        seen = counts > 0
+        self.sums.update(torch.where(seen, values * counts, 0.0))
+        self.counts.update(counts)
+        self.bad.update((seen & ~torch.isfinite(values)).to(torch.float64))
+
+    def _count_rows(self, counted: Sequence[float | Tensor], device: torch.device) -> Tensor:
+        """Return the steps' counts, float64 [steps, keys]."""
+        size = len(self.keys)
+        if all(not isinstance(count, Tensor) or count.ndim == 0 for count in counted):
+            return number_row(counted, device)[:, None].expand(-1, size)
+        rows = [c if isinstance(c, Tensor) else number_row([c], device) for c in counted]
+        return torch.stack([row.to(device, non_blocking=True).expand(size) for row in rows])
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Divide the sums by the counts; {} before the first update."""
@@ -124,5 +139,5 @@ def _stack(named: Mapping[str, Any]) -> Tensor:
         if len(alike) == 1:
             return torch.stack([value.detach().reshape(()) for value in values]).to(torch.float64)
     scalars = [as_number(f"{key!r} of losses", value) for key, value in named.items()]
-    device = next((s.device for s in scalars if s.device.type != "cpu"), torch.device("cpu"))
+    device = device_of(scalars)
     return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars])

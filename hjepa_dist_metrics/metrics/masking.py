@@ -19,6 +19,7 @@ from hjepa_dist_metrics.states.hashing import mix
 from hjepa_dist_metrics.states.rows import row_weights
 
 _HASH_SEED = 0x6D61736B
+_KEY_BITS = torch.iinfo(torch.int64).max - 1  # the largest key is reserved for "no row"
 _DIFFERENT_MASKS = 1024
 _DIFFERENT_BATCHES = 256
 
@@ -121,10 +122,11 @@ class Masking(DistributedMetric):
     def _hash(self, masked: Tensor, kept: Tensor | None) -> None:
         if len(masked) == 0:
             return
-        keys = mix((masked * _numbers(self.num_patches, _HASH_SEED, masked.device)).sum(dim=1), _HASH_SEED)
+        # Sums of random numbers, modulo 2^64, are random themselves: nothing has to be mixed any further.
+        keys = (masked * _numbers(self.num_patches, _HASH_SEED, masked.device)).sum(dim=1) & _KEY_BITS
         self.masks.update(keys, kept)
-        placed = mix(keys ^ _numbers(len(masked), _HASH_SEED + 1, masked.device), _HASH_SEED + 2)
-        batch = mix((placed if kept is None else placed * kept).sum()[None], _HASH_SEED)
+        placed = keys * _numbers(len(masked), _HASH_SEED + 1, masked.device)
+        batch = (placed if kept is None else placed * kept).sum()[None] & _KEY_BITS
         seen = torch.ones_like(batch, dtype=torch.bool) if kept is None else kept.any()[None]
         if self._window_is_new and self._last_batch is not None:
             self.batches.update(*self._last_batch)
@@ -146,8 +148,8 @@ def _rows(flags: Tensor, kept: Tensor | None) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _numbers(count: int, seed: int, device: torch.device) -> Tensor:
-    """Return the keys of the first whole numbers, int64 [count]."""
-    return mix(torch.arange(count, device=device), seed)
+    """Return random odd numbers, int64 [count]: the same on every rank and device."""
+    return mix(torch.arange(count, device=device), seed) | 1
 
 
 def _grid(num_patches: int, grid: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.metrics.inputs import as_number
+from hjepa_dist_metrics.metrics.inputs import as_number, device_of
 from hjepa_dist_metrics.states import Mean, Replicated
 from hjepa_dist_metrics.values import Scalar, Value
 
@@ -71,7 +71,7 @@ class ReplicatedScalars(DistributedMetric):
         if sorted(values) != self.tags:
             raise ConfigError(f"expected values for {self.tags}, got {sorted(values)}")
         parts = [as_number(repr(tag), values[tag]) for tag in self.tags]
-        device = next((part.device for part in parts if part.device.type != "cpu"), parts[0].device)
+        device = device_of(parts)
         self.values.update(torch.stack([part.to(device, non_blocking=True) for part in parts]))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:

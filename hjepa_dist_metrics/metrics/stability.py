@@ -13,7 +13,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.deferred import Deferred, keepable, number_row
+from hjepa_dist_metrics.metrics.inputs import device_of
 from hjepa_dist_metrics.states import Recent, Replicated
 
 SPIKE_BOUND = 6.0
@@ -25,9 +26,11 @@ _EPS = 1e-8
 _TINY = float(np.finfo(np.float64).tiny)
 
 Losses = npt.NDArray[np.float64]
+# The step's number, its loss and the count of samples behind it.
+_Step = tuple[int, float | Tensor, float | Tensor]
 
 
-class TrainingStability(DistributedMetric):
+class TrainingStability(Deferred[_Step]):
     """Watch the job's loss over the last `window` steps.
 
     Each step's loss is the mean over all ranks' samples. Tags under `stability/`: `loss_smoothness` (standard
@@ -57,8 +60,13 @@ class TrainingStability(DistributedMetric):
         `step` is the step's number, the same on every rank; by default updates are numbered from 0.
         """
         number = self._next if step is None else step
-        self.recent.update(number, loss, count)
+        self._defer((number, keepable("loss", loss), keepable("count", count)))
         self._next = number + 1
+
+    def _fold(self, steps: Sequence[_Step]) -> None:
+        numbers, losses, counts = zip(*steps, strict=True)
+        device = device_of(item for item in (*losses, *counts) if isinstance(item, Tensor))
+        self.recent.update_many(numbers, number_row(losses, device), number_row(counts, device))
 
     def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
         """Replace the states, of any reach; every rank goes on numbering where the saved ones ended."""

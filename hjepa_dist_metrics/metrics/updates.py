@@ -17,11 +17,11 @@ from hjepa_dist_metrics.distributed.reduction import sum_over_shards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.centred import sums_and_squares, variance
-from hjepa_dist_metrics.metrics.elements import to_device
 from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.norms import square_sums
 from hjepa_dist_metrics.metrics.segments import Segments
 from hjepa_dist_metrics.metrics.watched import optimizer_groups, optimizer_list
+from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.spread import SpreadSum
 
 FIELDS = ("count", "sum", "square_sum", "update_squares", "moment1_squares", "moment2_sum", "moments")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
+from hjepa_dist_metrics.distributed.module_tree import ModuleTree
 from hjepa_dist_metrics.distributed.slots import Slot, model_slots, parameter_slots
 from hjepa_dist_metrics.errors import ConfigError
 
@@ -34,6 +35,7 @@ class Watched:
             raise ConfigError("there are no parameters: is the model empty, or the iterator used up?")
         self._identities = [id(parameter) for parameter in given]
         self._held = given  # so that no identity is used twice
+        self._tree = ModuleTree(source, given) if isinstance(source, nn.Module) else None
         members = {name: [id(p) for p in parameters] for name, parameters in (groups or {}).items()}
         self.groups = list(members)
         place = {identity: index for index, name in enumerate(members) for identity in members[name]}
@@ -42,7 +44,7 @@ class Watched:
 
     def require_unchanged(self) -> None:
         """Raise ConfigError where the source has other parameters than at the start."""
-        if self._reread is None:
+        if self._reread is None or (self._tree is not None and self._tree.is_unchanged()):
             return
         now = [id(parameter) for parameter in self._reread()]
         if now != self._identities:

@@ -231,6 +231,13 @@ def follow(data: Tensor, batch: Tensor) -> Tensor:
     return data if data.device == batch.device else data.to(batch.device, non_blocking=True)
 
 
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Return a host tensor on a device, without waiting for it."""
+    if device.type == "cuda":  # a copy from memory that is not pinned waits, whatever it was asked
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
 def require_same_signature(mine: State, other: State) -> None:
     """Raise ConfigError unless two states can be merged."""
     if mine.signature != other.signature:

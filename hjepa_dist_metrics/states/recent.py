@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states.base import Numeric, RowState, as_tensor
+from hjepa_dist_metrics.states.base import Numeric, RowState, as_tensor, follow, to_device
 
 
 class Recent(RowState):
@@ -43,16 +44,33 @@ class Recent(RowState):
 
         What is said of one step several times is added, here as over ranks.
         """
-        mean = as_tensor(value, self.data.device).to(torch.float64).reshape(())
+        mean = as_tensor(value, self.data.device).to(torch.float64).reshape(1)
         weight = as_tensor(count, mean.device).to(mean.device, torch.float64, non_blocking=True)
-        total = torch.where(weight > 0, mean * weight, torch.zeros_like(mean))
-        data = self.data.to(mean.device, non_blocking=True).clone()
-        place = step % self.size
-        before = data[:, place]
-        sums = torch.stack([total, weight])
-        data[1:, place] = sums + torch.where(before[0] == step, before[1:], torch.zeros_like(sums))
-        data[0, place] = float(step)
-        self.data = data
+        self.update_many([step], mean, weight.reshape(1))
+
+    def update_many(self, steps: Sequence[int], means: Tensor, counts: Tensor) -> None:
+        """Record many steps in their order: means and counts float64 [n], on one device."""
+        sums = torch.stack([torch.where(counts > 0, means * counts, torch.zeros_like(means)), counts])
+        start = 0
+        for stop in (*self._breaks(steps), len(steps)):
+            self._write(steps[start:stop], sums[:, start:stop])
+            start = stop
+
+    def _breaks(self, steps: Sequence[int]) -> Iterator[int]:
+        """Yield where a step goes back, or begins to overwrite what those before it have written."""
+        first = steps[0]
+        for place, (before, step) in enumerate(itertools.pairwise(steps), start=1):
+            if step <= before or step - first >= self.size:
+                first = step
+                yield place
+
+    def _write(self, steps: Sequence[int], sums: Tensor) -> None:
+        data = follow(self.data, sums)
+        numbers = to_device(torch.tensor(steps, device="cpu"), sums.device)
+        places = numbers % self.size
+        before = data.index_select(1, places)
+        kept = torch.where(before[0] == numbers, before[1:], torch.zeros_like(sums))
+        self.data = data.index_copy(1, places, torch.cat([numbers.to(torch.float64)[None], sums + kept]))
 
     def refit(self, packed: Mapping[str, Any]) -> dict[str, Any]:
         """Return packed data of any window as that of this state's window: the latest steps that it holds."""
