@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics.norms import BLOCK, square_sums
+from hjepa_dist_metrics.metrics.stretches import joined_sums, split_by_size
 
 # A mean outweighs its deviation where sum^2 / n is more than this share of the squares: up to here float32
 # sums, exact to 1e-7, give a variance that is exact to 2e-6. `elements.c` has the same number.
@@ -59,7 +60,14 @@ def sums_and_squares(tensors: Sequence[Tensor], device: torch.device) -> tuple[T
         both = [torch.stack(sums_about_mean(tensor.reshape(-1))) for tensor in tensors]
         sums, squares = torch.stack(both, dim=1)
         return sums, squares
-    sums = torch.stack([tensor.sum().to(torch.float64) for tensor in tensors])
-    squares = square_sums(tensors, device)
-    sharpen_(tensors, sums, squares)
-    return sums, squares
+    found = torch.zeros((2, len(tensors)), dtype=torch.float64, device=device)
+    small, large = split_by_size(tensors)
+    if small:
+        found[:, torch.tensor(small, device="cpu")] = joined_sums([tensors[i] for i in small])
+    if large:
+        wide = [tensors[i] for i in large]
+        sums = torch.stack([tensor.sum().to(torch.float64) for tensor in wide])
+        squares = square_sums(wide, device)
+        sharpen_(wide, sums, squares)
+        found[:, torch.tensor(large, device="cpu")] = torch.stack([sums, squares])
+    return found[0], found[1]

@@ -30,6 +30,15 @@ class ElementStats:
     largest: Tensor
     smallest: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[ElementStats]) -> ElementStats:
+        """Put the statistics of several sets of tensors side by side."""
+        return cls(
+            torch.cat([part.sums for part in parts], dim=1),
+            torch.cat([part.largest for part in parts]),
+            torch.cat([part.smallest for part in parts]),
+        )
+
     def by_column(self, columns: Sequence[int], size: int) -> ElementStats:
         """Return the statistics of `size` groups of tensors; tensor i belongs to group `columns[i]`."""
         index = to_device(torch.tensor(columns, dtype=torch.int64, device="cpu"), self.sums.device)

@@ -9,30 +9,66 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics.centred import sharpen_
 from hjepa_dist_metrics.metrics.elements import BINS, Elements, ElementStats
 from hjepa_dist_metrics.metrics.norms import BLOCK
+from hjepa_dist_metrics.metrics.stretches import Joined, chunks, split_by_size
 
 _EXPONENT_SHIFT = 23
 
 
 def read(tensors: Sequence[Tensor], columns: Sequence[int], size: int, counting: bool) -> Elements:
     """Return the statistics of each tensor, and the counts by column; see `elements.read_elements`."""
-    blocks = [
-        (index, block)
-        for index, tensor in enumerate(tensors)
-        for block in torch.split(tensor.reshape(-1), BLOCK)
-        if block.numel()
-    ]
     counts = torch.zeros((size, BINS), dtype=torch.int64, device="cpu") if counting else None
+    small, large = split_by_size(tensors)
+    parts = [
+        _joined_stats(
+            [tensors[i] for i in small[start:stop]], [columns[i] for i in small[start:stop]], counts
+        )
+        for start, stop in chunks([tensors[i].numel() for i in small])
+    ]
+    blocks = [(i, block) for i in large for block in torch.split(tensors[i].reshape(-1), BLOCK)]
     rows = None if counts is None else counts.unbind()
-    owners = [index for index, _ in blocks]
-    targets = [None if rows is None else rows[columns[index]] for index in owners]
-    whole = _stats([block for _, block in blocks], targets, _widest(tensors))
-    return Elements(whole.by_column(owners, len(tensors)), counts)
+    targets = [None if rows is None else rows[columns[index]] for index, _ in blocks]
+    parts.append(_stats([block for _, block in blocks], targets, _widest(tensors)))
+    owners = [*small, *(index for index, _ in blocks)]
+    return Elements(ElementStats.joined(parts).by_column(owners, len(tensors)), counts)
+
+
+def _joined_stats(tensors: Sequence[Tensor], columns: Sequence[int], counts: Tensor | None) -> ElementStats:
+    """Return the statistics of each small tensor, summed in float64; add their counts to `counts`."""
+    joined = Joined(tensors, _widest(tensors))
+    absolute = np.abs(joined.values)
+    bits = absolute.view(np.int64 if absolute.dtype == np.float64 else np.int32)  # in the order of the values
+    highest, lowest = joined.largest(bits), joined.smallest(bits)
+    wide = absolute.astype(np.float64)
+    sums = [joined.sums(wide), joined.sums(joined.values)]
+    wide *= wide
+    sums.append(joined.sums(wide))
+    nothing = np.zeros(len(tensors))
+    zeros = nothing if lowest.all() else joined.sums(bits == 0)
+    bad = nothing if np.isfinite(sums[0]).all() else joined.sums(~np.isfinite(joined.values))
+    if counts is not None:
+        _count_joined(joined, columns, counts)
+    largest, smallest = (ends.view(absolute.dtype).astype(np.float64) for ends in (highest, lowest))
+    return ElementStats(
+        torch.from_numpy(np.stack([joined.sizes, *sums, zeros, bad])),
+        torch.from_numpy(largest),
+        torch.from_numpy(np.where(np.isnan(largest), largest, smallest)),
+    )
+
+
+def _count_joined(joined: Joined, columns: Sequence[int], counts: Tensor) -> None:
+    with np.errstate(over="ignore"):  # what float32 does not reach is infinite
+        codes = joined.values.astype(np.float32).view(np.int32)
+    codes >>= _EXPONENT_SHIFT
+    codes &= BINS - 1
+    codes += np.repeat(np.array(columns, dtype=np.int32) * BINS, joined.sizes)
+    counts += torch.bincount(torch.from_numpy(codes), minlength=counts.numel()).view(counts.shape)
 
 
 def _stats(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from hjepa_dist_metrics.distributed.sharding import LayoutReader, local_piece
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.norms import square_sum
+from hjepa_dist_metrics.metrics.stretches import chunks
 from hjepa_dist_metrics.states import Moments, Replicated, Sum
 
 _CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model
@@ -176,7 +177,7 @@ def _squares(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None
     if len(live) != len(slow) or not slow:
         return total
     known = before is not None and len(before) == len(slow)
-    for start, stop in _chunks([tensor.numel() for tensor in slow]):
+    for start, stop in chunks([tensor.numel() for tensor in slow], _CHUNK_ELEMENTS):
         context, target = _flat(live[start:stop], device), _flat(slow[start:stop], device)
         move = (
             target - _flat(before[start:stop], device) if known and before is not None else target * math.nan
@@ -190,13 +191,3 @@ def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return everything in one vector, float32 or better: one kernel for many small tensors."""
     flat = torch.cat([tensor.to(device, non_blocking=True).reshape(-1) for tensor in tensors])
     return flat if flat.dtype == torch.float64 else flat.to(torch.float32)
-
-
-def _chunks(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    start, held = 0, 0
-    for index, size in enumerate(sizes):
-        if held and held + size > _CHUNK_ELEMENTS:
-            yield start, index
-            start, held = index, 0
-        held += size
-    yield start, len(sizes)

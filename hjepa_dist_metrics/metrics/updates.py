@@ -20,6 +20,7 @@ from hjepa_dist_metrics.metrics.centred import sums_and_squares, variance
 from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.norms import square_sums
 from hjepa_dist_metrics.metrics.segments import Segments
+from hjepa_dist_metrics.metrics.stretches import SMALL, flatten, joined_sums, split_by_size
 from hjepa_dist_metrics.metrics.watched import optimizer_groups, optimizer_list
 from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.spread import SpreadSum
@@ -87,7 +88,7 @@ class Updates(DistributedMetric):
             if self.segments.slots[slot].parameter.requires_grad and piece.numel()
         ]
         stride = max(1, math.ceil(sum(piece.numel() for _, piece in chosen) / self.max_elements))
-        self._before = [_copy(slot, piece, stride) for slot, piece in chosen]
+        self._before = _copies(chosen, stride)
         self._read_gradients()
 
     def _read_gradients(self) -> None:
@@ -130,11 +131,11 @@ class Updates(DistributedMetric):
             for copied in copies
             for block in _blocks(self.segments.slots[copied.slot].values().reshape(-1), copied.stride)
         ]
-        changes = [before.sub_(after) for before, after in zip(old, now, strict=True)]
+        torch._foreach_sub_(old, now)
         counts = to_device(
             torch.tensor([block.numel() for block in old], dtype=torch.float64, device="cpu"), device
         )
-        rows = torch.stack([counts, sums, squares, square_sums(changes, device)])
+        rows = torch.stack([counts, sums, squares, square_sums(old, device)])
         scales = to_device(
             torch.tensor([copied.scale for copied in copies], dtype=torch.float64, device="cpu"), device
         )
@@ -152,7 +153,7 @@ class Updates(DistributedMetric):
         if not found:
             return torch.zeros((3, len(copies)), dtype=torch.float64, device=device)
         first = square_sums([m for _, m, _ in found], device)
-        second = torch.stack([v.sum(dtype=torch.float32) for _, _, v in found]).to(torch.float64)
+        second = _sums([v for _, _, v in found], device)
         sizes = to_device(
             torch.tensor([m.numel() for _, m, _ in found], dtype=torch.float64, device="cpu"), device
         )
@@ -196,9 +197,30 @@ def _spread(rows: Tensor, columns: Sequence[int], size: int) -> Tensor:
     return rows.new_zeros((len(rows), size)).index_add_(1, index, rows)
 
 
-def _copy(slot: int, piece: Tensor, stride: int) -> _Copy:
-    values = [block.to(_wide(block), copy=True) for block in _blocks(piece, stride)]
-    return _Copy(slot, values, stride, piece.numel() / sum(block.numel() for block in values))
+def _sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of each tensor, float64 [n]."""
+    if device.type == "cpu" and all(0 < tensor.numel() <= SMALL for tensor in tensors):
+        return joined_sums(tensors)[0]
+    return torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).to(torch.float64)
+
+
+def _copies(pieces: Sequence[tuple[int, Tensor]], stride: int) -> list[_Copy]:
+    """Copy every `stride`-th block of the slots' pieces, small ones of one dtype with one call."""
+    blocks = [_blocks(piece, stride) for _, piece in pieces]
+    flat = [block for mine in blocks for block in mine]
+    copies: dict[int, Tensor] = {}
+    small, large = split_by_size(flat)
+    for dtype in {flat[i].dtype for i in small}:
+        alike = [i for i in small if flat[i].dtype == dtype]
+        joined = flatten([flat[i] for i in alike]).to(_wide(dtype))
+        copies |= zip(alike, joined.split_with_sizes([flat[i].numel() for i in alike]), strict=True)
+    copies |= {i: flat[i].to(_wide(flat[i].dtype), copy=True) for i in large}
+    places = iter(range(len(flat)))
+    made = []
+    for (slot, piece), mine in zip(pieces, blocks, strict=True):
+        values = [copies[next(places)] for _ in mine]
+        made.append(_Copy(slot, values, stride, piece.numel() / sum(block.numel() for block in mine)))
+    return made
 
 
 def _blocks(flat: Tensor, stride: int) -> list[Tensor]:
@@ -207,5 +229,5 @@ def _blocks(flat: Tensor, stride: int) -> list[Tensor]:
     return list(torch.split(flat, _BLOCK)[::stride])
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
