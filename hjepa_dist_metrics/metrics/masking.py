@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.components import count_regions
+from hjepa_dist_metrics.metrics.deferred import Deferred
 from hjepa_dist_metrics.metrics.inputs import require_mask
 from hjepa_dist_metrics.states import Distinct, Sum
 from hjepa_dist_metrics.states.hashing import mix
@@ -21,10 +22,11 @@ from hjepa_dist_metrics.states.rows import row_weights
 _HASH_SEED = 0x6D61736B
 _KEY_BITS = torch.iinfo(torch.int64).max - 1  # the largest key is reserved for "no row"
 _DIFFERENT_MASKS = 1024
+_MOST_WAITING_FLAGS = 1 << 20
 _DIFFERENT_BATCHES = 256
 
 
-class Masking(DistributedMetric):
+class Masking(Deferred[Tensor]):
     """Count masked patches, their blocks and their repeats; exact integers over all ranks.
 
     Tags under `masking/`: `mask_ratio`, `num_masked_patches`, `num_unmasked_patches`, `target_mask_count`,
@@ -64,6 +66,11 @@ class Masking(DistributedMetric):
         unless `count_blocks` is false.
         """
         masked = self._flags("mask", mask, mask)
+        if target is None and context is None and valid is None:
+            self._count_blocks(self._blocks(masked, blocks, count_blocks))
+            self._wait(masked)
+            return
+        self._settle()
         kept = None if valid is None else row_weights(valid, mask.shape[:1], masked.device)
         coverage = _rows(masked, kept).sum(dim=0)
         images = torch.full((), len(masked), device=masked.device) if kept is None else kept.sum()
@@ -79,8 +86,38 @@ class Masking(DistributedMetric):
         self.coverage.update(coverage)
         self._hash(masked, kept)
 
+    def _wait(self, masked: Tensor) -> None:
+        """Let a batch of masks wait, a copy: no more of them than a megabyte."""
+        self._defer(masked.clone())
+        if len(self._waiting) * masked.numel() > _MOST_WAITING_FLAGS:
+            self._settle()
+
+    def _count_blocks(self, counted: Tensor | None) -> None:
+        if counted is not None:
+            nothing = torch.zeros(3, dtype=torch.int64, device=counted.device)
+            images = torch.full((1,), len(counted), device=counted.device)
+            self.counts.update(torch.cat([nothing, images, counted.sum()[None]]))
+
+    def _fold(self, steps: Sequence[Tensor]) -> None:
+        for (size, _), batches in itertools.groupby(steps, lambda masked: (len(masked), masked.device)):
+            if size:
+                self._fold_alike(torch.stack(list(batches)))
+
+    def _fold_alike(self, masked: Tensor) -> None:
+        """Count and hash batches of masks, bool [k, B, N], as one after the other would be."""
+        coverage = masked.sum(dim=(0, 1))
+        images = torch.full((), masked[..., 0].numel(), device=masked.device)
+        nothing = torch.zeros_like(images)
+        self.counts.update(torch.stack([images, coverage.sum(), nothing, nothing, nothing]))
+        self.coverage.update(coverage)
+        keys = self._keys(masked)
+        self.masks.update(keys)
+        batches = self._batch_key(keys)
+        self._add_batches(batches, torch.ones_like(batches, dtype=torch.bool))
+
     def reset(self) -> None:
         """Forget everything seen but the last batch's hash, which the next window compares with."""
+        self._settle()
         super().reset()
         self._window_is_new = True
 
@@ -122,16 +159,29 @@ class Masking(DistributedMetric):
     def _hash(self, masked: Tensor, kept: Tensor | None) -> None:
         if len(masked) == 0:
             return
-        # Sums of random numbers, modulo 2^64, are random themselves: nothing has to be mixed any further.
-        keys = (masked * _numbers(self.num_patches, _HASH_SEED, masked.device)).sum(dim=1) & _KEY_BITS
+        keys = self._keys(masked)
         self.masks.update(keys, kept)
-        placed = keys * _numbers(len(masked), _HASH_SEED + 1, masked.device)
-        batch = (placed if kept is None else placed * kept).sum()[None] & _KEY_BITS
-        seen = torch.ones_like(batch, dtype=torch.bool) if kept is None else kept.any()[None]
+        batch = self._batch_key(keys if kept is None else keys * kept)[None]
+        self._add_batches(
+            batch, torch.ones_like(batch, dtype=torch.bool) if kept is None else kept.any()[None]
+        )
+
+    def _keys(self, masked: Tensor) -> Tensor:
+        """Return a key for each mask, [...] of [..., N].
+
+        Sums of random numbers, modulo 2^64, are random themselves: nothing has to be mixed any further.
+        """
+        return (masked * _numbers(self.num_patches, _HASH_SEED, masked.device)).sum(dim=-1) & _KEY_BITS
+
+    def _batch_key(self, keys: Tensor) -> Tensor:
+        """Return a key for each batch of masks, [...] of [..., B], by their order; keys of 0 add nothing."""
+        return (keys * _numbers(keys.shape[-1], _HASH_SEED + 1, keys.device)).sum(dim=-1) & _KEY_BITS
+
+    def _add_batches(self, batches: Tensor, seen: Tensor) -> None:
         if self._window_is_new and self._last_batch is not None:
             self.batches.update(*self._last_batch)
-        self.batches.update(batch, seen)
-        self._remember(batch, seen)
+        self.batches.update(batches, seen)
+        self._remember(batches[-1:], seen[-1:])
 
     def _remember(self, batch: Tensor, seen: Tensor) -> None:
         """Keep the latest batch for the next window; one that is padding throughout is none."""

@@ -18,7 +18,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 # Up to here a tensor is joined with others: the calls for it alone would take longer than its copy.
 SMALL = 1 << 14
-_MOST_JOINED = 1 << 20
+_MOST_JOINED = 1 << 16  # what the cache holds, in float64
 
 
 def split_by_size(tensors: Sequence[Tensor]) -> tuple[list[int], list[int]]:

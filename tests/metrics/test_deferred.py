@@ -6,7 +6,13 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from hjepa_dist_metrics import GradientClipping, HierarchicalLoss, MetricCollection, TrainingStability
+from hjepa_dist_metrics import (
+    GradientClipping,
+    HierarchicalLoss,
+    Masking,
+    MetricCollection,
+    TrainingStability,
+)
 from hjepa_dist_metrics.states import Recent
 
 _LOSSES = st.sampled_from([0.5, 2.0, -1.0, float("nan"), float("inf")])
@@ -33,9 +39,19 @@ def _feed_stability(metric, step):
     metric.update(torch.tensor(loss) if as_tensor else loss, count)
 
 
+def _feed_masking(metric, step):
+    loss, count, valid = step
+    mask = torch.tensor([[True, loss == loss, False, loss > 0], [False, True, count > 1, True]])
+    options = {"valid": torch.tensor([True, count > 0])} if valid else {}
+    metric.update(
+        mask[: count or 2], **{k: v[: count or 2] for k, v in options.items()}, count_blocks=count == 1
+    )
+
+
 KINDS = {
     "loss": (lambda: HierarchicalLoss(1), _feed_loss),
     "clipping": (lambda: GradientClipping([torch.zeros(2, requires_grad=True)], window=7), _feed_clipping),
+    "masking": (lambda: Masking(4), _feed_masking),
     "stability": (lambda: TrainingStability(window=5, reach=9), _feed_stability),
 }
 
@@ -59,7 +75,7 @@ def test_what_waits_is_merged_reset_and_saved(kind):
     for i in range(6):
         feed(first if i < 3 else second, (float(i + 1), 1, False))
         feed(both, (float(i + 1), 1, False))
-    if kind == "loss":  # the others go by the order of the steps
+    if kind in ("loss", "masking"):  # the others go by the order of the steps
         assert _values(first.merge(second)) == pytest.approx(_values(both))
     fresh = make()
     fresh.load_state_dict(both.state_dict())
