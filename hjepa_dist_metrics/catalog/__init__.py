@@ -9,6 +9,7 @@ model, S3 the guide to text, image and audio; papers by their arXiv number.
 from __future__ import annotations
 
 import difflib
+import functools
 
 from hjepa_dist_metrics.catalog import (
     collapse,
@@ -108,6 +109,7 @@ def entries(family: Family | None = None) -> tuple[Entry, ...]:
     return tuple(entry for entry in _ENTRIES if family in (None, entry.family))
 
 
+@functools.lru_cache(maxsize=4096)  # a run asks of the same tags at every log
 def find(tag: str) -> Entry | None:
     """Return the entry that speaks of `tag`, the most specific one, or None."""
     return next((entry for entry in _BY_LENGTH if entry.matches(tag)), None)

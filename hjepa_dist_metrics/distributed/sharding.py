@@ -117,6 +117,8 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 def local_piece(tensor: Tensor) -> Tensor:
     """Return what this rank holds of a tensor, detached; of a sparse one, the stored values."""
+    if type(tensor) is Tensor and not tensor.requires_grad and tensor.layout is torch.strided:
+        return tensor  # nearly always
     piece = tensor.detach()
     if type(piece) is not Tensor:
         if is_dtensor(piece):

@@ -16,7 +16,7 @@ from hjepa_dist_metrics.distributed.sharding import LayoutReader, local_piece
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.norms import square_sum
-from hjepa_dist_metrics.metrics.stretches import chunks
+from hjepa_dist_metrics.metrics.stretches import chunks, flatten
 from hjepa_dist_metrics.states import Moments, Replicated, Sum
 
 _CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model
@@ -189,5 +189,5 @@ def _squares(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None
 
 def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return everything in one vector, float32 or better: one kernel for many small tensors."""
-    flat = torch.cat([tensor.to(device, non_blocking=True).reshape(-1) for tensor in tensors])
+    flat = flatten([tensor.to(device, non_blocking=True) for tensor in tensors])
     return flat if flat.dtype == torch.float64 else flat.to(torch.float32)

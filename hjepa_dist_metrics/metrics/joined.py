@@ -70,7 +70,9 @@ def join(
     else:
         together = Merged(roster, merged)
         return Joined(metrics, together, report.parts, ticket.part.purpose, None, channel), report
-    held = _states_of(everything) | taken.states()
+    # Of what was taken, the copies alone: the training thread may be adding to the metrics by now.
+    others = {name: metric for name, metric in everything.items() if name not in metrics}
+    held = _states_of(others) | taken.states()
     states = {name: held.get(name, state) for each in announced for name, state in each.states.items()}
     union = Roster.of_states(states, {**everything, **metrics})
     lacks = any(name not in held for name in states)

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.metrics.stretches import SMALL, joined_sums, split_by_size
+from hjepa_dist_metrics.metrics.stretches import SMALL
 
 # Largest block that one float32 dot product adds up: an error of about 2e-8, and it stays in the cache.
 BLOCK = 1 << 17
 # A dot product adds up several partial sums, so that twice the block costs no digits that matter: 6e-8.
 _DOT_BLOCK = 1 << 18
+_WIDE = (torch.float32, torch.float64)
 
 
 def square_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -61,7 +62,7 @@ def _joined_blocks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 def _wide_blocks(tensor: Tensor) -> Iterator[Tensor]:
     flat = tensor.reshape(-1)
     for block in (flat,) if flat.numel() <= _DOT_BLOCK else torch.split(flat, _DOT_BLOCK):
-        yield block if block.dtype in (torch.float32, torch.float64) else block.to(torch.float32)
+        yield block if block.dtype in _WIDE else block.to(torch.float32)
 
 
 def square_sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -70,16 +71,14 @@ def square_sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
         return torch.zeros(0, dtype=torch.float64, device=device)
     if device.type != "cpu":
         return torch.stack([square_sum([tensor], device) for tensor in tensors])
-    total = torch.zeros(len(tensors), dtype=torch.float64, device="cpu")
-    small, large = split_by_size(tensors)
-    if small:
-        total[torch.tensor(small, device="cpu")] = joined_sums([tensors[i] for i in small])[1]
     dots: dict[torch.dtype, list[Tensor]] = {}
     owners: dict[torch.dtype, list[int]] = {}
-    for index in large:
-        for block in _wide_blocks(tensors[index]):
+    for index, tensor in enumerate(tensors):
+        small = tensor.numel() <= _DOT_BLOCK and tensor.dtype in _WIDE
+        for block in (tensor.reshape(-1),) if small else _wide_blocks(tensor):
             dots.setdefault(block.dtype, []).append(torch.dot(block, block))
             owners.setdefault(block.dtype, []).append(index)
+    total = torch.zeros(len(tensors), dtype=torch.float64, device="cpu")
     for dtype, parts in dots.items():
         total.index_add_(0, torch.tensor(owners[dtype], device="cpu"), torch.stack(parts).to(torch.float64))
     return total

@@ -5,12 +5,16 @@ Batches are shifted by one of their own rows before anything is squared, as in `
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
 from hjepa_dist_metrics.states.rows import blocks, row_weights
+
+_MOST_KEPT = 1024  # whose triangle's places take 8 MB
 
 
 class Covariance(State):
@@ -111,14 +115,14 @@ class Covariance(State):
         """
         delta = self._mean - total[2:] if self.head[0] > 0 else _zeros(self.dim)
         shifted = self.m2 + self.head[0] * torch.outer(delta, delta)
-        upper = torch.triu_indices(self.dim, self.dim, device="cpu")
+        upper = _triangle(self.dim)
         return torch.cat([self.head[0] * delta, shifted[upper[0], upper[1]]])
 
     def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Covariance:
         """Mirror the triangle and move it from the pivot to the mean."""
         count, added = total[0], centred[: self.dim]
         offset = added / count.clamp(min=1)
-        upper = torch.triu_indices(self.dim, self.dim, device="cpu")
+        upper = _triangle(self.dim)
         m2 = _zeros(self.dim, self.dim)
         m2[upper[0], upper[1]] = centred[self.dim :]
         m2[upper[1], upper[0]] = centred[self.dim :]
@@ -130,6 +134,16 @@ class Covariance(State):
 def _first_counted(gathered: Tensor) -> int:
     """Return the first rank that has seen a row."""
     return int((gathered[:, 0, 0] > 0).to(torch.int8).argmax())
+
+
+def _triangle(dim: int) -> Tensor:
+    """Return the places on and above the diagonal, int64 [2, D (D + 1) / 2]."""
+    return _kept_triangle(dim) if dim <= _MOST_KEPT else torch.triu_indices(dim, dim, device="cpu")
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_triangle(dim: int) -> Tensor:
+    return torch.triu_indices(dim, dim, device="cpu")
 
 
 def _zeros(*shape: int) -> Tensor:

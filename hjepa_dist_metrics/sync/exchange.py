@@ -131,8 +131,9 @@ def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats], taken: S
             None if rows is None else group.kind.without_overtaken(rows, counts)
             for group, rows in zip(groups, tensors, strict=True)
         ]
-    if any(rows is not None for rows in tensors):
-        raise_conflicts((g, rows) for g, rows in zip(groups, tensors, strict=True) if rows is not None)
+    several = [(g, t) for g, t in zip(groups, tensors, strict=True) if t is not None and len(t) > 1]
+    if several:
+        raise_conflicts(several)
     with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, which is reported as such
         return [
             np.add.reduce(rows) if tensor is None else group.kind.merge_rows(tensor).numpy()

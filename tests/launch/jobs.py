@@ -116,6 +116,11 @@ def finish_all(
     return [Job(p.returncode, *o.result(), log_dir) for p, o in zip(processes, outputs, strict=True)]
 
 
+def told(jobs: Sequence[Job]) -> str:
+    """Return what failed jobs said: a rank's last words stand far above the launcher's report."""
+    return "\n".join(f"{job.stdout[-2000:]}\n{job.stderr[-20_000:]}" for job in jobs if job.returncode)
+
+
 def run(command: Sequence[str], log_dir: Path, timeout: float = 200.0, **environment: str) -> Job:
     """Run a launcher to its end."""
     return finish(start(command, log_dir.parent, **environment), log_dir, timeout)
@@ -125,5 +130,5 @@ def train(launcher: Sequence[str], log_dir: Path, settings: Mapping[str, object]
     """Run launch/train.py through a launcher and require that it succeeds."""
     given = {"logging.log_dir": log_dir, **(settings or {})}
     job = run([*launcher, TRAIN, *arguments(given)], log_dir)
-    assert job.returncode == 0, f"{job.stdout[-2000:]}\n{job.stderr[-4000:]}"
+    assert job.returncode == 0, told([job])
     return job

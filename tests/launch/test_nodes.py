@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.launch.jobs import TORCHRUN, TRAIN, arguments, finish_all, start
+from tests.launch.jobs import TORCHRUN, TRAIN, arguments, finish_all, start, told
 from tests.launch.test_invariance import assert_same_run
 from tests.processes import free_port
 
@@ -21,7 +21,7 @@ def test_two_agents_train_one_job_with_one_writer(jobs, tmp_path: Path):
     command = [*launcher, TRAIN, *arguments({"logging.log_dir": log_dir})]
     agents = [start(command, tmp_path) for _ in range(2)]
     ended = finish_all(agents, log_dir)
-    assert [job.returncode for job in ended] == [0, 0], [job.stderr[-3000:] for job in ended]
+    assert [job.returncode for job in ended] == [0, 0], told(ended)
     # The main process is on one of the two machines only.
     assert sorted("training on 4 ranks" in job.stderr for job in ended) == [False, True]
     assert len(ended[0].event_files) == 1

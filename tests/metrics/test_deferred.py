@@ -42,10 +42,8 @@ def _feed_stability(metric, step):
 def _feed_masking(metric, step):
     loss, count, valid = step
     mask = torch.tensor([[True, loss == loss, False, loss > 0], [False, True, count > 1, True]])
-    options = {"valid": torch.tensor([True, count > 0])} if valid else {}
-    metric.update(
-        mask[: count or 2], **{k: v[: count or 2] for k, v in options.items()}, count_blocks=count == 1
-    )
+    options = {"valid": torch.tensor([True, count > 0])[: count or 2]} if valid else {}
+    metric.update(mask[: count or 2], **options, count_blocks=count == 1)
 
 
 KINDS = {
