@@ -1,12 +1,12 @@
 """How much slower training is with all metrics on: the default run, logging off against on, in turns.
 
-Four kinds of run take turns: `off` (no monitor at all, torch's own gradient clipping), `observe` (metrics are
-updated, nothing is synced or written), `sync` (at the default cadences, merged but neither written nor drawn)
-and `all`. Each is the whole default run, since what is done once, as figures are, must be shared out over its
-own number of steps. Milliseconds are those of the steps, the first ones left out: of each step the fastest of
-all rounds, since whatever else the machine does makes steps slower and none faster. Processor seconds are
-medians, those of all ranks from the start of the run to its end, background threads and the process that
-draws included.
+Four kinds of run take turns of a log's steps in one process: `off` (no monitor at all, torch's own gradient
+clipping), `observe` (metrics are updated, nothing is synced or written), `sync` (at the default cadences,
+but neither written nor drawn) and `all`. Each is the whole default run, since what is done once, as figures
+are, must be shared out over its own number of steps. Milliseconds are those of the steps, the first ones left
+out: of each step the fastest of all rounds, since whatever else the machine does makes steps slower and none
+faster. Processor seconds are medians, those of all ranks while a kind has its turn, background threads and
+the process that draws included.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from __future__ import annotations
 import argparse
 import cProfile
 import dataclasses
-import itertools
 import pstats
-import resource
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks._ranks import markdown, median, milliseconds, on_ranks, write
+from benchmarks._turns import Turn, in_turns
 from hjepa_dist_metrics import LoggingConfig, ProcessContext
 from hjepa_dist_metrics.reference import trainer as training_loop
 from hjepa_dist_metrics.reference.arguments import RunConfig, parse
@@ -88,13 +86,14 @@ class Cost:
     """Hold what a run took: seconds of every step, and processor seconds of the whole, rank by rank summed.
 
     `training` is the training threads' time, `background` that of all other threads, `drawing` that of the
-    process that draws figures.
+    process that draws figures. `count` is the number of steps, the first ones included.
     """
 
     steps: tuple[float, ...]
     training: float
     background: float
     drawing: float
+    count: int
 
     @property
     def processor(self) -> float:
@@ -129,14 +128,14 @@ def measure(
     costs: dict[str, list[Cost]] = {kind: [] for kind in KINDS}
     steps = 0
     for number in range(rounds):
+        found = one_round(config, settings, number)
+        steps = found["off"].count
         for kind in KINDS:
-            named = dataclasses.replace(settings[kind], experiment_name=f"{kind}{number}")
-            cost, steps = cost_of(config, named, watched=kind != "off")
-            costs[kind].append(cost)
+            costs[kind].append(found[kind])
     if not profiled:
         return costs, steps, ""
     profile = cProfile.Profile()
-    profile.runcall(cost_of, config, settings["all"], watched=True)
+    profile.runcall(train, config, settings["all"], lambda: None, watched=True)
     return costs, steps, hottest(profile)
 
 
@@ -156,32 +155,42 @@ def variant(logging: LoggingConfig, kind: str, folder: str) -> LoggingConfig:
     return changed
 
 
-def cost_of(config: RunConfig, logging: LoggingConfig, watched: bool) -> tuple[Cost, int]:
-    """Train; return what it took and the number of steps."""
+def one_round(config: RunConfig, settings: Mapping[str, LoggingConfig], number: int) -> dict[str, Cost]:
+    """Train every kind of run once, in turns; return what each took.
+
+    The unwatched one begins last, when the others have made their monitors.
+    """
+    order = [*(kind for kind in KINDS if kind != "off"), "off"]
+
+    def body(kind: str) -> Callable[[Turn], Turn]:
+        named = dataclasses.replace(settings[kind], experiment_name=f"{kind}{number}")
+
+        def run(turn: Turn) -> Turn:
+            train(config, named, turn.tick, watched=kind != "off")
+            return turn
+
+        return run
+
+    turns = in_turns([body(kind) for kind in order], config.logging.log_frequency)
+    return {kind: _cost(turn) for kind, turn in zip(order, turns, strict=True)}
+
+
+def train(config: RunConfig, logging: LoggingConfig, tick: Callable[[], None], *, watched: bool) -> None:
+    """Train; `tick` is called after every step."""
     context = ProcessContext.current()
     kind = workload_kind(config.workload)
     workload = kind.build(config.model, config.data, config.training, context)
     trainer = training_loop.Trainer(workload, config.training, logging, context)
-    ends: list[float] = []
-
-    def tick(step: int, total: int, latest: Mapping[str, float]) -> None:
-        ends.append(time.perf_counter())
-
-    before = _processor_seconds()
     with patch.object(training_loop, "TrainingMonitor", NoMonitor) if not watched else nullcontext():
-        trainer.run(tick)
-    own = [after - start for after, start in zip(_processor_seconds(), before, strict=True)]
-    every: list[Any] = [None] * context.world_size
-    dist.all_gather_object(every, own)
+        trainer.run(lambda step, total, latest: tick())
+
+
+def _cost(turn: Turn) -> Cost:
+    """Add up what all ranks took."""
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, turn.seconds)
     training, threads, children = (sum(column) for column in zip(*every, strict=True))
-    steps = tuple(end - start for start, end in itertools.pairwise(ends[_WARM - 1 :]))
-    return Cost(steps, training, threads - training, children), len(ends)
-
-
-def _processor_seconds() -> tuple[float, float, float]:
-    """Return the seconds of this thread, of all threads, and of processes that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.thread_time(), time.process_time(), children.ru_utime + children.ru_stime
+    return Cost(tuple(turn.steps[_WARM - 1 :]), training, threads - training, children, len(turn.steps) + 1)
 
 
 def hottest(profile: cProfile.Profile) -> str:
