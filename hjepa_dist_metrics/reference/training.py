@@ -14,7 +14,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class TrainingConfig:
     """Optimisation, length and checkpoints of the run."""
 
-    epochs: int = 20
+    epochs: int = 40
     """Passes over the training images."""
     max_steps: int | None = None
     """Stop after so many optimizer steps; the schedules keep the length of all epochs. null: run all."""
@@ -36,7 +36,7 @@ class TrainingConfig:
     """Run the model through torch.compile."""
     seed: int = 0
     """Seed of weights, order, masks and augmentations."""
-    probe_every_epochs: int = 5
+    probe_every_epochs: int = 10
     """Probe the target encoder every so many epochs, besides before and after the run; 0: only those."""
     checkpoint_dir: str | None = None
     """Where checkpoints are written; `{run_name}` in it keeps runs apart; null writes none."""

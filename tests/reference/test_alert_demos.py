@@ -43,7 +43,8 @@ def test_an_ill_run_is_stopped_early_by_its_rule(tmp_path, name, rule, tag):
 
 
 def test_a_healthy_run_fires_nothing_while_it_leaves_a_bad_start(tmp_path):
-    outcome = run(tmp_path, "default", "--training.max_steps", "60")
+    often = ("--logging.log_frequency", "10", "--logging.cadence.representations", "50")
+    outcome = run(tmp_path, "default", "--training.max_steps", "60", *often)
     assert outcome.alerts == []
     assert outcome.first["collapse/mean_similarity"] > 0.8
     assert outcome.latest["collapse/mean_similarity"] < 0.65
