@@ -88,8 +88,8 @@ def test_a_batch_smaller_than_the_world_is_told_by_every_rank(tmp_path: Path):
 
 
 def test_torchrun_ends_with_an_error_and_our_processes_leave_no_traceback(tmp_path: Path):
-    # The agent looks every few seconds, so that each rank ends by itself, and keeps their outputs apart.
-    launcher = (*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--monitor-interval", "4")
+    # The agent looks when both ranks have long ended by themselves, and keeps their outputs apart.
+    launcher = (*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--monitor-interval", "20")
     apart = ("--redirects", "3", "--log-dir", str(tmp_path / "ranks"))
     command = [*launcher, *apart, TRAIN, *CASES["unknown key"][0](tmp_path)]
     job = run(command, tmp_path / "logs", timeout=90)
