@@ -51,7 +51,7 @@ class WeightedMean(DistributedMetric):
         if not counts.all():
             tags, fields = [*itertools.compress(tags, counts)], fields[:, counts != 0]
             totals, counts = fields
-        with np.errstate(invalid="ignore"):  # an infinite total over an infinite count is NaN, as of any mean
+        with np.errstate(all="ignore"):  # what is infinite or NaN is a finding, as where plain floats divide
             means = (totals / counts).tolist()
         return zip(tags, map(Scalar, means), strict=True)
 
