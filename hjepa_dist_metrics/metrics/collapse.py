@@ -16,20 +16,20 @@ from hjepa_dist_metrics.metrics.gaussianity import DIRECTIONS, KNOTS, characteri
 from hjepa_dist_metrics.metrics.hierarchy import pool, widened
 from hjepa_dist_metrics.metrics.inputs import require_features
 from hjepa_dist_metrics.metrics.spectrum import (
-    covariance_spectrum,
-    eigenvalues,
     entropy_rank,
     lidar,
     mean_similarity,
     pairwise,
     participation_ratio,
+    rounding_of,
     spectral_decay,
     stable_rank,
     std_similarity,
     uniformity,
     vicreg_terms,
+    without_noise,
 )
-from hjepa_dist_metrics.states import Covariance, Moments, Sample, Sum
+from hjepa_dist_metrics.states import ClassScatter, Covariance, Moments, Sample, Sum
 from hjepa_dist_metrics.values import Histogram
 
 SIMILARITY_EDGES = np.linspace(-1.0, 1.0, 65)
@@ -66,11 +66,12 @@ class Collapse(DistributedMetric):
     ) -> None:
         self.dim, self.short, self.full = dim, short, full
         self.prefix = "collapse/" if name is None else f"collapse/{name}_"
-        self.add_state("unit", Covariance(dim))
+        self.add_state("unit", Covariance(dim, ["matrix"]))
         self.add_state("sample", Sample(sample, dim, seed))
         if full:
-            for state in ("raw", "pooled", "pooled_unit", "within"):
-                self.add_state(state, Covariance(dim))
+            self.add_state("raw", Covariance(dim, ["matrix", "second_moment"]))
+            self.add_state("images", ClassScatter(dim))
+            self.add_state("pooled_unit", Covariance(dim, ["matrix"]))
             self.add_state("norm", Moments())
             self.add_state("waves", Sum(shape=(2, KNOTS - 1, DIRECTIONS)))
 
@@ -98,9 +99,8 @@ class Collapse(DistributedMetric):
         samples, has = (widened(x), kept) if x.ndim == 2 else pool(x, kept)
         self.norm.update(torch.linalg.vector_norm(samples, dim=-1), has)
         if x.ndim == 3:
-            self.pooled.update(samples, has)
+            self.images.update(samples, has, x.to(samples.dtype) - samples[:, None], kept)
             self.pooled_unit.update(unit_rows(samples), has)
-            self.within.update(x.to(samples.dtype) - samples[:, None], kept)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Apply the formulas to the merged moments; {} where there is no row."""
@@ -113,18 +113,19 @@ class Collapse(DistributedMetric):
         if self.full:
             values |= _raw_moments(states["raw"])
             values["sigreg"] = sigreg(states["waves"].value, unit.count)
-            if states["pooled"].count:
-                pooled = states["pooled_unit"]
-                of_images = {"num_samples": pooled.count, **_unit_moments(pooled, states["pooled"])}
+            images, pooled = states["images"], states["pooled_unit"]
+            if images.between.count:
+                of_images = {"num_samples": pooled.count, **_unit_moments(pooled, images.between)}
                 values |= {f"pooled_{name}": value for name, value in of_images.items()}
-                values |= _classes(states["pooled"], states["within"])
+                values |= _classes(images)
             tags = self._short_list(states, values)
         return {self.prefix + name: value for name, value in values.items()} | tags
 
     def _short_list(self, states: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         if self.short is None:
             return {}
-        samples = states["pooled"] if states["pooled"].count else states["raw"]
+        pooled = states["images"].between
+        samples = pooled if pooled.count else states["raw"]
         rank = values.get("pooled_effective_rank", values["effective_rank"])
         std = samples.matrix.diagonal().clamp(min=0).sqrt().mean()
         numbers = {"std": float(std), "norm": states["norm"].mean, "rank": rank}
@@ -154,7 +155,7 @@ def _unit_moments(unit: Any, rows: Any) -> dict[str, Any]:
     std = matrix.diagonal().clamp(min=0).sqrt()
     finite = bool(torch.isfinite(matrix).all())
     squared_mean = float(unit.mean @ unit.mean)
-    rank = entropy_rank(eigenvalues(matrix, squared_mean)) if finite else math.nan
+    rank = entropy_rank(without_noise(unit.spectrum(), squared_mean)) if finite else math.nan
     second = unit.second_moment
     return {
         "is_constant": float(finite and not rows.matrix.any()),
@@ -167,30 +168,29 @@ def _unit_moments(unit: Any, rows: Any) -> dict[str, Any]:
 
 
 def _raw_moments(raw: Any) -> dict[str, Any]:
-    """Return what follows from the merged moments of the rows as they are; one decomposition a matrix."""
+    """Return what follows from the merged moments of the rows as they are."""
     matrix, second = raw.matrix, raw.second_moment
     names = ("rankme", "participation_ratio", "stable_rank", "vicreg_variance", "vicreg_covariance")
     if not bool(torch.isfinite(second).all()):
         return dict.fromkeys(names, math.nan)
-    spectrum = covariance_spectrum(matrix, raw.mean)
-    rankme = entropy_rank(eigenvalues(second).sqrt())
+    spectrum = without_noise(raw.spectrum(), rounding_of(raw.mean))
+    rankme = entropy_rank(without_noise(raw.spectrum("second_moment")).sqrt())
     numbers = (rankme, participation_ratio(matrix), stable_rank(spectrum), *vicreg_terms(matrix))
     decay = spectral_decay(spectrum)
     fit = {} if decay is None else {"alpha_req": decay[0], "alpha_req_r2": decay[1]}
     return dict(zip(names, numbers, strict=True)) | fit
 
 
-def _classes(pooled: Any, within: Any) -> dict[str, Any]:
+def _classes(images: Any) -> dict[str, Any]:
     """Return how images stand apart beyond their tokens' scatter; {} where no image has two tokens."""
-    free = within.count - pooled.count
-    if pooled.count < 2 or free < 1:
+    between, scatter = images.between.matrix, images.scatter
+    if scatter is None:
         return {}
-    between, scatter = pooled.matrix, within.second_moment / free
     if not bool(torch.isfinite(between).all() and torch.isfinite(scatter).all()):
         return {"lidar": math.nan, "between_within_ratio": math.nan}
     inside = float(scatter.trace())
     ratio = float(between.trace()) / inside if inside > 0 else math.inf
-    return {"lidar": lidar(between, scatter), "between_within_ratio": ratio}
+    return {"lidar": lidar(images.spectrum()), "between_within_ratio": ratio}
 
 
 def _similarities(rows: Tensor) -> dict[str, Any]:

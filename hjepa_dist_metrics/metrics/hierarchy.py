@@ -14,7 +14,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.alike import linear_cka
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.histograms import histogram_value
-from hjepa_dist_metrics.metrics.spectrum import eigenvalues, entropy_rank
+from hjepa_dist_metrics.metrics.spectrum import entropy_rank, without_noise
 from hjepa_dist_metrics.states import Covariance, Histogram, Max, Min, Moments, Sum
 
 # Fixed edges, so that counts are the same for every split: tenths of a decade on both sides of 0.
@@ -44,7 +44,7 @@ class HierarchyFeatures(DistributedMetric):
             raise ConfigError(f"expected {len(self.dims)} costs, one a level, got {list(self.costs)}")
         self.add_state("images", Sum(shape=(len(self.dims),)))
         for i, dim in enumerate(self.dims):
-            self.add_state(f"tokens{i}", Covariance(dim))
+            self.add_state(f"tokens{i}", Covariance(dim, ["second_moment"]))
             self.add_state(f"norms{i}", Moments())
             self.add_state(f"low{i}", Min())
             self.add_state(f"high{i}", Max())
@@ -126,7 +126,9 @@ class HierarchyFeatures(DistributedMetric):
             "feat_norm": states[f"norms{i}"].mean,
             "feat_min": states[f"low{i}"].value,
             "feat_max": states[f"high{i}"].value,
-            "effective_rank": entropy_rank(eigenvalues(second).sqrt()) if finite else math.nan,
+            "effective_rank": entropy_rank(without_noise(tokens.spectrum("second_moment")).sqrt())
+            if finite
+            else math.nan,
             "nonfinite": tokens.nonfinite,
         }
         if histogram.counts.any() or histogram.nonfinite:

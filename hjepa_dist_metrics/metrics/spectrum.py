@@ -16,20 +16,32 @@ _EPS = float(torch.finfo(torch.float64).eps)
 def eigenvalues(matrix: Tensor, scale: float = 0.0) -> Tensor:
     """Return the eigenvalues of a symmetric float64 [D, D], rising, with rounding noise set to zero.
 
+    As in `without_noise`.
+    """
+    return without_noise(torch.linalg.eigvalsh(matrix.to(torch.float64)), scale)
+
+
+def without_noise(values: Tensor, scale: float = 0.0) -> Tensor:
+    """Return rising eigenvalues [D] with rounding noise set to zero.
+
     Below max(lambda_1, scale) * D * eps an eigenvalue is noise; `scale` is the size of what the rows' own
     rounding left in the matrix (the squared mean, for the covariance of unit rows).
     """
-    values = torch.linalg.eigvalsh(matrix.to(torch.float64))
-    cutoff = max(float(values[-1]), scale) * matrix.shape[0] * _EPS
+    cutoff = max(float(values[-1]), scale) * len(values) * _EPS
     return torch.where(values > cutoff, values, torch.zeros_like(values))
 
 
-def covariance_spectrum(matrix: Tensor, mean: Tensor) -> Tensor:
-    """Return the eigenvalues of the covariance of rows as they are, rising, noise set to zero.
+def rounding_of(mean: Tensor) -> float:
+    """Return the scale of the noise in the covariance of rows as they are, about their `mean`.
 
     Rows are shifted before they are squared: what rounding leaves is that of the mean, (eps |mean|)^2.
     """
-    return eigenvalues(matrix, _EPS * float(mean @ mean))
+    return _EPS * float(mean @ mean)
+
+
+def covariance_spectrum(matrix: Tensor, mean: Tensor) -> Tensor:
+    """Return the eigenvalues of the covariance of rows as they are, rising, noise set to zero."""
+    return eigenvalues(matrix, rounding_of(mean))
 
 
 def entropy_rank(weights: Tensor) -> float:
@@ -151,16 +163,11 @@ def vicreg_terms(covariance: Tensor) -> tuple[float, float]:
     return float(spread), float(off_diagonal / len(variance))
 
 
-def lidar(between: Tensor, within: Tensor, delta: float = 1e-4, eps: float = 1e-8) -> float:
-    """Return LiDAR (2312.04000): exp entropy of the spectrum of Sw^-1/2 Sb Sw^-1/2, Sw = within + delta I.
+def lidar(spectrum: Tensor, eps: float = 1e-8) -> float:
+    """Return LiDAR (2312.04000), exp of the entropy of the eigenvalues of Sw^-1/2 Sb Sw^-1/2.
 
-    `between` is the covariance of the images' mean tokens, `within` that of tokens about their image's mean.
+    `ClassScatter.spectrum()` gives them. 1 where all are zero.
     """
-    values, vectors = torch.linalg.eigh(
-        within + delta * torch.eye(len(within), dtype=within.dtype, device=within.device)
-    )
-    whitening = (vectors * values.clamp(min=delta).rsqrt()) @ vectors.T
-    spectrum = torch.linalg.eigvalsh(whitening @ between @ whitening).clamp(min=0)
     total = float(spectrum.sum())
     if total <= 0:
         return 1.0

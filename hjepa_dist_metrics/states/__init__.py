@@ -1,6 +1,7 @@
 """Pure, mergeable states: the only thing that crosses ranks."""
 
 from hjepa_dist_metrics.states.base import RowState as RowState, State as State
+from hjepa_dist_metrics.states.class_scatter import ClassScatter as ClassScatter
 from hjepa_dist_metrics.states.covariance import Covariance as Covariance
 from hjepa_dist_metrics.states.distinct import Distinct as Distinct
 from hjepa_dist_metrics.states.extremes import (
@@ -17,4 +18,5 @@ from hjepa_dist_metrics.states.per_rank import PerRank as PerRank
 from hjepa_dist_metrics.states.recent import Recent as Recent
 from hjepa_dist_metrics.states.samples import Concat as Concat, Sample as Sample
 from hjepa_dist_metrics.states.sums import Mean as Mean, Sum as Sum
+from hjepa_dist_metrics.states.tasks import Task as Task
 from hjepa_dist_metrics.states.unsized import Unsized as Unsized, of_width as of_width, resolved as resolved

@@ -9,6 +9,8 @@ A state says how it travels in a sync by what it offers:
 * `summed(...)`: a float64 vector that is added up over ranks (the size does not grow with the ranks);
 * `centred(...)`: a float64 vector that is added up too, but needs the gathered rows and the sums first;
 * nothing of these: the packed tensors are gathered as bytes and merged by `merge`, in rank order.
+
+A merged state may offer `tasks()`, what is costly to work out of it: each of them is done by one rank.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.states.tasks import Task
 
 # A column of a host block [fields, n]: the block, its numbers as Python floats, and the column's place.
 Column = tuple[np.ndarray[Any, Any], Sequence[Sequence[float]], int]
@@ -37,6 +40,8 @@ class State(ABC):
     """
 
     replicated: ClassVar[bool] = False
+    # Whether `summed` needs the gathered rows, which are few then: they travel before those of other states.
+    leads: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -88,7 +93,7 @@ class State(ABC):
     def summed(self, rank: int, gathered: Tensor) -> Tensor | None:
         """Return the float64 vector that is added up over ranks, or None.
 
-        `gathered` is [W, fields, n], every rank's rows, empty for a state that offers none; `rank` is this
+        `gathered` is [W, fields, n], every rank's rows, for a state that leads, else empty; `rank` is this
         rank's place among them.
         """
         return None
@@ -96,13 +101,23 @@ class State(ABC):
     def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor | None:
         """Return the float64 vector that is added up once the sums over ranks, `total`, are known, or None.
 
-        `rank` and `gathered` are as in `summed`; `total` is empty for a state that offers no sums.
+        `gathered` are every rank's rows, empty for a state that offers none, as `total` is for one that
+        offers no sums.
         """
         return None
 
     def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
         """Return the merged state from what the sync brought back: gathered rows and added vectors."""
         raise TypeError(f"{type(self).__name__} offers rows or sums but does not assemble them")
+
+    @property
+    def work(self) -> float:
+        """Return how many seconds the tasks of a merged state take on one core, told by its signature."""
+        return 0.0
+
+    def tasks(self) -> list[Task]:
+        """Return what is costly to work out of this state, once it is merged."""
+        return []
 
 
 class RowState(State):
@@ -114,6 +129,8 @@ class RowState(State):
     fields: ClassVar[int]
     # Whether merging is adding. Blocks that add are added as what they are, with no call of `merge_rows`.
     additive: ClassVar[bool] = False
+    # Whether every rank's rows are gathered, side by side with those of all states of the class.
+    gathered = True
     _source: Column
 
     def __init__(self, shape: Sequence[int] = ()) -> None:

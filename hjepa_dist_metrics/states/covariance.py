@@ -6,28 +6,37 @@ Batches are shifted by one of their own rows before anything is squared, as in `
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.decompositions import seconds_of, symmetric_eigenvalues
 from hjepa_dist_metrics.states.rows import blocks, row_weights
+from hjepa_dist_metrics.states.tasks import Task
 
 _MOST_KEPT = 1024  # whose triangle's places take 8 MB
+_MATRICES = ("matrix", "second_moment")
 
 
 class Covariance(State):
     """Keep `.count`, `.mean` [D] and the centred second moment of rows: `.matrix` = M2 / (n - 1), [D, D].
 
     A sync adds up counts and sums first and then the triangle of the moments about the common mean: what
-    travels does not depend on the number of rows.
+    travels does not depend on the number of rows. `spectra` names the matrices ("matrix", "second_moment")
+    whose eigenvalues will be asked for: a sync of many ranks then works out each of them on one rank.
     """
 
-    def __init__(self, dim: int) -> None:
+    leads = True
+
+    def __init__(self, dim: int, spectra: Sequence[str] = ()) -> None:
         if dim < 1:
             raise ConfigError(f"a covariance needs at least one dimension, got dim={dim}")
-        self.dim = dim
+        if not set(spectra) <= set(_MATRICES):
+            raise ConfigError(f"spectra must be among {_MATRICES}, got {tuple(spectra)}")
+        self.dim, self.spectra = dim, tuple(spectra)
         self._load(self._blank())
 
     def _blank(self) -> dict[str, Tensor]:
@@ -39,8 +48,8 @@ class Covariance(State):
 
     @property
     def signature(self) -> str:
-        """Describe kind and width."""
-        return f"Covariance[{self.dim}]"
+        """Describe kind and width, and which spectra are asked for."""
+        return f"Covariance[{', '.join([str(self.dim), *self.spectra])}]"
 
     def empty(self) -> Covariance:
         """Return a covariance of nothing."""
@@ -52,6 +61,7 @@ class Covariance(State):
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         self.head, self._mean, self.m2 = (tensors[name].to(torch.float64) for name in ("head", "mean", "m2"))
+        self._eigenvalues: dict[str, Tensor] = {}
 
     @property
     def count(self) -> int:
@@ -77,6 +87,28 @@ class Covariance(State):
     def second_moment(self) -> Tensor:
         """Return the uncentred sum of x x^T, float64 [D, D]."""
         return self.m2 + self.head[0] * torch.outer(self._mean, self._mean)
+
+    def spectrum(self, of: str = "matrix") -> Tensor:
+        """Return the eigenvalues of `matrix` or `second_moment`, rising, [D]; NaN where that is not finite.
+
+        They are worked out once, by a sync or at the first call.
+        """
+        if of not in self._eigenvalues:
+            self._eigenvalues[of] = symmetric_eigenvalues(getattr(self, of))
+        return self._eigenvalues[of]
+
+    @property
+    def work(self) -> float:
+        """Return the seconds that the spectra take."""
+        return len(self.spectra) * seconds_of(self.dim)
+
+    def tasks(self) -> list[Task]:
+        """Return the spectra; none of a covariance of nothing."""
+        return [self._task(of) for of in self.spectra] if self.count else []
+
+    def _task(self, of: str) -> Task:
+        keep = functools.partial(self._eigenvalues.__setitem__, of)
+        return Task(seconds_of(self.dim), self.dim, functools.partial(self.spectrum, of), keep)
 
     def update(self, rows: Tensor, valid: Tensor | None = None) -> None:
         """Fold rows [..., D] in; `valid` [...] leaves rows out."""

@@ -6,17 +6,42 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import Numeric, RowState, as_tensor, follow
 
 _NAN = float("nan")
+_MOST_GATHERED = (
+    256  # more numbers than these are added up over ranks: gathered, they would weigh W times as much
+)
 
 
 class _Additive(RowState):
     """Share what states have in common whose blocks merge by adding."""
 
     additive = True
+
+    @property
+    def gathered(self) -> bool:  # type: ignore[override]
+        """Return whether the block is small."""
+        return self.size * self.fields <= _MOST_GATHERED
+
+    def rows(self) -> Tensor | None:
+        """Return a small block."""
+        return self.data if self.gathered else None
+
+    def summed(self, rank: int, gathered: Tensor) -> Tensor | None:
+        """Return a large block, as one vector."""
+        return None if self.gathered else self.data.reshape(-1)
+
+    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
+        """Take what was added up."""
+        return (
+            super().assemble(gathered, total, centred)
+            if self.gathered
+            else self.holding(total.reshape(self.fields, -1))
+        )
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:

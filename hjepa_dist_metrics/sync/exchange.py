@@ -7,7 +7,8 @@
 3. One sum over ranks for everything that adds up: counts of histograms, pivots of covariances.
 4. One sum over ranks for what needs 3 first: covariance triangles about the pivot, sampled rows.
 
-Rows merge in rank order on every rank, so every rank holds the same bits.
+Where spectra of covariances are worth sharing, each is worked out on one rank and added up over all: a fifth,
+for which 2 is made part of 3. Rows merge in rank order on every rank, so every rank holds the same bits.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from torch import Tensor
 from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.blobs import encode_blob
-from hjepa_dist_metrics.sync.frame import Gathered, Ticket, gather_states
+from hjepa_dist_metrics.sync.frame import Gathered, Ticket, gather_frame
 from hjepa_dist_metrics.sync.joining import Announcement, Part
 from hjepa_dist_metrics.sync.merged import MergedStates
 from hjepa_dist_metrics.sync.plan import Floats, Plan, RowGroup, cut
+from hjepa_dist_metrics.sync.rest import Blobs, Rest
 from hjepa_dist_metrics.sync.schema import raise_conflicts
+from hjepa_dist_metrics.sync.sharing import share, worth_sharing
 from hjepa_dist_metrics.sync.snapshot import Snapshot
 
 _NOTHING = torch.zeros(0, dtype=torch.float64, device="cpu")
@@ -84,21 +87,23 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     """Return the states merged over the channel's ranks, and what that cost.
 
     Raises the same `DesyncError` on every rank where the ranks disagree or one of them failed, and the
-    channel's errors where a rank does not come. `UnevenError` as in `gather_states`.
+    channel's errors where a rank does not come. `UnevenError` as in `gather_frame`.
     """
     plan, meter = taken.plan, _Meter(channel)
     meter.begin(patient=ticket.part is not None and ticket.part.level > 0)
     others = [taken.others[name] for name in plan.others]
-    blocks = [*taken.rows(), *(rows for state in others if (rows := state.rows()) is not None)]
+    # The rows that sums need come first: where the frame has not room for all, it has for them.
+    heads = [rows for state in others if (rows := state.rows()) is not None]
+    blocks = [*heads, *taken.rows()]
     sent = _flat([block.numpy() for block in blocks])
     blob = encode_blob(_bytes_of(plan, others)) if others else None
-    gathered = gather_states(
+    gathered = gather_frame(
         meter, plan.schema, ticket, sent, blob, lambda part: Announcement.of(taken.originals, part)
     )
-    cuts = cut(gathered.rows, [block.shape for block in blocks])
-    grouped, single = cuts[: len(plan.groups)], cuts[len(plan.groups) :]
+    shapes = [block.shape for block in blocks]
+    all_rows, merged_others = _merge_others(meter, plan, others, shapes[: len(heads)], gathered)
+    grouped = cut(all_rows, shapes)[len(heads) :]
     merged_rows = _merge_rows(plan.groups, grouped, [part.taken for part in gathered.parts])
-    merged_others = _merge_others(meter, plan, others, single, gathered) if others else {}
     merged = MergedStates(plan, taken.originals, merged_rows, merged_others)
     seconds = time.perf_counter() - meter.started
     slowest = _slowest(gathered.waits)
@@ -148,30 +153,68 @@ def travels_as_bytes(state: State) -> bool:
 
 
 def _merge_others(
-    meter: _Meter, plan: Plan, states: Sequence[State], rows: Sequence[Floats], gathered: Gathered
-) -> dict[str, State]:
-    queue = map(torch.from_numpy, rows)
-    own = [_NOTHING if state.rows() is None else next(queue) for state in states]
-    totals = _add_up(meter, [s.summed(meter.rank, g) for s, g in zip(states, own, strict=True)])
-    centred = _add_up(
+    meter: _Meter, plan: Plan, states: Sequence[State], shapes: Sequence[Sequence[int]], gathered: Gathered
+) -> tuple[Floats, dict[str, State]]:
+    """Return all ranks' rows, [W, n], and the states that do not merge by rows alone.
+
+    `shapes` are those of these states' own rows, which come first.
+    """
+    rows, rest, blobs = gathered.rows, gathered.rest, Blobs()
+    if not states and not rest:
+        return rows, {}
+    leading = shapes[: plan.leading]
+    shared = worth_sharing(plan.work, meter.world_size) and _room_for(leading, rows) and rest.fits_sum
+    along = rest if shared and rest else None
+    if rest and not shared:
+        rows, blobs = _completed(rows, rest.gather(meter))
+    led = _in_turn(states[: plan.leading], cut(rows, leading))
+    led += [_NOTHING] * (len(states) - len(led))
+    summed = [s.summed(meter.rank, g) for s, g in zip(states, led, strict=True)]
+    totals, slots = _add_up(meter, summed, along)
+    if along is not None:
+        rows, blobs = _completed(rows, along.read(slots))
+    own = _in_turn(states, cut(rows, shapes))
+    centred, _ = _add_up(
         meter, [s.centred(meter.rank, g, t) for s, g, t in zip(states, own, totals, strict=True)]
     )
-    return {
-        name: _merge_bytes(state, [tensors[name] for tensors in gathered.blobs])
+    merged = {
+        name: _merge_bytes(state, [tensors[name] for tensors in blobs])
         if travels_as_bytes(state)
         else state.assemble(r, t, c)
         for name, state, r, t, c in zip(plan.others, states, own, totals, centred, strict=True)
     }
+    if shared:
+        share(meter, list(merged.values()))
+    return rows, merged
 
 
-def _add_up(meter: _Meter, vectors: Sequence[Tensor | None]) -> list[Tensor]:
-    """Sum vectors over ranks in one collective; none where there is nothing to add."""
+def _room_for(shapes: Sequence[Sequence[int]], rows: Floats) -> bool:
+    """Return whether rows of these shapes are among those that the frame brought."""
+    return sum(fields * columns for fields, columns in shapes) <= int(rows.shape[1])
+
+
+def _completed(rows: Floats, rest: tuple[Floats, Blobs]) -> tuple[Floats, Blobs]:
+    more, blobs = rest
+    return np.concatenate([rows, more], axis=1), blobs
+
+
+def _in_turn(states: Sequence[State], rows: Sequence[Floats]) -> list[Tensor]:
+    """Return each state's rows, of those that offer any."""
+    queue = map(torch.from_numpy, rows)
+    return [_NOTHING if state.rows() is None else next(queue) for state in states]
+
+
+def _add_up(
+    meter: _Meter, vectors: Sequence[Tensor | None], along: Rest | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Sum vectors over ranks in one collective, and what goes along; none where there is nothing to add."""
     present = [v for v in vectors if v is not None]
-    if not present:
-        return [_NOTHING] * len(vectors)
-    total = meter.all_reduce_sum(torch.cat(present))
-    parts = iter(total.split_with_sizes([v.numel() for v in present]))
-    return [_NOTHING if v is None else next(parts) for v in vectors]
+    added = present if along is None else [*present, along.slots(meter.rank)]
+    if not added:
+        return [_NOTHING] * len(vectors), _NOTHING
+    total = meter.all_reduce_sum(torch.cat(added))
+    parts = iter(total.split_with_sizes([v.numel() for v in added]))
+    return [_NOTHING if v is None else next(parts) for v in vectors], next(parts, _NOTHING)
 
 
 def _merge_bytes(state: State, packed: Sequence[dict[str, Tensor]]) -> State:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.distributed.channel import Channel
-from hjepa_dist_metrics.sync.blobs import decode_blob
 from hjepa_dist_metrics.sync.joining import Announcement, Part, UnevenError, can_join
 from hjepa_dist_metrics.sync.plan import Floats
+from hjepa_dist_metrics.sync.rest import Rest
 from hjepa_dist_metrics.sync.schema import Report, Schema, disagreement, exchange_reports, name_word
 
 _MAGIC = 0x686A657061_02  # "hjepa", layout 2
@@ -45,10 +45,13 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Hold what all ranks sent: rows [W, n], each rank's tensors by state, its last wait in ns, its part."""
+    """Hold what all ranks sent: the rows that had room, [W, n], each rank's last wait in ns, its part.
+
+    `rest` is what had no room.
+    """
 
     rows: Floats
-    blobs: list[dict[str, dict[str, Tensor]]]
+    rest: Rest
     waits: Sequence[int]
     parts: Sequence[Part]
 
@@ -59,7 +62,7 @@ def frame_bytes(world_size: int) -> int:
     return max(_LEAST_FRAME_BYTES, min(_MOST_FRAME_BYTES, fair - fair % 8))
 
 
-def gather_states(
+def gather_frame(
     channel: Channel,
     schema: Schema,
     ticket: Ticket,
@@ -67,7 +70,7 @@ def gather_states(
     blob: Tensor | None,
     announce: Callable[[Part], Announcement],
 ) -> Gathered:
-    """Gather rows [n] and bytes from all ranks in one collective, in two where they do not fit the frame.
+    """Gather from all ranks what they agree on, their sizes, and as many of the rows [n] as have room.
 
     Raises `DesyncError` where the ranks disagree; `UnevenError` where they only hold different states, and
     each has a part that allows for it: `announce` then tells the others of this rank's.
@@ -87,23 +90,7 @@ def gather_states(
     received = frames[:, _HEADER_WORDS:end].view(np.float64)
     *_, sizes, waits, _, _ = zip(*headers, strict=True)
     parts = () if ticket.part is None else [Part.read(*header[8:]) for header in headers]
-    if len(rows) == len(inline) and not any(sizes):
-        return Gathered(received, [], waits, parts)
-    overflow, blobs = _gather_rest(channel, rows[len(inline) :], blob, sizes)
-    return Gathered(np.concatenate([received, overflow], axis=1), blobs, waits, parts)
-
-
-def _gather_rest(
-    channel: Channel, rows: Floats, blob: Tensor | None, sizes: Sequence[int]
-) -> tuple[Floats, list[dict[str, dict[str, Tensor]]]]:
-    message = np.zeros(rows.nbytes + max(sizes), dtype=np.uint8)
-    message[: rows.nbytes] = rows.view(np.uint8)
-    if blob is not None:
-        message[rows.nbytes : rows.nbytes + blob.numel()] = blob.numpy()
-    messages = channel.all_gather(torch.from_numpy(message))
-    overflow = messages[:, : rows.nbytes].numpy().copy().view(np.float64)
-    tails = messages[:, rows.nbytes :]
-    return overflow, [decode_blob(tail[:size]) for tail, size in zip(tails, sizes, strict=True)]
+    return Gathered(received, Rest(rows[len(inline) :], blob, sizes), waits, parts)
 
 
 def _check(

@@ -1,0 +1,124 @@
+"""Scatter between and within classes: what a linear discriminant is made of, here with images as classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.states.base import State, require_same_signature
+from hjepa_dist_metrics.states.covariance import Covariance
+from hjepa_dist_metrics.states.decompositions import discriminant_eigenvalues, seconds_of
+from hjepa_dist_metrics.states.tasks import Task
+
+_DELTA = 1e-4  # LiDAR's (2312.04000)
+
+
+class ClassScatter(State):
+    """Keep the covariance of class means, `.between`, and the moments of rows about them, `.within`.
+
+    `.spectrum()` are the eigenvalues of Sw^-1/2 Sb Sw^-1/2, where Sb is the covariance of the means and Sw
+    the scatter within, over (rows - classes), plus 1e-4 on its diagonal.
+    """
+
+    leads = True
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.between, self.within = Covariance(dim), Covariance(dim)
+        self._eigenvalues: Tensor | None = None
+
+    @property
+    def signature(self) -> str:
+        """Describe kind and width."""
+        return f"ClassScatter[{self.dim}]"
+
+    def empty(self) -> ClassScatter:
+        """Return the scatter of nothing."""
+        return self._of(self.between.empty(), self.within.empty())
+
+    def update(self, means: Tensor, has: Tensor | None, offsets: Tensor, valid: Tensor | None) -> None:
+        """Add class means [B, D] and rows about their class's mean, [B, N, D].
+
+        `has` [B] leaves classes out, `valid` [B, N] rows.
+        """
+        self.between.update(means, has)
+        self.within.update(offsets, valid)
+        self._eigenvalues = None
+
+    @property
+    def scatter(self) -> Tensor | None:
+        """Return Sw, float64 [D, D]; None where there are fewer than two classes or no class has two rows."""
+        free = self.within.count - self.between.count
+        return None if self.between.count < 2 or free < 1 else self.within.second_moment / free
+
+    def spectrum(self) -> Tensor:
+        """Return the eigenvalues, rising, [D]; NaN where a moment is not finite or there is no scatter."""
+        if self._eigenvalues is None:
+            scatter = self.scatter
+            within = torch.full_like(self.within.m2, float("nan")) if scatter is None else scatter
+            self._eigenvalues = discriminant_eigenvalues(self.between.matrix, within, _DELTA)
+        return self._eigenvalues
+
+    @property
+    def work(self) -> float:
+        """Return the seconds that the spectrum takes: Cholesky's solutions are half a decomposition."""
+        return 1.5 * seconds_of(self.dim)
+
+    def tasks(self) -> list[Task]:
+        """Return the spectrum; none where there is no scatter."""
+        return [] if self.scatter is None else [Task(self.work, self.dim, self.spectrum, self._keep)]
+
+    def _keep(self, values: Tensor) -> None:
+        self._eigenvalues = values
+
+    def merge(self, other: ClassScatter) -> ClassScatter:
+        """Merge both covariances."""
+        require_same_signature(self, other)
+        return self._of(self.between.merge(other.between), self.within.merge(other.within))
+
+    def pack(self) -> dict[str, Tensor]:
+        """Return both covariances' tensors, as `between.mean` and so on."""
+        return {
+            f"{part}.{name}": tensor
+            for part, state in (("between", self.between), ("within", self.within))
+            for name, tensor in state.pack().items()
+        }
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"between": {}, "within": {}}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition(".")
+            parts[part][own] = tensor
+        self.between = self.between.adopt(parts["between"])
+        self.within = self.within.adopt(parts["within"])
+        self._eigenvalues = None
+
+    def rows(self) -> Tensor:
+        """Return both counts, [1, 2]."""
+        return torch.cat([self.between.rows(), self.within.rows()], dim=1)
+
+    def summed(self, rank: int, gathered: Tensor) -> Tensor:
+        """Return what both add up first, [2 (2 + D)]."""
+        own = gathered.chunk(2, dim=2)
+        return torch.cat([s.summed(rank, rows) for s, rows in zip(self._both, own, strict=True)])
+
+    def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor:
+        """Return what both add up then."""
+        own = zip(self._both, gathered.chunk(2, dim=2), total.chunk(2), strict=True)
+        return torch.cat([state.centred(rank, rows, part) for state, rows, part in own])
+
+    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> ClassScatter:
+        """Assemble both."""
+        parts = zip(self._both, gathered.chunk(2, dim=2), total.chunk(2), centred.chunk(2), strict=True)
+        return self._of(*(state.assemble(*own) for state, *own in parts))
+
+    @property
+    def _both(self) -> tuple[Covariance, Covariance]:
+        return self.between, self.within
+
+    def _of(self, between: Covariance, within: Covariance) -> ClassScatter:
+        state = self._bare()
+        state.between, state.within, state._eigenvalues = between, within, None
+        return state

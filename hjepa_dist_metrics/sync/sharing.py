@@ -1,0 +1,43 @@
+"""The work that merged states ask for, spread over the ranks: each task runs on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hjepa_dist_metrics.distributed.channel import Channel
+from hjepa_dist_metrics.states import State, Task
+
+# What a sum of a few thousand numbers takes over TCP, for each rank of the ring: less work is not worth one.
+_SECONDS_A_RANK = 1e-4
+
+
+def worth_sharing(work: float, world_size: int) -> bool:
+    """Return whether ranks that share `work`, in seconds, save more than an exchange of the results takes."""
+    return work * (world_size - 1) > _SECONDS_A_RANK * world_size**2
+
+
+def share(channel: Channel, states: Sequence[State]) -> None:
+    """Run each task of the merged states on one rank and keep its result on all. A collective call."""
+    tasks = [task for state in states for task in state.tasks()]
+    if not tasks:
+        return
+    results = torch.zeros(sum(task.size for task in tasks), dtype=torch.float64, device="cpu")
+    parts = results.split_with_sizes([task.size for task in tasks])
+    for task, part, owner in zip(tasks, parts, owners(tasks, channel.world_size), strict=True):
+        if owner == channel.rank:
+            part.copy_(task.run())
+    results = channel.all_reduce_sum(results)
+    for task, part in zip(tasks, results.split_with_sizes([task.size for task in tasks]), strict=True):
+        task.keep(part)
+
+
+def owners(tasks: Sequence[Task], world_size: int) -> list[int]:
+    """Return the rank of each task: the longest first, to the rank that has least to do so far."""
+    loads, found = [0.0] * world_size, [0] * len(tasks)
+    for index in sorted(range(len(tasks)), key=lambda i: -tasks[i].seconds):
+        rank = loads.index(min(loads))
+        found[index] = rank
+        loads[rank] += tasks[index].seconds
+    return found
