@@ -6,7 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics import changes
 from hjepa_dist_metrics.metrics.inputs import described
 from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merger
 from hjepa_dist_metrics.states import State
@@ -22,6 +23,9 @@ from hjepa_dist_metrics.values import Scalar, Value
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
+
+# What a formula for many metrics returns: pairs, for two metrics may write one tag, or a mapping to be kept.
+Computed: TypeAlias = Iterable[tuple[str, Value | float]] | dict[str, Scalar]
 
 # The kinds of devices that know autocast.
 _AUTOCASTING = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
@@ -54,7 +58,7 @@ class DistributedMetric(ABC):
     # Never changed in place: who holds the same mapping as before knows that the states are the same objects.
     _states: Mapping[str, State]
     _merger: Merger
-    failure: str | None
+    _failure: str | None
     # Whether there was an update since the monitor last logged the metric.
     touched: bool
 
@@ -63,7 +67,7 @@ class DistributedMetric(ABC):
         metric = super().__new__(cls)
         metric._states = {}
         metric._merger = Merger()
-        metric.failure = None
+        metric._failure = None
         metric.touched = False
         return metric
 
@@ -82,7 +86,22 @@ class DistributedMetric(ABC):
         taken = hasattr(type(self), name) or name in self.__dict__ or name in self._states
         if taken or not name.isidentifier():
             raise ConfigError(f"{type(self).__name__} cannot name a state {name!r}: pick another identifier")
-        self._states = {**self._states, name: state}
+        self._hold({**self._states, name: state})
+
+    def _hold(self, states: Mapping[str, State]) -> None:
+        """Keep these states from now on; nothing else may replace them, or a sync would not notice."""
+        self._states = states
+        changes.note()
+
+    @property
+    def failure(self) -> str | None:
+        """Return how an update failed since the last reset, None where none did."""
+        return self._failure
+
+    @failure.setter
+    def failure(self, text: str | None) -> None:
+        self._failure = text
+        changes.note()
 
     def require_added(self) -> None:
         """Raise ConfigError where a state was set as a public attribute instead of by `add_state`."""
@@ -113,13 +132,16 @@ class DistributedMetric(ABC):
         """Return tags and values (or plain numbers) from merged states: a pure function of them."""
 
     @classmethod
-    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
+    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Computed:
         """Return tags and values of all `metrics`, which are of this class, in order.
 
         A class of which there are hundreds can do that faster than with a call of `compute_from` for each.
         """
-        for name, metric in metrics.items():
-            yield from metric.compute_from(merged.get(name, {})).items()
+        return [
+            pair
+            for name, metric in metrics.items()
+            for pair in metric.compute_from(merged.get(name, {})).items()
+        ]
 
     def compute(self) -> dict[str, Value]:
         """Merge the states over ranks and return the values: the same on every rank.
@@ -145,14 +167,16 @@ class DistributedMetric(ABC):
         """Take in what `other`, a metric of the same kind, has seen; return self. `other` stays as it is."""
         if type(other) is not type(self) or set(other._states) != set(self._states):
             raise ConfigError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
-        self._states = {name: state.merge(other._states[name]) for name, state in self._states.items()}
+        self._hold({name: state.merge(other._states[name]) for name, state in self._states.items()})
         self.failure = self.failure or other.failure
         return self
 
     def reset(self) -> None:
         """Forget everything seen, failures included."""
-        self._states = {name: state.empty() for name, state in self._states.items()}
-        self.failure = None
+        if not all(state.clear() for state in self._states.values()):
+            self._hold({name: state.empty() for name, state in self._states.items()})
+        if self._failure is not None:
+            self.failure = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks have seen, merged. A collective call; {} on a process outside the group."""
@@ -180,10 +204,12 @@ class DistributedMetric(ABC):
         if mine != saved:
             raise ConfigError(f"{type(self).__name__} has the states {mine}, the saved one {saved}")
         self.reset()
-        self._states = {
-            name: state.unpack(_tensors(packed[name])) if holder or state.replicated else state
-            for name, state in self._states.items()
-        }
+        self._hold(
+            {
+                name: state.unpack(_tensors(packed[name])) if holder or state.replicated else state
+                for name, state in self._states.items()
+            }
+        )
 
 
 def pack_states(states: Mapping[str, State]) -> dict[str, dict[str, Any]]:

@@ -41,6 +41,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         self._context = context
         self.sync_timeout = float(sync_timeout)
         self._metrics: dict[str, DistributedMetric] = {}
+        self._all: Mapping[str, DistributedMetric] | None = None
         self._merger = Merger(name)
         self._handles: list[SyncHandle[Any]] = []
         self._raised: BaseException | None = None
@@ -55,6 +56,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             raise ConfigError(f"metric {name!r} must be a DistributedMetric, got {type(metric).__name__}")
         metric.require_added()
         self._metrics[name] = metric
+        self._all = None
 
     def __getitem__(self, name: str) -> DistributedMetric:
         return self._metrics[name]
@@ -180,23 +182,32 @@ class MetricCollection(Mapping[str, DistributedMetric]):
 
     def _select(
         self, formulas: Formulas, names: Sequence[str] | None
-    ) -> tuple[dict[str, DistributedMetric], Callable[[Merged], Any]]:
-        metrics = dict(self._metrics) if names is None else {name: self._metrics[name] for name in names}
+    ) -> tuple[Mapping[str, DistributedMetric], Callable[[Merged], Any]]:
+        metrics = self._everything() if names is None else {name: self._metrics[name] for name in names}
         return metrics, lambda merged: formulas(metrics, merged)
+
+    def _everything(self) -> Mapping[str, DistributedMetric]:
+        """Return all metrics, as a mapping that stays what it is: `add` leads to another one."""
+        if self._all is None:
+            self._all = dict(self._metrics)
+        return self._all
 
 
 def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> dict[str, Value]:
     """Return every metric's values by tag; ConfigError where two metrics write one tag."""
     results: dict[str, Value] = {}
     expected = 0
-    for kind, names in merged.runs:
-        run = metrics if len(names) == len(metrics) else {name: metrics[name] for name in names}
-        found = list(kind.compute_many(run, merged))
-        values: dict[str, Any] = dict(found)
+    for kind, run in merged.runs:
+        found = kind.compute_many(run, merged)
+        pairs = found if isinstance(found, dict) else list(found)
+        values: dict[str, Any] = dict(pairs) if isinstance(pairs, list) else pairs
         if set(map(type, values.values())) != {Scalar}:
             values = {tag: as_value(value, tag, kind) for tag, value in values.items()}
-        results.update(values)
-        expected += len(found)
+        if results:
+            results.update(values)
+        else:
+            results = values
+        expected += len(pairs)
         if len(results) != expected:
             raise _two_writers(metrics, merged)
     return results

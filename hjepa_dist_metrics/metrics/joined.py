@@ -76,7 +76,7 @@ def join(
     states = {name: held.get(name, state) for each in announced for name, state in each.states.items()}
     union = Roster.of_states(states, {**everything, **metrics})
     lacks = any(name not in held for name in states)
-    again = replace(ticket, part=replace(ticket.part, lacks=lacks, level=0))
+    again = ticket._replace(part=replace(ticket.part, lacks=lacks, level=0))
     merged, report = exchange(snapshot(union.states, union.plan, copy=False), channel, again)
     own = {name: metric for name, metric in {**everything, **metrics}.items() if name in union.members}
     speakers = _speakers(announced) if any(part.lacks for part in report.parts) else None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext, open_channel
+from hjepa_dist_metrics.distributed.channel import Channel
+from hjepa_dist_metrics.metrics import changes
 from hjepa_dist_metrics.metrics.joined import join
 from hjepa_dist_metrics.metrics.roster import Merged, Roster
 from hjepa_dist_metrics.sync import Part, SyncReport, SyncThread, Ticket, exchange, snapshot
@@ -22,7 +24,7 @@ DEFAULT_SYNC_TIMEOUT = 60.0
 # One for the process: the order in which syncs are asked for is then the order in which they run, also over
 # several collections and groups.
 _thread = SyncThread()
-_failure = operator.attrgetter("failure")
+_failure = operator.attrgetter("_failure")
 
 
 @dataclass
@@ -30,6 +32,15 @@ class _Wave:
     """Hold the failure that ends the background syncs asked for before the owner saw it."""
 
     error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Hold the roster of metrics of which none had failed, and when that was looked up."""
+
+    metrics: Mapping[str, DistributedMetric]
+    roster: Roster
+    moment: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,9 @@ class Merger:
         self.report: SyncReport | None = None
         self._wave = _Wave()
         self._rosters: dict[tuple[str, ...], Roster] = {}
+        self._names: tuple[str, ...] | None = None
+        self._known: _Known | None = None
+        self._opened: tuple[ProcessContext, float, Channel] | None = None
 
     def merge(
         self,
@@ -59,6 +73,8 @@ class Merger:
         joining: Joining | None = None,
     ) -> R:
         """Merge here and now, behind the syncs that are under way, and return `then(merged)`.
+
+        `metrics` must not change any more: the same mapping as before is taken for the same metrics.
 
         With `joining` the ranks need not hold the same metrics, and `then` gets a `Joined`.
         """
@@ -103,16 +119,14 @@ class Merger:
         copy: bool,
         joining: Joining | None,
     ) -> Callable[[], R]:
-        names = tuple(metrics)
-        roster = self._rosters[names] = Roster.of(metrics, self._rosters.get(names))
-        taken = snapshot(roster.states, roster.plan, copy)
         part, everything = (None, metrics) if joining is None else (joining.part, joining.everything)
         told = everything if part is not None and part.level else metrics
-        failures = _failures(told) if any(map(_failure, told.values())) else {}
+        roster, failures = self._look_up(metrics, told)
+        taken = snapshot(roster.states, roster.plan, copy, roster.blocks)
 
         def job() -> R:
             waited = self.report.waited if self.report is not None else 0.0
-            channel = open_channel(context, timeout)
+            channel = self._channel(context, timeout)
             self.number += 1
             ticket = Ticket(self.number, failures, waited, part, self.name)
             if part is not None:
@@ -122,6 +136,27 @@ class Merger:
             return then(Merged(roster, merged))
 
         return job
+
+    def _channel(self, context: ProcessContext, timeout: float) -> Channel:
+        if self._opened is None or self._opened[0] is not context or self._opened[1] != timeout:
+            self._opened = context, timeout, open_channel(context, timeout)
+        return self._opened[2]
+
+    def _look_up(
+        self, metrics: Mapping[str, DistributedMetric], told: Mapping[str, DistributedMetric]
+    ) -> tuple[Roster, dict[str, str]]:
+        """Return the roster of `metrics` and the failures of `told`; of known ones without a look at each."""
+        known, moment = self._known, changes.latest()
+        if known is not None and known.metrics is metrics is told and known.moment == moment:
+            return known.roster, {}
+        names = tuple(metrics)
+        roster = Roster.of(metrics, self._rosters.get(names))
+        again, self._names, self._rosters[names] = names == self._names, names, roster
+        if again:
+            roster.lay_together()
+        failures = _failures(told) if any(map(_failure, told.values())) else {}
+        self._known = _Known(metrics, roster, moment) if again and not failures and not roster.live else None
+        return roster, failures
 
 
 def _failures(metrics: Mapping[str, DistributedMetric]) -> dict[str, str]:

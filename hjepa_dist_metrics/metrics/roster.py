@@ -6,17 +6,28 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.sync import Columns, Floats, MergedStates, Plan
+import torch
+
+from hjepa_dist_metrics.states import LiveBlock, State
+from hjepa_dist_metrics.sync import MergedStates, Plan, RowGroup
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.base import DistributedMetric
 
 _SEPARATOR = "."
+_FEWEST_TOGETHER = 8  # states of one class for which a block of their own is worth while
 _held: Callable[[DistributedMetric], Mapping[str, State]] = operator.attrgetter("states")
 _kept: Callable[[DistributedMetric], Mapping[str, State]] = operator.attrgetter("_states")
+
+
+class Run(dict[str, "DistributedMetric"]):
+    """Hold metrics of one class that follow each other, by name; `notes` is for what is found out once."""
+
+    def __init__(self, metrics: Mapping[str, DistributedMetric]) -> None:
+        super().__init__(metrics)
+        self.notes: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -25,16 +36,17 @@ class Roster:
 
     `states` has each under "<metric>.<state>", `members` each metric's states by those names, and `runs` the
     metrics in order, those of one class that follow each other together. All of it is worked out once and
-    kept while the metrics hold the same objects. `live` tells that a metric makes its states when asked.
+    kept while the metrics hold the same objects. `live` tells that a metric makes its states when asked;
+    `blocks` are those in which the numbers of a group lie, by the group's place in the plan.
     """
 
     held: Sequence[Mapping[str, State]]
     states: Mapping[str, State]
     members: Mapping[str, Mapping[str, str]]
-    runs: Sequence[tuple[type[DistributedMetric], tuple[str, ...]]]
+    runs: Sequence[tuple[type[DistributedMetric], Run]]
     plan: Plan
     live: bool = True
-    pickers: dict[tuple[tuple[str, ...], str], tuple[int, Columns] | None] = field(default_factory=dict)
+    blocks: dict[int, LiveBlock] = field(default_factory=dict)
 
     @classmethod
     def of(cls, metrics: Mapping[str, DistributedMetric], last: Roster | None = None) -> Roster:
@@ -47,7 +59,7 @@ class Roster:
         states = {f"{owner}{_SEPARATOR}{name}": s for owner, mine in named for name, s in mine.items()}
         plan = Plan.of(states, last.plan if last is not None else None)
         if last is not None and plan is last.plan:
-            return replace(last, held=held, states=states)
+            return replace(last, held=held, states=states, blocks={})
         keys = iter(states)
         named = zip(metrics, held, strict=True)
         members = {owner: {name: next(keys) for name in mine} for owner, mine in named if mine}
@@ -70,32 +82,48 @@ class Roster:
         """Return the roster whose formulas are those of `metrics` alone."""
         return replace(self, runs=_runs(metrics))
 
-    def picker(self, owners: tuple[str, ...], state: str) -> tuple[int, Columns] | None:
-        """Return the group in which a state of all `owners` lies, and the columns of its block that hold it.
+    def lay_together(self) -> None:
+        """Let the numbers of many states of one class lie side by side, for the next sync to take at once.
+
+        Those of another roster's block come here: a state lies where it was last synced twice in a row.
+        """
+        for index, group in enumerate(self.plan.groups):
+            known = self.blocks.get(index)
+            if group.kind.joins and len(group.names) >= _FEWEST_TOGETHER and not (known and known.whole):
+                self._lay_group(index, group)
+
+    def _lay_group(self, index: int, group: RowGroup) -> None:
+        members: list[Any] = [self.states[name] for name in group.names]
+        data = [state.data for state in members]
+        if not all(tensor.is_cpu for tensor in data):
+            return
+        block = self.blocks[index] = LiveBlock(torch.cat(data, dim=1).numpy())
+        for column, state in enumerate(members):
+            state.live_in(block, column)
+
+    def place(self, run: Mapping[str, DistributedMetric], state: str) -> tuple[int, list[int]] | None:
+        """Return the group in which a state of all metrics lies, and each metric's column of its block.
 
         None unless all of them are single numbers of one class.
         """
-        if (owners, state) not in self.pickers:
-            self.pickers[owners, state] = self._picker([self.members.get(o, {}).get(state) for o in owners])
-        return self.pickers[owners, state]
+        notes = run.notes if isinstance(run, Run) else {}
+        key = f"place of {state}"
+        if key not in notes:
+            notes[key] = self._place([self.members.get(owner, {}).get(state) for owner in run])
+        found: tuple[int, list[int]] | None = notes[key]
+        return found
 
-    def _picker(self, names: Sequence[str | None]) -> tuple[int, Columns] | None:
+    def _place(self, names: Sequence[str | None]) -> tuple[int, list[int]] | None:
         places = [self.plan.places.get(name) if name is not None else None for name in names]
         groups = {place[0] for place in places if place is not None}
         if None in places or len(groups) != 1 or not self.plan.groups[group := groups.pop()].scalar:
             return None
-        columns = [place[1] for place in places if place is not None]
-        # A slice is a view: as good as free, where picking a hundred columns takes microseconds.
-        together = slice(columns[0], columns[0] + len(columns))
-        return group, together if columns == list(range(together.start, together.stop)) else columns
+        return group, [place[1] for place in places if place is not None]
 
 
-def _runs(
-    metrics: Mapping[str, DistributedMetric],
-) -> list[tuple[type[DistributedMetric], tuple[str, ...]]]:
-    return [
-        (kind, tuple(owners)) for kind, owners in itertools.groupby(metrics, lambda name: type(metrics[name]))
-    ]
+def _runs(metrics: Mapping[str, DistributedMetric]) -> list[tuple[type[DistributedMetric], Run]]:
+    grouped = itertools.groupby(metrics, lambda name: type(metrics[name]))
+    return [(kind, Run({name: metrics[name] for name in names})) for kind, names in grouped]
 
 
 class Merged(Mapping[str, Mapping[str, State]]):
@@ -114,7 +142,7 @@ class Merged(Mapping[str, Mapping[str, State]]):
         return len(self._roster.members)
 
     @property
-    def runs(self) -> Sequence[tuple[type[DistributedMetric], tuple[str, ...]]]:
+    def runs(self) -> Sequence[tuple[type[DistributedMetric], Run]]:
         """Return the metrics in order, those of one class that follow each other together."""
         return self._roster.runs
 
@@ -122,10 +150,12 @@ class Merged(Mapping[str, Mapping[str, State]]):
         """Return the same states for the formulas of `metrics` alone."""
         return Merged(self._roster.only(metrics), self._states)
 
-    def numbers(self, owners: tuple[str, ...], state: str) -> Floats | None:
-        """Return the fields of the state `state` of all `owners`, [fields, owners], without making states.
+    def numbers(
+        self, metrics: Mapping[str, DistributedMetric], state: str
+    ) -> tuple[Sequence[Sequence[float]], Sequence[int]] | None:
+        """Return a block's fields as lists, and each metric's place in them, without making states.
 
-        None unless all of them are single numbers of one class.
+        None unless the state `state` of all `metrics` is a single number of one class.
         """
-        picked = self._roster.picker(owners, state)
-        return None if picked is None else self._states.columns(*picked)
+        found = self._roster.place(metrics, state)
+        return None if found is None else (self._states.numbers(found[0]), found[1])

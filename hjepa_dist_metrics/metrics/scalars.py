@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics import changes
+from hjepa_dist_metrics.metrics.base import Computed, DistributedMetric
 from hjepa_dist_metrics.metrics.inputs import as_number, device_of
+from hjepa_dist_metrics.metrics.roster import Run
 from hjepa_dist_metrics.states import Mean, Replicated
-from hjepa_dist_metrics.values import Scalar, Value
+from hjepa_dist_metrics.values import Scalar
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
 
-_tag = operator.attrgetter("tag")
+_tag = operator.attrgetter("_tag")
 
 
 class WeightedMean(DistributedMetric):
@@ -31,6 +31,16 @@ class WeightedMean(DistributedMetric):
         self.tag = tag
         self.add_state("mean", Mean())
 
+    @property
+    def tag(self) -> str:
+        """Return the tag of the mean."""
+        return self._tag
+
+    @tag.setter
+    def tag(self, tag: str) -> None:
+        self._tag = tag
+        changes.note()
+
     def update(self, value: Tensor | float, count: Tensor | float = 1) -> None:
         """Add a mean over `count` samples."""
         self.mean.update(value, count)
@@ -38,22 +48,31 @@ class WeightedMean(DistributedMetric):
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the mean; {} before the first update."""
         mean = states["mean"]
-        return {self.tag: mean.value} if mean.count else {}
+        return {self._tag: mean.value} if mean.count else {}
 
     @classmethod
-    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
+    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Computed:
         """Return the means in one pass over the merged block."""
-        fields = merged.numbers(tuple(metrics), "mean")
-        if fields is None:
+        found = merged.numbers(metrics, "mean")
+        if found is None:
             return super().compute_many(metrics, merged)
-        tags: list[str] = [*map(_tag, metrics.values())]
-        totals, counts = fields
-        if not counts.all():
-            tags, fields = [*itertools.compress(tags, counts)], fields[:, counts != 0]
-            totals, counts = fields
-        with np.errstate(all="ignore"):  # what is infinite or NaN is a finding, as where plain floats divide
-            means = (totals / counts).tolist()
-        return zip(tags, map(Scalar, means), strict=True)
+        # Plain Python: after a wait each of NumPy's functions is met with cold caches and takes 20 us.
+        (totals, counts), columns = found
+        tags = _tags(metrics)
+        if len(set(tags)) < len(tags):
+            return [(tag, totals[i] / counts[i]) for tag, i in zip(tags, columns, strict=True) if counts[i]]
+        return {tag: Scalar(totals[i] / counts[i]) for tag, i in zip(tags, columns, strict=True) if counts[i]}
+
+
+def _tags(metrics: Mapping[str, WeightedMean]) -> list[str]:
+    moment = changes.latest()
+    known: tuple[int, list[str]] | None = metrics.notes.get("tags") if isinstance(metrics, Run) else None
+    if known is not None and known[0] == moment:
+        return known[1]
+    tags = [*map(_tag, metrics.values())]
+    if isinstance(metrics, Run):
+        metrics.notes["tags"] = moment, tags
+    return tags
 
 
 class ReplicatedScalars(DistributedMetric):

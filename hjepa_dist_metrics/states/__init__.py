@@ -11,6 +11,7 @@ from hjepa_dist_metrics.states.extremes import (
 )
 from hjepa_dist_metrics.states.grouped import GroupSums as GroupSums
 from hjepa_dist_metrics.states.histogram import Histogram as Histogram
+from hjepa_dist_metrics.states.live import LiveBlock as LiveBlock
 from hjepa_dist_metrics.states.lowest import Lowest as Lowest
 from hjepa_dist_metrics.states.moments import Moments as Moments
 from hjepa_dist_metrics.states.named import NamedSums as NamedSums

@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.states.live import LiveBlock
 from hjepa_dist_metrics.states.tasks import Task
 
 # A column of a host block [fields, n]: the block, its numbers as Python floats, and the column's place.
@@ -59,6 +60,10 @@ class State(ABC):
     @abstractmethod
     def merge(self, other: Self) -> Self:
         """Return the state that has seen what both have; neither changes."""
+
+    def clear(self) -> bool:
+        """Forget everything in place, where the state can; return whether it has."""
+        return False
 
     @abstractmethod
     def pack(self) -> dict[str, Tensor]:
@@ -120,6 +125,19 @@ class State(ABC):
         return []
 
 
+class _Data:
+    """Give a state the tensor that it does not keep: cut from a merged block, or copied from a live one."""
+
+    def __get__(self, state: Any, owner: type[RowState] | None = None) -> Any:
+        if state is None:
+            return self
+        if state._live is not None:
+            return state._live.column(state._column)
+        block, _, column = state._source
+        data = state.__dict__["data"] = torch.from_numpy(block[:, column : column + 1])
+        return data
+
+
 class RowState(State):
     """Hold one float64 block [fields, n] that merges column by column.
 
@@ -131,7 +149,15 @@ class RowState(State):
     additive: ClassVar[bool] = False
     # Whether every rank's rows are gathered, side by side with those of all states of the class.
     gathered = True
+    # Whether many of them may lie side by side in a `LiveBlock`.
+    joins: ClassVar[bool] = False
     _source: Column
+    _live: LiveBlock | None = None
+    _column: int
+    if TYPE_CHECKING:
+        data: Tensor  # float64 [fields, n]
+    else:
+        data = _Data()
 
     def __init__(self, shape: Sequence[int] = ()) -> None:
         self.shape = tuple(int(s) for s in shape)
@@ -175,16 +201,15 @@ class RowState(State):
         theirs = other.data.to(self.data.device, non_blocking=True)
         return self.holding(self.merge_rows(torch.stack([self.data, theirs])))
 
-    @cached_property
-    def data(self) -> Tensor:
-        """Return the float64 block [fields, n]."""
-        block, _, column = self._source
-        return torch.from_numpy(block[:, column : column + 1])
-
     def holding(self, data: Tensor) -> Self:
         """Return a state of this signature around a float64 block."""
-        state = object.__new__(type(self))
-        state.__dict__.update(self.__dict__, data=data)
+        state = self._bare()
+        state.data = data
+        return state
+
+    def _bare(self) -> Self:
+        state = super()._bare()
+        state.__dict__.pop("_live", None)
         return state
 
     def reading(self, source: Column) -> Self:
@@ -196,8 +221,21 @@ class RowState(State):
         attributes = state.__dict__
         attributes.update(self.__dict__)
         attributes.pop("data", None)
+        attributes.pop("_live", None)
         attributes["_source"] = source
         return state
+
+    def live_in(self, block: LiveBlock, column: int) -> None:
+        """Keep the numbers in a column of `block` from now on, which holds them already."""
+        self._leave()
+        self.__dict__.pop("data", None)
+        self._live, self._column = block, column
+
+    def _leave(self) -> None:
+        """Keep the numbers elsewhere from now on."""
+        if self._live is not None:
+            self._live.whole = False
+            self._live = None
 
     def pack(self) -> dict[str, Tensor]:
         """Return the block under the name `data`."""
@@ -217,6 +255,8 @@ class RowState(State):
     def _field(self, index: int) -> Any:
         """Return one field as a float, or as a host array where the state has a shape."""
         if "data" not in self.__dict__:
+            if self._live is not None:
+                return float(self._live.rows[index, self._column])
             _, numbers, column = self._source
             return numbers[index][column]
         values = self.data[index]

@@ -80,6 +80,7 @@ class Mean(_Additive):
     """
 
     fields = 2
+    joins = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,13 +102,25 @@ class Mean(_Additive):
 
     def update(self, value: Numeric, count: Numeric = 1) -> None:
         """Add a mean over `count` samples."""
-        if isinstance(value, (float, int)) and isinstance(count, (float, int)):
-            total = value * count if count > 0 else 0.0
-            added = torch.tensor([[total], [count]], dtype=torch.float64, device="cpu")
-            self.data = self.data + as_tensor(added, self.data.device)
-        else:
+        number, weight = _on_host(value), _on_host(count)
+        if number is None or weight is None:
             added = self._added(value, count)
-            self.data = follow(self.data, added) + added
+            data = follow(self.data, added) + added
+            self._leave()
+            self.data = data
+            return
+        total = number * weight if weight > 0 else 0.0
+        if self._live is not None:
+            self._live.add(self._column, (total, weight))
+        else:
+            added = torch.tensor([[total], [weight]], dtype=torch.float64, device="cpu")
+            self.data = self.data + as_tensor(added, self.data.device)
+
+    def clear(self) -> bool:
+        """Forget everything, where the numbers lie in a block."""
+        if self._live is not None:
+            self._live.rows[:, self._column] = 0.0
+        return self._live is not None
 
     def _added(self, value: Numeric, count: Numeric) -> Tensor:
         number = as_tensor(value, self.data.device)
@@ -118,3 +131,13 @@ class Mean(_Additive):
             raise ConfigError(f"expected one number and its count, got shapes {shapes}")
         total = torch.where(weight > 0, number * weight, 0.0)
         return torch.stack([total.reshape(1), weight.reshape(1)])
+
+
+def _on_host(value: Numeric) -> float | None:
+    """Return a single number that lies on the host, None for anything else."""
+    if isinstance(value, (float, int)):
+        return value
+    if isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() == 1:
+        number = value.item()
+        return number if isinstance(number, (float, int)) else None
+    return None

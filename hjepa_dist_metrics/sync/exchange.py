@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +36,7 @@ from hjepa_dist_metrics.sync.snapshot import Snapshot
 _NOTHING = torch.zeros(0, dtype=torch.float64, device="cpu")
 
 
-@dataclass(frozen=True)
-class SyncReport:
+class SyncReport(NamedTuple):
     """Tell what a sync cost: collectives, bytes sent by this rank, seconds, seconds waited for the others.
 
     `slowest_rank` is the rank that the others waited for in the sync before.
@@ -91,7 +90,7 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     """
     plan, meter = taken.plan, _Meter(channel)
     meter.begin(patient=ticket.part is not None and ticket.part.level > 0)
-    others = [taken.others[name] for name in plan.others]
+    others = [taken.others[name] for name in plan.others] if plan.others else []
     # The rows that sums need come first: where the frame has not room for all, it has for them.
     heads = [rows for state in others if (rows := state.rows()) is not None]
     blocks = [*heads, *taken.rows()]
@@ -128,21 +127,18 @@ def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats], taken: S
 
     `taken` counts the steps of each rank: what all have alike is told by those that took the most.
     """
-    pairs = list(zip(groups, gathered, strict=True))
-    tensors = [None if group.kind.additive else torch.from_numpy(rows) for group, rows in pairs]
-    if len(set(taken)) > 1:
-        counts = torch.tensor(taken, device="cpu")
-        tensors = [
-            None if rows is None else group.kind.without_overtaken(rows, counts)
-            for group, rows in zip(groups, tensors, strict=True)
-        ]
-    several = [(g, t) for g, t in zip(groups, tensors, strict=True) if t is not None and len(t) > 1]
-    if several:
-        raise_conflicts(several)
+    pairs = [*zip(groups, gathered, strict=True)]
+    others = {i: torch.from_numpy(rows) for i, (group, rows) in enumerate(pairs) if not group.kind.additive}
+    if others:
+        if len(set(taken)) > 1:
+            counts = torch.tensor(taken, device="cpu")
+            others = {i: groups[i].kind.without_overtaken(rows, counts) for i, rows in others.items()}
+        if len(gathered[0]) > 1:
+            raise_conflicts([(groups[i], rows) for i, rows in others.items()])
     with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, which is reported as such
         return [
-            np.add.reduce(rows) if tensor is None else group.kind.merge_rows(tensor).numpy()
-            for (group, rows), tensor in zip(pairs, tensors, strict=True)
+            group.kind.merge_rows(others[i]).numpy() if i in others else np.add.reduce(rows)
+            for i, (group, rows) in enumerate(pairs)
         ]
 
 

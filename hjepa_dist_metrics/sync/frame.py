@@ -8,7 +8,7 @@ call of a torch operation takes some ten microseconds, of a NumPy one two.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,7 @@ _LEAST_FRAME_BYTES = 512
 _FRAME_BUDGET = 1 << 20
 
 
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(NamedTuple):
     """Carry what a sync says besides the states: number, local failures, seconds of the last wait.
 
     `collection` is the name of what is synced, where it has one.
@@ -43,8 +42,7 @@ class Ticket:
     collection: str = ""
 
 
-@dataclass(frozen=True)
-class Gathered:
+class Gathered(NamedTuple):
     """Hold what all ranks sent: the rows that had room, [W, n], each rank's last wait in ns, its part.
 
     `rest` is what had no room.

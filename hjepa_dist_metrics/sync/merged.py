@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.plan import Floats, Plan
-
-Columns: TypeAlias = slice | list[int]
 
 
 class MergedStates(Mapping[str, State]):
@@ -48,11 +46,7 @@ class MergedStates(Mapping[str, State]):
         """Return states under other names, given as new name to name."""
         return {new: self[name] for new, name in names.items()}
 
-    def columns(self, group: int, columns: Columns) -> Floats:
-        """Return columns of a group's merged block, [fields, columns]."""
-        return self._blocks[group][:, columns]
-
-    def _numbers_of(self, group: int) -> list[list[float]]:
+    def numbers(self, group: int) -> list[list[float]]:
         """Return a block of single numbers as Python floats, [fields][columns]."""
         if group not in self._numbers:
             self._numbers[group] = self._blocks[group].tolist()
@@ -63,7 +57,7 @@ class MergedStates(Mapping[str, State]):
         original: Any = self._originals[name]
         made: State
         if self._plan.groups[group].scalar:
-            made = original.reading((self._blocks[group], self._numbers_of(group), column))
+            made = original.reading((self._blocks[group], self.numbers(group), column))
         else:
             made = original.holding(torch.from_numpy(self._blocks[group][:, column : column + original.size]))
         return made

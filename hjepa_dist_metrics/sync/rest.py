@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -23,13 +22,13 @@ _MOST_SLOT_BYTES = 16 << 20
 _WORD = 4  # bytes that a float64 carries exactly
 
 
-@dataclass(frozen=True)
 class Rest:
     """Hold this rank's rows [n] and bytes; `sizes` are the numbers of bytes of all ranks, multiples of 8."""
 
-    rows: Floats
-    blob: Tensor | None
-    sizes: Sequence[int]
+    __slots__ = ("blob", "rows", "sizes")
+
+    def __init__(self, rows: Floats, blob: Tensor | None, sizes: Sequence[int]) -> None:
+        self.rows, self.blob, self.sizes = rows, blob, sizes
 
     def __bool__(self) -> bool:
         """Return whether any rank has anything to send."""

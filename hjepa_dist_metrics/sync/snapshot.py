@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states import State
+from hjepa_dist_metrics.states import LiveBlock, State
 from hjepa_dist_metrics.sync.plan import Plan, RowGroup
 
 
@@ -42,15 +42,23 @@ class Snapshot:
         return found
 
 
-def snapshot(states: Mapping[str, State], plan: Plan, copy: bool = True) -> Snapshot:
+def snapshot(
+    states: Mapping[str, State], plan: Plan, copy: bool = True, live: Mapping[int, LiveBlock] | None = None
+) -> Snapshot:
     """Take the states to the host; later updates of the originals do not show in the copies.
 
     With `copy=False`, for a sync that ends before anything is updated, what lies on the host is not copied.
-    On CUDA the copies are queued on the current stream, into pinned memory, and not waited for.
+    `live` are the blocks in which the numbers of a group lie already, by the group's place in the plan. On
+    CUDA the copies are queued on the current stream, into pinned memory, and not waited for.
     """
     taken = Snapshot(plan, states)
-    for group in plan.groups:
-        taken.blocks.append(_take_rows(taken, states, group))
+    for index, group in enumerate(plan.groups):
+        block = live.get(index) if live else None
+        if block is not None and block.whole:
+            rows = block.rows.copy() if copy else block.rows
+            taken.blocks.append([(torch.from_numpy(rows), None)])
+        else:
+            taken.blocks.append(_take_rows(taken, states, group))
     if not plan.others:
         return taken
     if copy or any(t.device.type != "cpu" for name in plan.others for t in states[name].pack().values()):

@@ -134,8 +134,8 @@ def test_a_state_of_another_kind_under_the_same_name_is_computed_one_by_one():
 
         @classmethod
         def compute_many(cls, metrics, merged):
-            assert merged.numbers(tuple(metrics), "mean") is None
-            assert merged.numbers(tuple(metrics), "absent") is None
+            assert merged.numbers(metrics, "mean") is None
+            assert merged.numbers(metrics, "absent") is None
             return super(WeightedMean, cls).compute_many({}, merged)
 
     assert MetricCollection({"a": Odd("single"), "b": Odd("wide")}).compute() == {}
