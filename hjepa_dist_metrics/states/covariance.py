@@ -38,6 +38,7 @@ class Covariance(State):
             raise ConfigError(f"spectra must be among {_MATRICES}, got {tuple(spectra)}")
         self.dim, self.spectra = dim, tuple(spectra)
         self._load(self._blank())
+        self._fresh = True
 
     def _blank(self) -> dict[str, Tensor]:
         return {
@@ -53,7 +54,9 @@ class Covariance(State):
 
     def empty(self) -> Covariance:
         """Return a covariance of nothing."""
-        return self.adopt(self._blank())
+        state = self.adopt(self._blank())
+        state._fresh = True
+        return state
 
     def pack(self) -> dict[str, Tensor]:
         """Return count and nonfinite rows (`head`), `mean` and `m2`."""
@@ -62,6 +65,7 @@ class Covariance(State):
     def _load(self, tensors: dict[str, Tensor]) -> None:
         self.head, self._mean, self.m2 = (tensors[name].to(torch.float64) for name in ("head", "mean", "m2"))
         self._eigenvalues: dict[str, Tensor] = {}
+        self._fresh = False  # whether the state has seen nothing, as far as is known without asking a device
 
     @property
     def count(self) -> int:
@@ -118,7 +122,8 @@ class Covariance(State):
         weight = None if valid is None else row_weights(valid, rows.shape[:-1], rows.device)
         self.head, self._mean, self.m2 = (follow(t, rows) for t in (self.head, self._mean, self.m2))
         for block, mask in blocks(rows.reshape(-1, self.dim), weight):
-            self._load(self.merge(self.adopt(_block_covariance(block.to(torch.float64), mask))).pack())
+            seen = _block_covariance(block.to(torch.float64), mask)
+            self._load(seen if self._fresh else self.merge(self.adopt(seen)).pack())
 
     def merge(self, other: Covariance) -> Covariance:
         """Merge about the common mean (Chan)."""
