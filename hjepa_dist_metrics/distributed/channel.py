@@ -20,7 +20,10 @@ class Channel(Protocol):
         """
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Return [world_size, n] from every rank's one-dimensional tensor of n elements."""
+        """Return [world_size, n] from every rank's one-dimensional tensor of n elements.
+
+        It is the caller's until the next operation only: it may lie in memory that is used again.
+        """
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks; `tensor` may be overwritten."""

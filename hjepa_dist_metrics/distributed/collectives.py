@@ -54,7 +54,7 @@ def all_gather_tensors(tensor: Tensor, context: ProcessContext) -> Tensor:
     if context.world_size == 1:
         return own.clone().unsqueeze(0)
     if context.channel is not None:
-        return context.channel.all_gather(own.reshape(-1)).reshape(-1, *own.shape)
+        return context.channel.all_gather(own.reshape(-1)).clone().reshape(-1, *own.shape)
     parts = [torch.empty_like(own) for _ in range(context.world_size)]
     dist.all_gather(parts, own, group=context.group)
     return torch.stack(parts)

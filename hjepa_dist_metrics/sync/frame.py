@@ -85,7 +85,7 @@ def gather_frame(
     frames = channel.all_gather(torch.from_numpy(frame)).numpy()
     headers = frames[:, :_HEADER_WORDS].tolist()
     _check(channel, schema, ticket, headers, announce)
-    received = frames[:, _HEADER_WORDS:end].view(np.float64)
+    received = frames[:, _HEADER_WORDS:end].copy().view(np.float64)
     *_, sizes, waits, _, _ = zip(*headers, strict=True)
     parts = () if ticket.part is None else [Part.read(*header[8:]) for header in headers]
     return Gathered(received, Rest(rows[len(inline) :], blob, sizes), waits, parts)

@@ -217,3 +217,23 @@ def merged_bits() -> bytes:
 def test_every_rank_holds_the_same_bits_every_time(gloo, world_size):
     first, second = gloo(world_size).run(merged_bits), gloo(world_size).run(merged_bits)
     assert len(set(first + second)) == 1
+
+
+def kept_results() -> tuple[list[float], list[list[float]]]:
+    """Return what a sync brought and what its states hold after further syncs, in inference mode and out."""
+    made = MetricCollection({f"m{i}": Probe(f"m{i}", s=Sum(), x=Max()) for i in range(3)}, sync_timeout=20)
+    seen, kept = [], []
+    for step in range(4):
+        with torch.inference_mode(step % 2 == 0):
+            for metric in made.values():
+                for state in metric.states.values():
+                    state.update(float(10**step * (1 + dist.get_rank())))
+            merged = made.compute(lambda _, merged: dict(merged["m1"]))
+            kept.append(merged)
+            seen.append([merged["s"].value, merged["x"].value])
+    return seen, [[merged["s"].data[0].item(), merged["x"].data[0].item()] for merged in kept]
+
+
+def test_what_a_sync_brought_stays_when_the_next_ones_use_its_memory_again(gloo):
+    expected = [[3.0, 2.0], [33.0, 20.0], [333.0, 200.0], [3333.0, 2000.0]]
+    assert gloo(2).run(kept_results) == [(expected, expected)] * 2
