@@ -172,7 +172,7 @@ class DistributedMetric(ABC):
         return self
 
     def reset(self) -> None:
-        """Forget everything seen, failures included."""
+        """Forget everything seen, failures included; the states may stay the same objects, emptied."""
         if not all(state.clear() for state in self._states.values()):
             self._hold({name: state.empty() for name, state in self._states.items()})
         if self._failure is not None:

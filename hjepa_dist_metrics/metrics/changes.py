@@ -5,13 +5,16 @@ One number for the process: a sync that finds it as it was need not look at each
 
 from __future__ import annotations
 
+import itertools
+
+_numbers = itertools.count(1)
 _latest = 0
 
 
 def note() -> None:
     """Say that a metric holds other states than before, or has failed."""
     global _latest
-    _latest += 1  # of two threads' additions one may be lost: it has changed all the same
+    _latest = next(_numbers)
 
 
 def latest() -> int:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext, open_channel
-from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.metrics import changes
 from hjepa_dist_metrics.metrics.joined import join
 from hjepa_dist_metrics.metrics.roster import Merged, Roster
@@ -62,7 +61,10 @@ class Merger:
         self._rosters: dict[tuple[str, ...], Roster] = {}
         self._names: tuple[str, ...] | None = None
         self._known: _Known | None = None
-        self._opened: tuple[ProcessContext, float, Channel] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is known of the metrics at this moment of this process: a copy looks for itself."""
+        return {**vars(self), "_rosters": {}, "_names": None, "_known": None}
 
     def merge(
         self,
@@ -126,7 +128,7 @@ class Merger:
 
         def job() -> R:
             waited = self.report.waited if self.report is not None else 0.0
-            channel = self._channel(context, timeout)
+            channel = open_channel(context, timeout)
             self.number += 1
             ticket = Ticket(self.number, failures, waited, part, self.name)
             if part is not None:
@@ -136,11 +138,6 @@ class Merger:
             return then(Merged(roster, merged))
 
         return job
-
-    def _channel(self, context: ProcessContext, timeout: float) -> Channel:
-        if self._opened is None or self._opened[0] is not context or self._opened[1] != timeout:
-            self._opened = context, timeout, open_channel(context, timeout)
-        return self._opened[2]
 
     def _look_up(
         self, metrics: Mapping[str, DistributedMetric], told: Mapping[str, DistributedMetric]

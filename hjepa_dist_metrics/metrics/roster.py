@@ -89,7 +89,9 @@ class Roster:
         """
         for index, group in enumerate(self.plan.groups):
             known = self.blocks.get(index)
-            if group.kind.joins and len(group.names) >= _FEWEST_TOGETHER and not (known and known.whole):
+            # A subclass says for itself whether its states may: it may write to their tensors.
+            joins = vars(group.kind).get("joins", False) and len(group.names) >= _FEWEST_TOGETHER
+            if joins and not (known and known.whole):
                 self._lay_group(index, group)
 
     def _lay_group(self, index: int, group: RowGroup) -> None:

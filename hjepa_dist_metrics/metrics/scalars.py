@@ -21,7 +21,7 @@ from hjepa_dist_metrics.values import Scalar
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
 
-_tag = operator.attrgetter("_tag")
+_tag = operator.attrgetter("tag")
 
 
 class WeightedMean(DistributedMetric):
@@ -48,7 +48,7 @@ class WeightedMean(DistributedMetric):
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the mean; {} before the first update."""
         mean = states["mean"]
-        return {self._tag: mean.value} if mean.count else {}
+        return {self.tag: mean.value} if mean.count else {}
 
     @classmethod
     def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Computed:
@@ -58,7 +58,8 @@ class WeightedMean(DistributedMetric):
             return super().compute_many(metrics, merged)
         # Plain Python: after a wait each of NumPy's functions is met with cold caches and takes 20 us.
         (totals, counts), columns = found
-        tags = _tags(metrics)
+        # A subclass with tags of its own need not say when they change.
+        tags = _tags(metrics) if cls.tag is WeightedMean.tag else [*map(_tag, metrics.values())]
         if len(set(tags)) < len(tags):
             return [(tag, totals[i] / counts[i]) for tag, i in zip(tags, columns, strict=True) if counts[i]]
         return {tag: Scalar(totals[i] / counts[i]) for tag, i in zip(tags, columns, strict=True) if counts[i]}

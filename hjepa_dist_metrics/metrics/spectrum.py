@@ -25,10 +25,10 @@ def without_noise(values: Tensor, scale: float = 0.0) -> Tensor:
     """Return rising eigenvalues [D] with rounding noise set to zero.
 
     Below max(lambda_1, scale) * D * eps an eigenvalue is noise; `scale` is the size of what the rows' own
-    rounding left in the matrix (the squared mean, for the covariance of unit rows).
+    rounding left in the matrix (the squared mean, for the covariance of unit rows). NaN stays NaN.
     """
     cutoff = max(float(values[-1]), scale) * len(values) * _EPS
-    return torch.where(values > cutoff, values, torch.zeros_like(values))
+    return torch.where(values <= cutoff, torch.zeros_like(values), values)
 
 
 def rounding_of(mean: Tensor) -> float:
@@ -51,8 +51,8 @@ def entropy_rank(weights: Tensor) -> float:
     values of the features RankMe (Garrido et al., 2210.02885).
     """
     total = float(weights.sum())
-    if total <= 0:
-        return 1.0
+    if total <= 0 or math.isnan(total):
+        return 1.0 if total <= 0 else math.nan
     p = weights[weights > 0] / total
     return math.exp(float(-(p * p.log()).sum()))
 
@@ -118,7 +118,7 @@ def participation_ratio(covariance: Tensor) -> float:
 def stable_rank(values: Tensor) -> float:
     """Return the sum of rising eigenvalues over the largest; 1 where all are zero."""
     largest = float(values[-1])
-    return float(values.sum()) / largest if largest > 0 else 1.0
+    return 1.0 if largest <= 0 else float(values.sum()) / largest
 
 
 def decay_window(dim: int) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def spectral_decay(values: Tensor) -> tuple[float, float] | None:
     """
     first, last = decay_window(len(values))
     window = values.flip(0)[first - 1 : last]
-    if len(window) < 3 or bool((window <= 0).any()):
+    if len(window) < 3 or not bool((window > 0).all()):
         return None
     x = torch.arange(first, last + 1, dtype=torch.float64, device="cpu").log()
     x, y = x - x.mean(), window.log() - window.log().mean()

@@ -131,8 +131,8 @@ class _Data:
     def __get__(self, state: Any, owner: type[RowState] | None = None) -> Any:
         if state is None:
             return self
-        if state._live is not None:
-            return state._live.column(state._column)
+        if (live := state._live) is not None:
+            return live[0].column(live[1])
         block, _, column = state._source
         data = state.__dict__["data"] = torch.from_numpy(block[:, column : column + 1])
         return data
@@ -149,11 +149,11 @@ class RowState(State):
     additive: ClassVar[bool] = False
     # Whether every rank's rows are gathered, side by side with those of all states of the class.
     gathered = True
-    # Whether many of them may lie side by side in a `LiveBlock`.
+    # Whether many of them may lie side by side in a `LiveBlock`: `data` is a copy then, and not to be written
+    # to. It counts for the class alone that says so.
     joins: ClassVar[bool] = False
     _source: Column
-    _live: LiveBlock | None = None
-    _column: int
+    _live: tuple[LiveBlock, int] | None = None
     if TYPE_CHECKING:
         data: Tensor  # float64 [fields, n]
     else:
@@ -227,14 +227,17 @@ class RowState(State):
 
     def live_in(self, block: LiveBlock, column: int) -> None:
         """Keep the numbers in a column of `block` from now on, which holds them already."""
-        self._leave()
-        self.__dict__.pop("data", None)
-        self._live, self._column = block, column
+        if self._live is not None:
+            self._live[0].whole = False
+        self._live = block, column
+        self.__dict__.pop(
+            "data", None
+        )  # last: another thread may read, and finds the numbers in either place
 
     def _leave(self) -> None:
-        """Keep the numbers elsewhere from now on."""
+        """Keep the numbers elsewhere from now on: in `data`, which must be set already."""
         if self._live is not None:
-            self._live.whole = False
+            self._live[0].whole = False
             self._live = None
 
     def pack(self) -> dict[str, Tensor]:
@@ -255,8 +258,8 @@ class RowState(State):
     def _field(self, index: int) -> Any:
         """Return one field as a float, or as a host array where the state has a shape."""
         if "data" not in self.__dict__:
-            if self._live is not None:
-                return float(self._live.rows[index, self._column])
+            if (live := self._live) is not None:
+                return float(live[0].rows[index, live[1]])
             _, numbers, column = self._source
             return numbers[index][column]
         values = self.data[index]

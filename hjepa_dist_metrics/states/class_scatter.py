@@ -118,7 +118,12 @@ class ClassScatter(State):
     def _both(self) -> tuple[Covariance, Covariance]:
         return self.between, self.within
 
+    def _bare(self) -> ClassScatter:
+        state = super()._bare()
+        state.between, state.within = self.between._bare(), self.within._bare()
+        return state
+
     def _of(self, between: Covariance, within: Covariance) -> ClassScatter:
-        state = self._bare()
+        state = super()._bare()
         state.between, state.within, state._eigenvalues = between, within, None
         return state

@@ -40,7 +40,10 @@ def discriminant_eigenvalues(between: Tensor, within: Tensor, delta: float) -> T
     scatter = within + delta * torch.eye(len(within), dtype=within.dtype, device=within.device)
     lower, failed = torch.linalg.cholesky_ex(scatter)
     if bool(failed):
-        values, vectors = torch.linalg.eigh(scatter)
+        try:
+            values, vectors = torch.linalg.eigh(scatter)
+        except LinAlgError:
+            return _unknown(between)
         whitening = (vectors * values.clamp(min=delta).rsqrt()) @ vectors.T
         white = whitening @ between @ whitening
     else:

@@ -105,22 +105,24 @@ class Mean(_Additive):
         number, weight = _on_host(value), _on_host(count)
         if number is None or weight is None:
             added = self._added(value, count)
-            data = follow(self.data, added) + added
+            self.data = follow(self.data, added) + added
             self._leave()
-            self.data = data
             return
         total = number * weight if weight > 0 else 0.0
         if self._live is not None:
-            self._live.add(self._column, (total, weight))
+            block, column = self._live
+            block.add(column, (total, weight))
         else:
             added = torch.tensor([[total], [weight]], dtype=torch.float64, device="cpu")
             self.data = self.data + as_tensor(added, self.data.device)
 
     def clear(self) -> bool:
         """Forget everything, where the numbers lie in a block."""
-        if self._live is not None:
-            self._live.rows[:, self._column] = 0.0
-        return self._live is not None
+        if self._live is None:
+            return False
+        block, column = self._live
+        block.rows[:, column] = 0.0
+        return True
 
     def _added(self, value: Numeric, count: Numeric) -> Tensor:
         number = as_tensor(value, self.data.device)

@@ -91,9 +91,10 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     plan, meter = taken.plan, _Meter(channel)
     meter.begin(patient=ticket.part is not None and ticket.part.level > 0)
     others = [taken.others[name] for name in plan.others] if plan.others else []
+    of_groups = taken.rows()  # first: it waits for the copies from devices, the others' too
     # The rows that sums need come first: where the frame has not room for all, it has for them.
     heads = [rows for state in others if (rows := state.rows()) is not None]
-    blocks = [*heads, *taken.rows()]
+    blocks = [*heads, *of_groups]
     sent = _flat([block.numpy() for block in blocks])
     blob = encode_blob(_bytes_of(plan, others)) if others else None
     gathered = gather_frame(
@@ -159,7 +160,7 @@ def _merge_others(
     if not states and not rest:
         return rows, {}
     leading = shapes[: plan.leading]
-    shared = worth_sharing(plan.work, meter.world_size) and _room_for(leading, rows) and rest.fits_sum
+    shared = worth_sharing(plan, meter.world_size) and _room_for(leading, rows) and rest.fits_sum
     along = rest if shared and rest else None
     if rest and not shared:
         rows, blobs = _completed(rows, rest.gather(meter))
@@ -209,8 +210,12 @@ def _add_up(
     if not added:
         return [_NOTHING] * len(vectors), _NOTHING
     total = meter.all_reduce_sum(torch.cat(added))
-    parts = iter(total.split_with_sizes([v.numel() for v in added]))
-    return [_NOTHING if v is None else next(parts) for v in vectors], next(parts, _NOTHING)
+    slots = _NOTHING
+    if along is not None:  # apart, for the states keep the memory that their parts lie in
+        size = sum(v.numel() for v in present)
+        total, slots = total[:size].clone(), total[size:]
+    parts = iter(total.split_with_sizes([v.numel() for v in present]))
+    return [_NOTHING if v is None else next(parts) for v in vectors], slots
 
 
 def _merge_bytes(state: State, packed: Sequence[dict[str, Tensor]]) -> State:

@@ -20,7 +20,7 @@ from hjepa_dist_metrics.sync.plan import Floats
 from hjepa_dist_metrics.sync.rest import Rest
 from hjepa_dist_metrics.sync.schema import Report, Schema, disagreement, exchange_reports, name_word
 
-_MAGIC = 0x686A657061_02  # "hjepa", layout 2
+_MAGIC = 0x686A657061_03  # "hjepa", layout 3
 _HEADER_WORDS = 10
 _AGREED = 6  # words of the header that must be the same on every rank
 # 1,016 numbers: a gather of 8 KiB over gloo takes 5 us longer than one of 4 KiB, one of 16 KiB 20 us longer.

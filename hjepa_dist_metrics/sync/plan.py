@@ -39,8 +39,8 @@ class Plan:
     """Hold the schema of a set of states and their grouping; the same on every rank that has the same set.
 
     `places` says of each row state in which group it travels and at which column of its block it begins;
-    `work` is how many seconds the tasks of the merged states take on one core. Of the `others` the first
-    `leading` have rows that their sums need.
+    `work` is how many seconds the tasks of the merged states take on one core, `longest_work` those of one
+    state at most. Of the `others` the first `leading` have rows that their sums need.
     """
 
     schema: Schema
@@ -50,6 +50,7 @@ class Plan:
     signatures: tuple[str, ...]
     places: Mapping[str, tuple[int, int]]
     work: float
+    longest_work: float
     leading: int
 
     @classmethod
@@ -78,8 +79,18 @@ class Plan:
         }
         leading = [name for name in others if states[name].leads]
         others = [*leading, *(name for name in others if not states[name].leads)]
-        work = sum(states[name].work for name in others)
-        return cls(schema, groups, tuple(others), names, signatures, places, work, len(leading))
+        work = [states[name].work for name in others]
+        return cls(
+            schema,
+            groups,
+            tuple(others),
+            names,
+            signatures,
+            places,
+            sum(work),
+            max(work, default=0.0),
+            len(leading),
+        )
 
 
 def _starts(widths: Sequence[int]) -> Iterator[int]:

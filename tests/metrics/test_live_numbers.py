@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hjepa_dist_metrics import ConfigError, DesyncError, MetricCollection, WeightedMean
+from hjepa_dist_metrics import ConfigError, DesyncError, MetricCollection, ProcessContext, WeightedMean
 from hjepa_dist_metrics.metrics.merging import _thread
 from hjepa_dist_metrics.states import LiveBlock, Mean
+from tests.processes import free_port, join_world, run_disposable
 from tests.ranks import run_ranks, try_ranks
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "hjepa_dist_metrics"
@@ -40,7 +42,7 @@ def laid(context=None) -> MetricCollection:
 
 
 def live(made: MetricCollection) -> bool:
-    return all(metric.mean._live is not None and metric.mean._live.whole for metric in made.values())
+    return all(metric.mean._live is not None and metric.mean._live[0].whole for metric in made.values())
 
 
 class Means(RuleBasedStateMachine):
@@ -141,12 +143,12 @@ def test_numbers_lie_together_from_the_second_sync_on_and_stay_there_through_res
     assert not live(made)
     made.compute()
     assert live(made)
-    block = made["m0"].mean._live
+    block = made["m0"].mean._live[0]
     for _ in range(3):
         made.reset()
         made["m3"].update(torch.tensor(2.0))
         assert made.compute() == {"m3": 2.0}
-    assert made["m0"].mean._live is block
+    assert made["m0"].mean._live[0] is block
 
 
 def test_a_sync_in_the_background_brings_what_was_there_when_it_was_asked_for():
@@ -257,6 +259,89 @@ def test_copies_of_a_state_have_numbers_of_their_own():
         one.update(1.0, 1)
     assert block.rows[:, 0].tolist() == [6.0, 3.0]
     assert [one.count for one in copies] == [4.0, 4.0, 4.0, 1.0, 4.0, 4.0]
+
+
+def copied_after_syncs() -> list[dict]:
+    made = laid()
+    made["m0"].update(float(dist.get_rank()), 1)
+    made.compute()
+    copies = [copy.deepcopy(made), pickle.loads(pickle.dumps(made))]
+    found = []
+    for one in copies:
+        one["m1"].merge(made["m0"])
+        found.append(one.compute())
+    return [*found, made.compute()]
+
+
+def test_what_has_synced_over_a_real_group_can_be_copied_and_pickled(gloo):
+    both, alone = {"m0": 0.5, "m1": 0.5}, {"m0": 0.5}
+    assert gloo(2).run(copied_after_syncs) == [[both, both, alone]] * 2
+
+
+def test_a_pickled_collection_knows_nothing_of_another_process():
+    made = laid()
+    made["m0"].update(1.0)
+    made.compute()
+    data = pickle.dumps(made)
+    loaded = pickle.loads(data)
+    assert vars(loaded._merger)["_known"] is None
+    assert vars(loaded._merger)["_rosters"] == {}
+    assert made._merger._known is not None
+
+
+def synced_before_and_after_a_restart(rank: int, port: int) -> list[float]:
+    context = ProcessContext.current()
+    made = collection(context)
+    for metric in made.values():
+        metric.update(1.0 + dist.get_rank())
+    before = made.compute()["m3"]
+    dist.destroy_process_group()
+    join_world(rank, 2, port)
+    again = collection(ProcessContext.current())
+    for metric in again.values():
+        metric.update(3.0)
+    first = again.compute()["m3"]
+    return [before, first, made.compute()["m3"]]
+
+
+def test_a_collection_syncs_over_the_group_that_there_is_after_a_restart():
+    outcomes = run_disposable(2, synced_before_and_after_a_restart, free_port())
+    assert outcomes == {rank: [1.5, 3.0, 1.5] for rank in range(2)}
+
+
+class Halved(Mean):
+    """Assigns its tensor itself, as a state of a user may."""
+
+    def update(self, value, count=1):
+        self.data = self.data + torch.tensor([[value / 2], [count]], dtype=torch.float64)
+
+
+class Loss(WeightedMean):
+    """Has its tag from the class."""
+
+    tag = "loss/total"
+
+    def __init__(self) -> None:
+        self.add_state("mean", Halved())
+
+
+def test_subclasses_with_states_and_tags_of_their_own_are_synced_as_they_are():
+    class Tagged(Loss):
+        def __init__(self, tag: str) -> None:
+            super().__init__()
+            self._own = tag
+
+        @property
+        def tag(self) -> str:
+            return self._own
+
+    made = MetricCollection({"loss": Loss()} | {f"t{i}": Tagged(f"t{i}") for i in range(COUNT)})
+    for i in range(1, 5):
+        made["loss"].update(2.0 * i)
+        made["t4"].update(4.0 * i)
+        mean = sum(range(1, i + 1)) / i
+        assert made.compute() == {"loss/total": mean, made["t4"].tag: 2.0 * mean}
+        made["t4"]._own += "'"
 
 
 def test_states_are_replaced_in_one_place_which_tells_the_syncs():

@@ -81,3 +81,12 @@ def test_a_covariance_works_its_spectra_out_anew_after_an_update():
 def test_a_covariance_knows_no_other_spectra():
     with pytest.raises(ConfigError, match=r"matrix.*second_moment.*got \('third',\)"):
         Covariance(3, ["third"])
+
+
+def test_a_state_around_the_same_tensors_has_seen_what_it_has_and_no_more():
+    tokens, valid = images(6)
+    state = ClassScatter(DIM)
+    fed(state, tokens[:5], valid[:5])
+    other = state._bare()
+    fed(other, tokens[5:], valid[5:])
+    assert (state.between.count, other.between.count) == (5, 6)

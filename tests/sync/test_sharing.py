@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hjepa_dist_metrics import Collapse, MetricCollection
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.states import Concat, Covariance, Min, Sum, Task
 from hjepa_dist_metrics.states.decompositions import discriminant_eigenvalues, symmetric_eigenvalues
-from hjepa_dist_metrics.sync import rest as rest_module, sharing
+from hjepa_dist_metrics.sync import Plan, rest as rest_module, sharing
 from hjepa_dist_metrics.sync.blobs import encode_blob
 from hjepa_dist_metrics.sync.rest import Rest
 from tests.ranks import ThreadWorld, run_ranks
@@ -192,11 +193,62 @@ def test_work_is_spread_so_that_no_rank_has_a_task_more_than_another(seconds, wo
     assert max(loads) - min(loads) <= max(seconds, default=0.0) + 1e-9
 
 
-def test_little_work_is_not_shared_and_none_is_in_a_world_of_one():
-    assert not sharing.worth_sharing(100.0, 1)
-    assert not sharing.worth_sharing(0.0, 8)
-    assert sharing.worth_sharing(0.05, 8)
-    assert not sharing.worth_sharing(0.05, 16384)
+def plan_of(*dims: int) -> Plan:
+    """Return the plan of covariances whose states are never made: the largest would take gigabytes."""
+    states = {}
+    for i, dim in enumerate(dims):
+        states[f"c{i}"] = object.__new__(Covariance)
+        vars(states[f"c{i}"]).update(dim=dim, spectra=("matrix",))
+    return Plan.of(states)
+
+
+@pytest.mark.parametrize(
+    ("dims", "world_size", "shared"),
+    [
+        ([], 8, False),
+        ([2048], 1, False),
+        ([8], 2, False),
+        ([384] * 5, 8, True),
+        ([384] * 5, 16384, False),
+        ([2048] * 20, 8, True),
+        ([384] * 20 + [8192], 8, False),  # a minute's work: longer than a collective may wait
+    ],
+)
+def test_work_is_shared_where_that_saves_time_and_nobody_waits_too_long(dims, world_size, shared):
+    assert sharing.worth_sharing(plan_of(*dims), world_size) is shared
+
+
+def test_a_task_that_fails_on_its_rank_gives_nan_on_all_ranks():
+    class Failing(Covariance):
+        def tasks(self):
+            def fail():
+                raise MemoryError("no room")
+
+            return [replace(task, run=fail) for task in super().tasks()]
+
+    def body(context: ProcessContext):
+        states = {"bad": Failing(DIM, ["matrix"])} | {f"c{i}": Covariance(DIM, ["matrix"]) for i in range(9)}
+        for state in states.values():
+            state.update(torch.randn(200, DIM, generator=torch.Generator().manual_seed(0)))
+        collection = MetricCollection({"m": Probe("m", **states)}, context=context)
+        return collection.compute(lambda _, merged: {n: s.spectrum() for n, s in merged["m"].items()})
+
+    with pytest.warns(UserWarning, match="NaN: MemoryError: no room"):
+        found = run_ranks(2, body)
+    for spectra in found:
+        assert spectra["bad"].isnan().all()
+        assert spectra["c8"].isfinite().all()
+
+
+def test_what_has_no_eigenvalues_is_reported_as_nan_and_not_as_collapse(monkeypatch):
+    def diverging(matrix):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", diverging)
+    values = tables(0, 1).compute()
+    for name in ("effective_rank", "rankme", "stable_rank", "pooled_effective_rank", "lidar"):
+        assert math.isnan(values[f"collapse/a_{name}"]), name
+    assert "collapse/a_alpha_req" not in values
 
 
 @given(

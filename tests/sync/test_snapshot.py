@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
-from hjepa_dist_metrics.states import Concat, Covariance, Max, Moments, Sum
-from hjepa_dist_metrics.sync import Plan, Snapshot, snapshot, snapshot as take
+from hjepa_dist_metrics.distributed import ProcessContext, open_channel
+from hjepa_dist_metrics.states import ClassScatter, Concat, Covariance, Distinct, Max, Moments, Sum
+from hjepa_dist_metrics.sync import Plan, Snapshot, Ticket, exchange, snapshot, snapshot as take
 from tests.states.splits import same_bits
 
 
@@ -55,3 +58,33 @@ def test_columns_from_several_devices_come_back_in_place():
     near, far = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 2.0, 5.0, 6.0]])
     pieces = [(far, torch.tensor([0, 1, 4, 5])), (near, torch.tensor([2, 3]))]
     assert Snapshot(plan, states, [pieces]).rows()[0].tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+
+
+class LateEvent:
+    """Stands for a copy from a device that arrives when it is waited for."""
+
+    def __init__(self, host: torch.Tensor, device: torch.Tensor) -> None:
+        self.host, self.device = host, device.clone()
+
+    def synchronize(self) -> None:
+        self.host.copy_(self.device)
+
+
+def test_nothing_is_read_before_its_copy_from_a_device_has_arrived(monkeypatch):
+    states = {"s": Sum(), "c": Covariance(2), "x": Concat(9, 2), "i": ClassScatter(2), "d": Distinct(8)}
+    rows = torch.arange(12.0).reshape(6, 2)
+    for state in (states["s"], states["c"], states["x"]):
+        state.update(rows)
+    states["i"].update(rows, None, rows[:, None] - 1.0, None)
+    states["d"].update(torch.tensor([3, 3, 5]))
+    plan, context = Plan.of(states), ProcessContext.current()
+    expected, _ = exchange(snapshot(states, plan), open_channel(context, 1.0), Ticket(1, {}))
+
+    def late(taken, flat):
+        host = torch.full_like(flat, 77)
+        taken.copies.append(LateEvent(host, flat))
+        return host
+
+    monkeypatch.setattr(sys.modules[snapshot.__module__], "_to_host", late)
+    found, _ = exchange(snapshot(states, plan), open_channel(context, 1.0), Ticket(1, {}))
+    assert all(same_bits(found[name], expected[name]) for name in states)
