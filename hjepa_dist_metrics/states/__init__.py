@@ -1,6 +1,6 @@
 """Pure, mergeable states: the only thing that crosses ranks."""
 
-from hjepa_dist_metrics.states.base import RowState as RowState, State as State
+from hjepa_dist_metrics.states.base import State as State
 from hjepa_dist_metrics.states.class_scatter import ClassScatter as ClassScatter
 from hjepa_dist_metrics.states.covariance import Covariance as Covariance
 from hjepa_dist_metrics.states.distinct import Distinct as Distinct
@@ -17,6 +17,7 @@ from hjepa_dist_metrics.states.moments import Moments as Moments
 from hjepa_dist_metrics.states.named import NamedSums as NamedSums
 from hjepa_dist_metrics.states.per_rank import PerRank as PerRank
 from hjepa_dist_metrics.states.recent import Recent as Recent
+from hjepa_dist_metrics.states.row_state import RowState as RowState
 from hjepa_dist_metrics.states.samples import Concat as Concat, Sample as Sample
 from hjepa_dist_metrics.states.sums import Mean as Mean, Sum as Sum
 from hjepa_dist_metrics.states.tasks import Task as Task

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states.base import Numeric, RowState, as_tensor
+from hjepa_dist_metrics.states.base import Numeric, as_tensor
+from hjepa_dist_metrics.states.row_state import RowState
 from hjepa_dist_metrics.states.rows import blocks, row_weights
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states.base import Numeric, RowState
+from hjepa_dist_metrics.states.base import Numeric
+from hjepa_dist_metrics.states.row_state import RowState
 
 _NAN = float("nan")
 

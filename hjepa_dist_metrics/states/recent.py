@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states.base import Numeric, RowState, as_tensor, follow, to_device
+from hjepa_dist_metrics.states.base import Numeric, as_tensor, follow, to_device
+from hjepa_dist_metrics.states.row_state import RowState
 
 
 class Recent(RowState):

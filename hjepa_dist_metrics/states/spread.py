@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states.base import Numeric, RowState, State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.row_state import RowState
 
 SILENT, PIECE, WHOLE = 0, 1, 2
 

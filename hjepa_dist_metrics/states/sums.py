@@ -9,7 +9,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states.base import Numeric, RowState, as_tensor, follow
+from hjepa_dist_metrics.states.base import Numeric, as_tensor, follow
+from hjepa_dist_metrics.states.row_state import RowState
 
 _NAN = float("nan")
 _MOST_GATHERED = (

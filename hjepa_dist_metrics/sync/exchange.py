@@ -24,16 +24,13 @@ from torch import Tensor
 from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.blobs import encode_blob
-from hjepa_dist_metrics.sync.frame import Gathered, Ticket, gather_frame
+from hjepa_dist_metrics.sync.frame import Ticket, gather_frame
 from hjepa_dist_metrics.sync.joining import Announcement, Part
 from hjepa_dist_metrics.sync.merged import MergedStates
+from hjepa_dist_metrics.sync.others import merge_others, travels_as_bytes
 from hjepa_dist_metrics.sync.plan import Floats, Plan, RowGroup, cut
-from hjepa_dist_metrics.sync.rest import Blobs, Rest
 from hjepa_dist_metrics.sync.schema import raise_conflicts
-from hjepa_dist_metrics.sync.sharing import share, worth_sharing
 from hjepa_dist_metrics.sync.snapshot import Snapshot
-
-_NOTHING = torch.zeros(0, dtype=torch.float64, device="cpu")
 
 
 class SyncReport(NamedTuple):
@@ -101,7 +98,7 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
         meter, plan.schema, ticket, sent, blob, lambda part: Announcement.of(taken.originals, part)
     )
     shapes = [block.shape for block in blocks]
-    all_rows, merged_others = _merge_others(meter, plan, others, shapes[: len(heads)], gathered)
+    all_rows, merged_others = merge_others(meter, plan, others, shapes[: len(heads)], gathered)
     grouped = cut(all_rows, shapes)[len(heads) :]
     merged_rows = _merge_rows(plan.groups, grouped, [part.taken for part in gathered.parts])
     merged = MergedStates(plan, taken.originals, merged_rows, merged_others)
@@ -141,88 +138,6 @@ def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats], taken: S
             group.kind.merge_rows(others[i]).numpy() if i in others else np.add.reduce(rows)
             for i, (group, rows) in enumerate(pairs)
         ]
-
-
-def travels_as_bytes(state: State) -> bool:
-    """Return whether a state offers neither rows nor sums."""
-    kind = type(state)
-    return kind.rows is State.rows and kind.summed is State.summed
-
-
-def _merge_others(
-    meter: _Meter, plan: Plan, states: Sequence[State], shapes: Sequence[Sequence[int]], gathered: Gathered
-) -> tuple[Floats, dict[str, State]]:
-    """Return all ranks' rows, [W, n], and the states that do not merge by rows alone.
-
-    `shapes` are those of these states' own rows, which come first.
-    """
-    rows, rest, blobs = gathered.rows, gathered.rest, Blobs()
-    if not states and not rest:
-        return rows, {}
-    leading = shapes[: plan.leading]
-    shared = worth_sharing(plan, meter.world_size) and _room_for(leading, rows) and rest.fits_sum
-    along = rest if shared and rest else None
-    if rest and not shared:
-        rows, blobs = _completed(rows, rest.gather(meter))
-    led = _in_turn(states[: plan.leading], cut(rows, leading))
-    led += [_NOTHING] * (len(states) - len(led))
-    summed = [s.summed(meter.rank, g) for s, g in zip(states, led, strict=True)]
-    totals, slots = _add_up(meter, summed, along)
-    if along is not None:
-        rows, blobs = _completed(rows, along.read(slots))
-    own = _in_turn(states, cut(rows, shapes))
-    centred, _ = _add_up(
-        meter, [s.centred(meter.rank, g, t) for s, g, t in zip(states, own, totals, strict=True)]
-    )
-    merged = {
-        name: _merge_bytes(state, [tensors[name] for tensors in blobs])
-        if travels_as_bytes(state)
-        else state.assemble(r, t, c)
-        for name, state, r, t, c in zip(plan.others, states, own, totals, centred, strict=True)
-    }
-    if shared:
-        share(meter, list(merged.values()))
-    return rows, merged
-
-
-def _room_for(shapes: Sequence[Sequence[int]], rows: Floats) -> bool:
-    """Return whether rows of these shapes are among those that the frame brought."""
-    return sum(fields * columns for fields, columns in shapes) <= int(rows.shape[1])
-
-
-def _completed(rows: Floats, rest: tuple[Floats, Blobs]) -> tuple[Floats, Blobs]:
-    more, blobs = rest
-    return np.concatenate([rows, more], axis=1), blobs
-
-
-def _in_turn(states: Sequence[State], rows: Sequence[Floats]) -> list[Tensor]:
-    """Return each state's rows, of those that offer any."""
-    queue = map(torch.from_numpy, rows)
-    return [_NOTHING if state.rows() is None else next(queue) for state in states]
-
-
-def _add_up(
-    meter: _Meter, vectors: Sequence[Tensor | None], along: Rest | None = None
-) -> tuple[list[Tensor], Tensor]:
-    """Sum vectors over ranks in one collective, and what goes along; none where there is nothing to add."""
-    present = [v for v in vectors if v is not None]
-    added = present if along is None else [*present, along.slots(meter.rank)]
-    if not added:
-        return [_NOTHING] * len(vectors), _NOTHING
-    total = meter.all_reduce_sum(torch.cat(added))
-    slots = _NOTHING
-    if along is not None:  # apart, for the states keep the memory that their parts lie in
-        size = sum(v.numel() for v in present)
-        total, slots = total[:size].clone(), total[size:]
-    parts = iter(total.split_with_sizes([v.numel() for v in present]))
-    return [_NOTHING if v is None else next(parts) for v in vectors], slots
-
-
-def _merge_bytes(state: State, packed: Sequence[dict[str, Tensor]]) -> State:
-    merged = state.empty()
-    for tensors in packed:
-        merged = merged.merge(state.unpack(tensors))
-    return merged
 
 
 def _slowest(waits: Sequence[int]) -> int | None:
