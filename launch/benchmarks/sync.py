@@ -1,8 +1,9 @@
 """One sync of many metrics: ours, the packed floor and every peer, and covariance against gather and SVD.
 
 All methods run in one job, each in every round and in another order each time, so that they share whatever
-else the machine does and meet each other's cold caches alike; a number is the median over rounds of the slowest rank's time. Slow peers take part in fewer rounds.
-Where others use the machine too, the ratio of the fastest rounds says more than that of the medians.
+else the machine does and meet each other's cold caches alike; a number is the median over rounds of the
+slowest rank's time. Slow peers take part in fewer rounds. Where others use the machine too, the ratio of the
+fastest rounds says more than that of the medians.
 """
 
 from __future__ import annotations
