@@ -52,7 +52,7 @@ from hjepa_dist_metrics.figures.style import (
 )
 from hjepa_dist_metrics.metrics import Collapse
 from hjepa_dist_metrics.metrics.reconstruction import psnr
-from hjepa_dist_metrics.metrics.spectrum import eigenvalues
+from hjepa_dist_metrics.metrics.spectrum import without_noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -276,7 +276,7 @@ def visualize_embedding_distribution(
         "dimension, sorted",
         "standard deviation",
     )
-    sigma = np.sqrt(eigenvalues(unit.matrix, float(unit.mean @ unit.mean)).numpy()[::-1])
+    sigma = np.sqrt(without_noise(unit.spectrum(), float(unit.mean @ unit.mean)).numpy()[::-1])
     spectrum.semilogy(np.arange(1, len(sigma) + 1), np.maximum(sigma, 1e-8), color=COLOURS[2])
     rank = f"effective rank {values['collapse/effective_rank']:.1f} of {array.shape[1]}"
     describe(spectrum, f"spectrum, {rank}", "number", "singular value")

@@ -6,7 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from hjepa_dist_metrics.values import Scalar, Value
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
-
-# What a formula for many metrics returns: pairs, for two metrics may write one tag, or a mapping to be kept.
-Computed: TypeAlias = Iterable[tuple[str, Value | float]] | dict[str, Scalar]
 
 # The kinds of devices that know autocast.
 _AUTOCASTING = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
@@ -132,16 +129,13 @@ class DistributedMetric(ABC):
         """Return tags and values (or plain numbers) from merged states: a pure function of them."""
 
     @classmethod
-    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Computed:
+    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
         """Return tags and values of all `metrics`, which are of this class, in order.
 
         A class of which there are hundreds can do that faster than with a call of `compute_from` for each.
         """
-        return [
-            pair
-            for name, metric in metrics.items()
-            for pair in metric.compute_from(merged.get(name, {})).items()
-        ]
+        for name, metric in metrics.items():
+            yield from metric.compute_from(merged.get(name, {})).items()
 
     def compute(self) -> dict[str, Value]:
         """Merge the states over ranks and return the values: the same on every rank.

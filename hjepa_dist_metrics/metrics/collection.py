@@ -198,16 +198,12 @@ def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> 
     results: dict[str, Value] = {}
     expected = 0
     for kind, run in merged.runs:
-        found = kind.compute_many(run, merged)
-        pairs = found if isinstance(found, dict) else list(found)
-        values: dict[str, Any] = dict(pairs) if isinstance(pairs, list) else pairs
+        found = list(kind.compute_many(run, merged))
+        values: dict[str, Any] = dict(found)
         if set(map(type, values.values())) != {Scalar}:
             values = {tag: as_value(value, tag, kind) for tag, value in values.items()}
-        if results:
-            results.update(values)
-        else:
-            results = values
-        expected += len(pairs)
+        results.update(values)
+        expected += len(found)
         if len(results) != expected:
             raise _two_writers(metrics, merged)
     return results

@@ -30,6 +30,11 @@ class Run(dict[str, "DistributedMetric"]):
         self.notes: dict[str, Any] = {}
 
 
+def notes_of(metrics: Mapping[str, DistributedMetric]) -> dict[str, Any]:
+    """Return the notes of a run; of other metrics nothing is remembered."""
+    return metrics.notes if isinstance(metrics, Run) else {}
+
+
 @dataclass(frozen=True)
 class Roster:
     """List the states of a set of metrics, with the plan of their sync.
@@ -108,7 +113,7 @@ class Roster:
 
         None unless all of them are single numbers of one class.
         """
-        notes = run.notes if isinstance(run, Run) else {}
+        notes = notes_of(run)
         key = f"place of {state}"
         if key not in notes:
             notes[key] = self._place([self.members.get(owner, {}).get(state) for owner in run])

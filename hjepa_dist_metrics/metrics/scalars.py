@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +12,11 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import changes
-from hjepa_dist_metrics.metrics.base import Computed, DistributedMetric
+from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.inputs import as_number, device_of
-from hjepa_dist_metrics.metrics.roster import Run
+from hjepa_dist_metrics.metrics.roster import notes_of
 from hjepa_dist_metrics.states import Mean, Replicated
-from hjepa_dist_metrics.values import Scalar
+from hjepa_dist_metrics.values import Scalar, Value
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
@@ -51,7 +51,7 @@ class WeightedMean(DistributedMetric):
         return {self.tag: mean.value} if mean.count else {}
 
     @classmethod
-    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Computed:
+    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
         """Return the means in one pass over the merged block."""
         found = merged.numbers(metrics, "mean")
         if found is None:
@@ -60,20 +60,18 @@ class WeightedMean(DistributedMetric):
         (totals, counts), columns = found
         # A subclass with tags of its own need not say when they change.
         tags = _tags(metrics) if cls.tag is WeightedMean.tag else [*map(_tag, metrics.values())]
-        if len(set(tags)) < len(tags):
-            return [(tag, totals[i] / counts[i]) for tag, i in zip(tags, columns, strict=True) if counts[i]]
-        return {tag: Scalar(totals[i] / counts[i]) for tag, i in zip(tags, columns, strict=True) if counts[i]}
+        return [
+            (tag, Scalar(totals[i] / counts[i])) for tag, i in zip(tags, columns, strict=True) if counts[i]
+        ]
 
 
 def _tags(metrics: Mapping[str, WeightedMean]) -> list[str]:
-    moment = changes.latest()
-    known: tuple[int, list[str]] | None = metrics.notes.get("tags") if isinstance(metrics, Run) else None
-    if known is not None and known[0] == moment:
-        return known[1]
-    tags = [*map(_tag, metrics.values())]
-    if isinstance(metrics, Run):
-        metrics.notes["tags"] = moment, tags
-    return tags
+    """Return the tags, looked up anew after a change only."""
+    notes, moment = notes_of(metrics), changes.latest()
+    known: tuple[int, list[str]] | None = notes.get("tags")
+    if known is None or known[0] != moment:
+        known = notes["tags"] = moment, [*map(_tag, metrics.values())]
+    return known[1]
 
 
 class ReplicatedScalars(DistributedMetric):

@@ -13,14 +13,6 @@ from torch import Tensor
 _EPS = float(torch.finfo(torch.float64).eps)
 
 
-def eigenvalues(matrix: Tensor, scale: float = 0.0) -> Tensor:
-    """Return the eigenvalues of a symmetric float64 [D, D], rising, with rounding noise set to zero.
-
-    As in `without_noise`.
-    """
-    return without_noise(torch.linalg.eigvalsh(matrix.to(torch.float64)), scale)
-
-
 def without_noise(values: Tensor, scale: float = 0.0) -> Tensor:
     """Return rising eigenvalues [D] with rounding noise set to zero.
 
@@ -41,7 +33,7 @@ def rounding_of(mean: Tensor) -> float:
 
 def covariance_spectrum(matrix: Tensor, mean: Tensor) -> Tensor:
     """Return the eigenvalues of the covariance of rows as they are, rising, noise set to zero."""
-    return eigenvalues(matrix, rounding_of(mean))
+    return without_noise(torch.linalg.eigvalsh(matrix), rounding_of(mean))
 
 
 def entropy_rank(weights: Tensor) -> float:
@@ -51,8 +43,10 @@ def entropy_rank(weights: Tensor) -> float:
     values of the features RankMe (Garrido et al., 2210.02885).
     """
     total = float(weights.sum())
-    if total <= 0 or math.isnan(total):
-        return 1.0 if total <= 0 else math.nan
+    if math.isnan(total):
+        return math.nan
+    if total <= 0:
+        return 1.0
     p = weights[weights > 0] / total
     return math.exp(float(-(p * p.log()).sum()))
 

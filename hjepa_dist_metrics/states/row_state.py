@@ -42,8 +42,6 @@ class RowState(State):
     fields: ClassVar[int]
     # Whether merging is adding. Blocks that add are added as what they are, with no call of `merge_rows`.
     additive: ClassVar[bool] = False
-    # Whether every rank's rows are gathered, side by side with those of all states of the class.
-    gathered = True
     # Whether many of them may lie side by side in a `LiveBlock`: `data` is a copy then, and not to be written
     # to. It counts for the class alone that says so.
     joins: ClassVar[bool] = False
@@ -60,6 +58,11 @@ class RowState(State):
         if self.size < 1:
             raise ConfigError(f"a state needs at least one element, got shape {self.shape}")
         self.data = self._blank(self.size)
+
+    @property
+    def gathered(self) -> bool:
+        """Return whether every rank's rows are gathered, beside those of all states of the class."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -112,12 +115,9 @@ class RowState(State):
 
         Hundreds of tensors would cost more than their merge.
         """
-        state = object.__new__(type(self))
-        attributes = state.__dict__
-        attributes.update(self.__dict__)
-        attributes.pop("data", None)
-        attributes.pop("_live", None)
-        attributes["_source"] = source
+        state = self._bare()
+        state.__dict__.pop("data", None)
+        state._source = source
         return state
 
     def live_in(self, block: LiveBlock, column: int) -> None:
@@ -125,9 +125,8 @@ class RowState(State):
         if self._live is not None:
             self._live[0].whole = False
         self._live = block, column
-        self.__dict__.pop(
-            "data", None
-        )  # last: another thread may read, and finds the numbers in either place
+        # Last: another thread may read, and finds the numbers in either place.
+        self.__dict__.pop("data", None)
 
     def _leave(self) -> None:
         """Keep the numbers elsewhere from now on: in `data`, which must be set already."""

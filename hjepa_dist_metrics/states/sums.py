@@ -13,9 +13,8 @@ from hjepa_dist_metrics.states.base import Numeric, as_tensor, follow
 from hjepa_dist_metrics.states.row_state import RowState
 
 _NAN = float("nan")
-_MOST_GATHERED = (
-    256  # more numbers than these are added up over ranks: gathered, they would weigh W times as much
-)
+# More numbers than these are added up over ranks: gathered, they weigh as many times as there are ranks.
+_MOST_GATHERED = 256
 
 
 class _Additive(RowState):
@@ -24,7 +23,7 @@ class _Additive(RowState):
     additive = True
 
     @property
-    def gathered(self) -> bool:  # type: ignore[override]
+    def gathered(self) -> bool:
         """Return whether the block is small."""
         return self.size * self.fields <= _MOST_GATHERED
 
@@ -38,11 +37,9 @@ class _Additive(RowState):
 
     def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
         """Take what was added up."""
-        return (
-            super().assemble(gathered, total, centred)
-            if self.gathered
-            else self.holding(total.reshape(self.fields, -1))
-        )
+        if self.gathered:
+            return super().assemble(gathered, total, centred)
+        return self.holding(total.reshape(self.fields, -1))
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:

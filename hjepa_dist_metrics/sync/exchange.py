@@ -87,7 +87,7 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     """
     plan, meter = taken.plan, _Meter(channel)
     meter.begin(patient=ticket.part is not None and ticket.part.level > 0)
-    others = [taken.others[name] for name in plan.others] if plan.others else []
+    others = [taken.others[name] for name in plan.others]
     of_groups = taken.rows()  # first: it waits for the copies from devices, the others' too
     # The rows that sums need come first: where the frame has not room for all, it has for them.
     heads = [rows for state in others if (rows := state.rows()) is not None]

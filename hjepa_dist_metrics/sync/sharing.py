@@ -32,13 +32,14 @@ def share(channel: Channel, states: Sequence[State]) -> None:
     tasks = [task for state in states for task in state.tasks()]
     if not tasks:
         return
-    results = torch.zeros(sum(task.size for task in tasks), dtype=torch.float64, device="cpu")
-    parts = results.split_with_sizes([task.size for task in tasks])
+    sizes = [task.size for task in tasks]
+    results = torch.zeros(sum(sizes), dtype=torch.float64, device="cpu")
+    parts = results.split_with_sizes(sizes)
     for task, part, owner in zip(tasks, parts, owners(tasks, channel.world_size), strict=True):
         if owner == channel.rank:
             _run(task, part)
     results = channel.all_reduce_sum(results)
-    for task, part in zip(tasks, results.split_with_sizes([task.size for task in tasks]), strict=True):
+    for task, part in zip(tasks, results.split_with_sizes(sizes), strict=True):
         task.keep(part)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks._ranks import counted, markdown, median, milliseconds, timed
 from hjepa_dist_metrics import DistributedMetric, MetricCollection
-from hjepa_dist_metrics.metrics.spectrum import eigenvalues, entropy_rank
+from hjepa_dist_metrics.metrics.spectrum import entropy_rank, without_noise
 from hjepa_dist_metrics.states import Covariance
 
 Cell = dict[str, Any]
@@ -36,7 +36,7 @@ class EffectiveRank(DistributedMetric):
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, float]:
         """Return the effective rank."""
-        return {"rank": entropy_rank(eigenvalues(states["rows"].matrix))}
+        return {"rank": entropy_rank(without_noise(states["rows"].spectrum()))}
 
 
 def by_covariance(rows: Tensor) -> float:

@@ -138,27 +138,40 @@ def test_where_the_rows_that_sums_need_have_no_room_they_are_gathered_first(deco
     assert decompositions == []
 
 
-def test_a_moment_that_is_not_finite_has_no_spectrum_on_any_rank():
+def spectra_with(bad) -> list[dict[str, torch.Tensor]]:
+    """Return by rank the spectra of ten covariances; `bad(rank)` is one of them, and a factor of its rows."""
+
     def body(context: ProcessContext):
-        state = Covariance(DIM, ["matrix"])
         rows = torch.randn(200, DIM, generator=torch.Generator().manual_seed(0))
-        state.update(rows if context.rank else rows * float("inf"))
-        states = {"bad": state} | {f"c{i}": Covariance(DIM, ["matrix"]) for i in range(9)}
-        for i in range(9):
-            states[f"c{i}"].update(rows)
+        states = {f"c{i}": Covariance(DIM, ["matrix"]) for i in range(9)}
+        for state in states.values():
+            state.update(rows)
+        states["bad"], factor = bad(context.rank)
+        states["bad"].update(rows * factor)
         collection = MetricCollection({"m": Probe("m", **states)}, context=context)
         return collection.compute(lambda _, merged: {n: s.spectrum() for n, s in merged["m"].items()})
 
-    for found in run_ranks(2, body):
+    return run_ranks(2, body)
+
+
+def test_a_moment_that_is_not_finite_has_no_spectrum_on_any_rank():
+    for found in spectra_with(lambda rank: (Covariance(DIM, ["matrix"]), 1.0 if rank else math.inf)):
         assert found["bad"].isnan().all()
         assert found["c8"].isfinite().all()
 
 
-def test_a_decomposition_that_does_not_converge_gives_nan(monkeypatch):
-    def diverging(matrix):
+@pytest.fixture
+def diverging(monkeypatch):
+    """Let no decomposition converge."""
+
+    def fail(matrix):
         raise torch.linalg.LinAlgError("did not converge")
 
-    monkeypatch.setattr(torch.linalg, "eigvalsh", diverging)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+
+
+@pytest.mark.usefixtures("diverging")
+def test_a_decomposition_that_does_not_converge_gives_nan():
     assert symmetric_eigenvalues(torch.eye(3, dtype=torch.float64)).isnan().all()
 
 
@@ -226,25 +239,15 @@ def test_a_task_that_fails_on_its_rank_gives_nan_on_all_ranks():
 
             return [replace(task, run=fail) for task in super().tasks()]
 
-    def body(context: ProcessContext):
-        states = {"bad": Failing(DIM, ["matrix"])} | {f"c{i}": Covariance(DIM, ["matrix"]) for i in range(9)}
-        for state in states.values():
-            state.update(torch.randn(200, DIM, generator=torch.Generator().manual_seed(0)))
-        collection = MetricCollection({"m": Probe("m", **states)}, context=context)
-        return collection.compute(lambda _, merged: {n: s.spectrum() for n, s in merged["m"].items()})
-
     with pytest.warns(UserWarning, match="NaN: MemoryError: no room"):
-        found = run_ranks(2, body)
+        found = spectra_with(lambda rank: (Failing(DIM, ["matrix"]), 1.0))
     for spectra in found:
         assert spectra["bad"].isnan().all()
         assert spectra["c8"].isfinite().all()
 
 
-def test_what_has_no_eigenvalues_is_reported_as_nan_and_not_as_collapse(monkeypatch):
-    def diverging(matrix):
-        raise torch.linalg.LinAlgError("did not converge")
-
-    monkeypatch.setattr(torch.linalg, "eigvalsh", diverging)
+@pytest.mark.usefixtures("diverging")
+def test_what_has_no_eigenvalues_is_reported_as_nan_and_not_as_collapse():
     values = tables(0, 1).compute()
     for name in ("effective_rank", "rankme", "stable_rank", "pooled_effective_rank", "lidar"):
         assert math.isnan(values[f"collapse/a_{name}"]), name
