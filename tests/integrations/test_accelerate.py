@@ -17,6 +17,8 @@ from hjepa_dist_metrics.sinks import read_jsonl
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 SCRIPT = """
+import sys
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -43,7 +45,8 @@ if tracker_is_everywhere:
 if accelerator.is_main_process:
     tracker.log_images({"pictures": np.zeros((2, 8, 8, 3))}, step=3)
 accelerator.end_training()
-print("files", accelerator.process_index)
+# In one write, for both ranks print into one pipe.
+sys.stdout.write(f"files {accelerator.process_index}\\n")
 """
 
 
