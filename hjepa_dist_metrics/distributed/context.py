@@ -52,7 +52,7 @@ class ProcessContext:
         ones for instance, see the same samples: each merges with its own data-parallel peers, so a sample
         counts once, and only the first replica is main.
         """
-        where = torch.device(device) if device is not None else _default_device()
+        where = _default_device() if device is None else torch.device(device)
         if group is None and dims is None:
             return _of_job(where)
         if not (dist.is_available() and dist.is_initialized()):

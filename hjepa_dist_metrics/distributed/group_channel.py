@@ -30,6 +30,8 @@ _SIMULATED = ("threaded", "fake")
 _channels: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, GroupChannel]] = (
     weakref.WeakKeyDictionary()
 )
+# The channel that was last asked for: a look at a weak dictionary takes ten times as long.
+_latest: tuple[weakref.ref[dist.ProcessGroup], float, weakref.ref[GroupChannel]] | None = None
 _stores: weakref.WeakKeyDictionary[dist.ProcessGroup, Store] = weakref.WeakKeyDictionary()
 
 
@@ -61,6 +63,7 @@ class GroupChannel:
         # Where the last gather's rows came: the next one of the same size has them come there too.
         self._received: tuple[Tensor, list[Tensor]] | None = None
         self._limit = timedelta(seconds=timeout)
+        self._gather, self._patient_gather = _gather_within(self._limit), _gather_within(_ENDLESS)
         self._patient = False
         self._started = self.board.clock()
         self._broken: RankFailureError | SyncTimeoutError | None = None
@@ -93,18 +96,19 @@ class GroupChannel:
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Gather equally sized tensors; see `Channel`."""
         out, rows = self._room_for(tensor)
-        options = AllgatherOptions()
-        options.timeout = _ENDLESS if self._patient else self._limit
+        options = self._patient_gather if self._patient else self._gather
         self._patient = False
         sent = tensor.contiguous()
         self._kept = (*rows, sent)
-        self._run(lambda group: group.allgather([rows], [sent], options))
+        self._guard(self._run, "allgather", [rows], [sent], options)
         return out
 
     def _room_for(self, tensor: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return room for every rank's tensor, [W, n], and its rows: the last gather's, where it fits."""
-        if self._received is not None and _alike(self._received[1][0], tensor):
-            return self._received
+        if (last := self._received) is not None:
+            row = last[1][0]
+            if row.dtype == tensor.dtype and row.shape == tensor.shape:
+                return last
         with torch.inference_mode(False):  # a later sync may be outside of it
             out = torch.empty((self.world_size, tensor.numel()), dtype=tensor.dtype, device=tensor.device)
             room = out, list(out.unbind(0))
@@ -114,18 +118,14 @@ class GroupChannel:
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks in place; see `Channel`."""
         self._kept = (tensor,)
-        self._run(lambda group: group.allreduce([tensor]))
+        self._guard(self._run, "allreduce", [tensor])
         return tensor
 
-    def _run(self, start: Callable[[Any], Any]) -> None:
-        """Start an operation, post this rank's arrival while it is under way, and wait for it."""
-
-        def run() -> None:
-            work = start(self._group)
-            self.board.post()
-            work.wait()
-
-        self._guard(run)
+    def _run(self, operation: str, *arguments: Any) -> None:
+        """Start an operation of the group, post this rank's arrival while it is under way, and wait for it."""
+        work = getattr(self._group, operation)(*arguments)
+        self.board.post()
+        work.wait()
 
     def _connect(self) -> None:
         self.board.post()  # first: to connect is to wait for the others
@@ -141,11 +141,20 @@ class GroupChannel:
         host = f"{self.board.prefix}/host"
         self.board.host = int(self._store.get(host)) if self._store.check([host]) else None
 
-    def _guard(self, operation: Callable[[], Any]) -> None:
+    def _guard(self, operation: Callable[..., Any], *arguments: Any) -> None:
+        """Run what needs the other ranks; where it fails, say which of them are at fault."""
         self._raise_broken()
-        cause = _failure_of(operation)
-        if cause is None:
-            return
+        cause = None
+        try:
+            operation(*arguments)
+        except MetricsError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            cause = first_line(error)
+        if cause is not None:  # here, where no frame of the operation is alive any more
+            self._fail(cause)
+
+    def _fail(self, cause: str) -> None:
         # Closed at once, so that the ranks that wait for this one need not wait for their own timeouts.
         self._group = None
         error = self.board.explain(cause, self._started)
@@ -166,26 +175,28 @@ class GroupChannel:
             raise self._broken.with_traceback(None)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.numel() == other.numel()
-
-
-def _failure_of(operation: Callable[[], Any]) -> str | None:
-    """Run an operation; return the transport's message where it failed, and keep no frame of it alive."""
-    try:
-        operation()
-    except MetricsError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        return first_line(error)
-    return None
+def _gather_within(timeout: timedelta) -> AllgatherOptions:
+    options = AllgatherOptions()
+    options.timeout = timeout
+    return options
 
 
 def group_channel(group: dist.ProcessGroup | None, timeout: float) -> GroupChannel:
     """Return this process's channel for a group and a timeout, made at the first call."""
+    global _latest
     parent = group if group is not None else dist.group.WORLD
     if parent is None:
         raise ConfigError("the process group is gone: compute metrics before destroy_process_group()")
+    if _latest is not None and _latest[0]() is parent and _latest[1] == timeout:
+        known = _latest[2]()
+        if known is not None:
+            return known
+    channel = _open(parent, timeout)
+    _latest = weakref.ref(parent), timeout, weakref.ref(channel)
+    return channel
+
+
+def _open(parent: dist.ProcessGroup, timeout: float) -> GroupChannel:
     opened = _channels.setdefault(parent, {})
     if timeout not in opened:
         try:

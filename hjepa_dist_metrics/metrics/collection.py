@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext
@@ -84,11 +85,13 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         `names` selects metrics, the same on every rank. `formulas` replaces the metrics' own: it gets the
         metrics and their merged states, and what it returns is the result.
         """
-        self.raise_errors()
-        context = self.context
+        if self._handles:
+            self.raise_errors()
+        context = self._context or ProcessContext.current()
         if not context.is_member:
             return {}
-        metrics, then = self._select(formulas or apply_formulas, names)
+        metrics = self._select(names)
+        then = partial(formulas or apply_formulas, metrics)
         return self._merger.merge(metrics, context, self.sync_timeout, then)
 
     def compute_async(
@@ -103,7 +106,8 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         context = self.context
         if not context.is_member:
             return SyncHandle(_completed({}))
-        metrics, then = self._select(formulas or apply_formulas, names)
+        metrics = self._select(names)
+        then = partial(formulas or apply_formulas, metrics)
         future = self._merger.merge_async(metrics, context, self.sync_timeout, then)
         handle: SyncHandle[Any] = SyncHandle(future)
         self._handles.append(handle)
@@ -180,14 +184,10 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         while self._handles and self._handles[0].wait(deadline - time.monotonic()):
             self.raise_errors()
 
-    def _select(
-        self, formulas: Formulas, names: Sequence[str] | None
-    ) -> tuple[Mapping[str, DistributedMetric], Callable[[Merged], Any]]:
-        metrics = self._everything() if names is None else {name: self._metrics[name] for name in names}
-        return metrics, lambda merged: formulas(metrics, merged)
-
-    def _everything(self) -> Mapping[str, DistributedMetric]:
-        """Return all metrics, as a mapping that stays what it is: `add` leads to another one."""
+    def _select(self, names: Sequence[str] | None) -> Mapping[str, DistributedMetric]:
+        """Return metrics, all of them as a mapping that stays what it is: `add` leads to another one."""
+        if names is not None:
+            return {name: self._metrics[name] for name in names}
         if self._all is None:
             self._all = dict(self._metrics)
         return self._all

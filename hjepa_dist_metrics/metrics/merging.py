@@ -12,7 +12,15 @@ from hjepa_dist_metrics.distributed import ProcessContext, open_channel
 from hjepa_dist_metrics.metrics import changes
 from hjepa_dist_metrics.metrics.joined import join
 from hjepa_dist_metrics.metrics.roster import Merged, Roster
-from hjepa_dist_metrics.sync import Part, SyncReport, SyncThread, Ticket, exchange, snapshot
+from hjepa_dist_metrics.sync import (
+    AdditiveSync,
+    Part,
+    SyncReport,
+    SyncThread,
+    Ticket,
+    exchange,
+    snapshot,
+)
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.base import DistributedMetric
@@ -61,10 +69,11 @@ class Merger:
         self._rosters: dict[tuple[str, ...], Roster] = {}
         self._names: tuple[str, ...] | None = None
         self._known: _Known | None = None
+        self._short: AdditiveSync | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is known of the metrics at this moment of this process: a copy looks for itself."""
-        return {**vars(self), "_rosters": {}, "_names": None, "_known": None}
+        return {**vars(self), "_rosters": {}, "_names": None, "_known": None, "_short": None}
 
     def merge(
         self,
@@ -134,7 +143,8 @@ class Merger:
             if part is not None:
                 joined, self.report = join(metrics, everything, roster, taken, channel, ticket)
                 return then(joined)
-            merged, self.report = exchange(taken, channel, ticket)
+            short = self._short = AdditiveSync.of(roster.plan, channel.world_size, self._short)
+            merged, self.report = (short.exchange if short else exchange)(taken, channel, ticket)
             return then(Merged(roster, merged))
 
         return job

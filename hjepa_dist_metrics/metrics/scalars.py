@@ -60,9 +60,10 @@ class WeightedMean(DistributedMetric):
         (totals, counts), columns = found
         # A subclass with tags of its own need not say when they change.
         tags = _tags(metrics) if cls.tag is WeightedMean.tag else [*map(_tag, metrics.values())]
-        return [
-            (tag, Scalar(totals[i] / counts[i])) for tag, i in zip(tags, columns, strict=True) if counts[i]
-        ]
+        if 0.0 in counts:
+            return [(tag, Scalar(totals[i] / counts[i])) for tag, i in zip(tags, columns, strict=True) if counts[i]]
+        means = [*map(operator.truediv, totals, counts)]
+        return zip(tags, map(Scalar, map(means.__getitem__, columns)), strict=True)
 
 
 def _tags(metrics: Mapping[str, WeightedMean]) -> list[str]:

@@ -1,5 +1,6 @@
 """The sync: one checked, fused exchange of states between ranks."""
 
+from hjepa_dist_metrics.sync.additive import AdditiveSync as AdditiveSync
 from hjepa_dist_metrics.sync.background import (
     SyncHandle as SyncHandle,
     SyncThread as SyncThread,

@@ -24,7 +24,8 @@ from torch import Tensor
 from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.blobs import encode_blob
-from hjepa_dist_metrics.sync.frame import Ticket, gather_frame
+from hjepa_dist_metrics.sync.first_gather import gather_frame
+from hjepa_dist_metrics.sync.frame import Ticket
 from hjepa_dist_metrics.sync.joining import Announcement, Part
 from hjepa_dist_metrics.sync.merged import MergedStates
 from hjepa_dist_metrics.sync.others import merge_others, travels_as_bytes
@@ -90,9 +91,9 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     others = [taken.others[name] for name in plan.others]
     of_groups = taken.rows()  # first: it waits for the copies from devices, the others' too
     # The rows that sums need come first: where the frame has not room for all, it has for them.
-    heads = [rows for state in others if (rows := state.rows()) is not None]
+    heads = [rows.numpy() for state in others if (rows := state.rows()) is not None]
     blocks = [*heads, *of_groups]
-    sent = _flat([block.numpy() for block in blocks])
+    sent = _flat(blocks)
     blob = encode_blob(_bytes_of(plan, others)) if others else None
     gathered = gather_frame(
         meter, plan.schema, ticket, sent, blob, lambda part: Announcement.of(taken.originals, part)
@@ -103,7 +104,7 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     merged_rows = _merge_rows(plan.groups, grouped, [part.taken for part in gathered.parts])
     merged = MergedStates(plan, taken.originals, merged_rows, merged_others)
     seconds = time.perf_counter() - meter.started
-    slowest = _slowest(gathered.waits)
+    slowest = slowest_of(gathered.waits)
     return merged, SyncReport(
         meter.collectives, meter.sent_bytes, seconds, meter.waited, slowest, gathered.parts
     )
@@ -140,6 +141,6 @@ def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats], taken: S
         ]
 
 
-def _slowest(waits: Sequence[int]) -> int | None:
+def slowest_of(waits: Sequence[int]) -> int | None:
     """Return the rank that waited least for the others in the previous sync: the one they waited for."""
     return waits.index(min(waits)) if len(waits) > 1 and any(waits) else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.distributed.channel import Channel
 from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.sync.frame import Gathered
+from hjepa_dist_metrics.sync.first_gather import Gathered
 from hjepa_dist_metrics.sync.plan import Floats, Plan, cut
 from hjepa_dist_metrics.sync.rest import Blobs, Rest
 from hjepa_dist_metrics.sync.sharing import share, worth_sharing

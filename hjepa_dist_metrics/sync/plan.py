@@ -40,7 +40,8 @@ class Plan:
 
     `places` says of each row state in which group it travels and at which column of its block it begins;
     `work` is how many seconds the tasks of the merged states take on one core, `longest_work` those of one
-    state at most. Of the `others` the first `leading` have rows that their sums need.
+    state at most. Of the `others` the first `leading` have rows that their sums need. A plan is `additive`
+    where all its states are rows that merge by adding: `numbers` of them.
     """
 
     schema: Schema
@@ -52,6 +53,8 @@ class Plan:
     work: float
     longest_work: float
     leading: int
+    additive: bool
+    numbers: int
 
     @classmethod
     def of(cls, states: Mapping[str, State], last: Plan | None = None) -> Plan:
@@ -90,6 +93,8 @@ class Plan:
             sum(work),
             max(work, default=0.0),
             len(leading),
+            not others and all(group.kind.additive for group in groups),
+            sum(group.kind.fields * sum(group.widths) for group in groups),
         )
 
 

@@ -6,28 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.states import LiveBlock, State
-from hjepa_dist_metrics.sync.plan import Plan, RowGroup
+from hjepa_dist_metrics.sync.plan import Floats, Plan, RowGroup
+
+# Rows, and which columns of their group's block they are; None: all of them.
+Piece = tuple[Floats, np.ndarray[Any, np.dtype[np.int64]] | None]
 
 
 @dataclass
 class Snapshot:
     """Hold what the states of a plan were at one moment, perhaps still on its way from a device.
 
-    `originals` are the states that were taken, `blocks` the rows of each group, [fields, columns], as pieces
-    with their columns (None: all of them), and `others` the copies of the remaining states.
+    `originals` are the states that were taken, `blocks` the rows of each group, [fields, columns], in pieces,
+    and `others` the copies of the remaining states.
     """
 
     plan: Plan
     originals: Mapping[str, State]
-    blocks: list[list[tuple[Tensor, Tensor | None]]] = field(default_factory=list)
+    blocks: list[list[Piece]] = field(default_factory=list)
     others: dict[str, State] = field(default_factory=dict)
     copies: list[torch.cuda.Event] = field(default_factory=list)
 
-    def rows(self) -> list[Tensor]:
+    def rows(self) -> list[Floats]:
         """Wait for the copies and return the block of each group."""
         for copied in self.copies:
             copied.synchronize()
@@ -38,7 +42,8 @@ class Snapshot:
         rows: Mapping[str, Any] = self.originals
         blocks, found = self.rows(), dict(self.others)
         for name, (group, column) in self.plan.places.items():
-            found[name] = rows[name].holding(blocks[group][:, column : column + rows[name].size])
+            own = blocks[group][:, column : column + rows[name].size]
+            found[name] = rows[name].holding(torch.from_numpy(own))
         return found
 
 
@@ -55,8 +60,7 @@ def snapshot(
     for index, group in enumerate(plan.groups):
         block = live.get(index) if live else None
         if block is not None and block.whole:
-            rows = block.rows.copy() if copy else block.rows
-            taken.blocks.append([(torch.from_numpy(rows), None)])
+            taken.blocks.append([(block.rows.copy() if copy else block.rows, None)])
         else:
             taken.blocks.append(_take_rows(taken, states, group))
     if not plan.others:
@@ -68,20 +72,18 @@ def snapshot(
     return taken
 
 
-def _take_rows(
-    taken: Snapshot, states: Mapping[str, State], group: RowGroup
-) -> list[tuple[Tensor, Tensor | None]]:
+def _take_rows(taken: Snapshot, states: Mapping[str, State], group: RowGroup) -> list[Piece]:
     rows: Mapping[str, Any] = states
     data: list[Tensor] = [rows[name].data for name in group.names]
     if (joined := _joined(data)) is not None:
-        return [(_to_host(taken, joined), None)]
+        return [(_to_host(taken, joined).numpy(), None)]
     devices = dict.fromkeys(tensor.device for tensor in data)
-    owners = torch.repeat_interleave(torch.tensor(group.widths, device="cpu"))
-    pieces: list[tuple[Tensor, Tensor | None]] = []
+    owners = np.repeat(np.arange(len(data)), group.widths)
+    pieces: list[Piece] = []
     for device in devices:
         here = [i for i, tensor in enumerate(data) if tensor.device == device]
-        columns = torch.isin(owners, torch.tensor(here, device="cpu")).nonzero()[:, 0]
-        pieces.append((_to_host(taken, torch.cat([data[i] for i in here], dim=1)), columns))
+        columns = np.flatnonzero(np.isin(owners, here))
+        pieces.append((_to_host(taken, torch.cat([data[i] for i in here], dim=1)).numpy(), columns))
     return pieces
 
 
@@ -123,11 +125,11 @@ def _to_host(taken: Snapshot, flat: Tensor) -> Tensor:
     return host
 
 
-def _join(group: RowGroup, pieces: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+def _join(group: RowGroup, pieces: list[Piece]) -> Floats:
     first, columns = pieces[0]
     if columns is None:
         return first
-    block = first.new_empty(group.shape)
+    block: Floats = np.empty(group.shape)
     for piece, where in pieces:
         assert where is not None
         block[:, where] = piece

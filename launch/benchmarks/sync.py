@@ -24,6 +24,7 @@ from hjepa_dist_metrics.errors import ConfigError
 
 Cell = dict[str, Any]
 _FEWEST_ROUNDS = 3
+_QUICK = 0.01  # seconds
 
 
 def run(argv: Sequence[str]) -> int:
@@ -96,15 +97,12 @@ def _measure_count(methods: Sequence[str], count: int, rounds: int, seconds: flo
     expected = [0.25 * i + (world - 1) / 2 for i in range(count)]
     syncs = {name: METHODS[name](values) for name in methods}
     traffic = {name: _check(name, sync, expected) for name, sync in syncs.items()}
-    share = {name: _share(sync, rounds, seconds) for name, sync in syncs.items()}
+    once = {name: _once(sync) for name, sync in syncs.items()}
     times: dict[str, list[float]] = {name: [] for name in syncs}
     for i in range(rounds):
-        # In another order each round: what comes right after a slow method meets colder caches than the rest.
-        for name in random.Random(i).sample(list(syncs), len(syncs)):
-            sync = syncs[name]
-            if (i * share[name]) // rounds != ((i + 1) * share[name]) // rounds:
-                times[name].append(timed(sync))
-                _finish(sync)
+        for name in _turns(once, i, rounds, seconds):
+            times[name].append(timed(syncs[name]))
+            _finish(syncs[name])
     return [
         {
             "method": name,
@@ -137,11 +135,27 @@ def _finish(sync: Sync) -> list[float]:
     return [] if finish is None else list(finish())
 
 
-def _share(sync: Sync, rounds: int, seconds: float) -> int:
-    """Return in how many rounds a method takes part: what fits into `seconds`, the same on every rank."""
+def _once(sync: Sync) -> float:
+    """Return about how long a method takes, the same on every rank."""
+    timed(sync)  # the first time connects
+    _finish(sync)
     once = timed(sync)
     _finish(sync)
-    return max(min(_FEWEST_ROUNDS, rounds), min(rounds, int(seconds / once)))
+    return once
+
+
+def _turns(once: dict[str, float], i: int, rounds: int, seconds: float) -> list[str]:
+    """Return the methods of a round in their order, another one each time: so each follows each other one.
+
+    A slow method takes part in as many rounds as fit into `seconds`. The quick ones take as many turns in a
+    round as there are slow ones, and two at least: theirs are the times that vary most.
+    """
+    share = {name: max(min(_FEWEST_ROUNDS, rounds), min(rounds, int(seconds / t))) for name, t in once.items()}
+    slow = [name for name in once if once[name] > _QUICK]
+    here = [name for name in slow if (i * share[name]) // rounds != ((i + 1) * share[name]) // rounds]
+    turns = here + [name for name in once if name not in slow] * max(2, len(slow))
+    random.Random(i).shuffle(turns)
+    return turns
 
 
 def report(cells: Sequence[Cell]) -> str:
