@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from hjepa_dist_metrics.values import Scalar, Value
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
+
+Values: TypeAlias = "Iterable[tuple[str, Value | float]] | Mapping[str, Value | float]"
 
 # The kinds of devices that know autocast.
 _AUTOCASTING = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
@@ -129,13 +132,14 @@ class DistributedMetric(ABC):
         """Return tags and values (or plain numbers) from merged states: a pure function of them."""
 
     @classmethod
-    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
+    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Values:
         """Return tags and values of all `metrics`, which are of this class, in order.
 
-        A class of which there are hundreds can do that faster than with a call of `compute_from` for each.
+        A class of which there are hundreds can do that faster than with a call of `compute_from` for each,
+        and with a mapping, where no two of them have one tag.
         """
-        for name, metric in metrics.items():
-            yield from metric.compute_from(merged.get(name, {})).items()
+        found = (metric.compute_from(merged.get(name, {})).items() for name, metric in metrics.items())
+        return itertools.chain.from_iterable(found)
 
     def compute(self) -> dict[str, Value]:
         """Merge the states over ranks and return the values: the same on every rank.

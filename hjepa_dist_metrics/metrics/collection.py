@@ -198,12 +198,13 @@ def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> 
     results: dict[str, Value] = {}
     expected = 0
     for kind, run in merged.runs:
-        found = list(kind.compute_many(run, merged))
-        values: dict[str, Any] = dict(found)
+        found = kind.compute_many(run, merged)
+        pairs = found if isinstance(found, Mapping) else list(found)
+        values: dict[str, Any] = dict(pairs)
         if set(map(type, values.values())) != {Scalar}:
             values = {tag: as_value(value, tag, kind) for tag, value in values.items()}
         results.update(values)
-        expected += len(found)
+        expected += len(pairs)
         if len(results) != expected:
             raise _two_writers(metrics, merged)
     return results

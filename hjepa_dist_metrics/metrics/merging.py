@@ -144,7 +144,7 @@ class Merger:
                 joined, self.report = join(metrics, everything, roster, taken, channel, ticket)
                 return then(joined)
             short = self._short = AdditiveSync.of(roster.plan, channel.world_size, self._short)
-            merged, self.report = (short.exchange if short else exchange)(taken, channel, ticket)
+            merged, self.report = (exchange if short is None else short.exchange)(taken, channel, ticket)
             return then(Merged(roster, merged))
 
         return job

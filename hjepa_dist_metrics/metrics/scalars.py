@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +12,11 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import changes
-from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.base import DistributedMetric, Values
 from hjepa_dist_metrics.metrics.inputs import as_number, device_of
 from hjepa_dist_metrics.metrics.roster import notes_of
 from hjepa_dist_metrics.states import Mean, Replicated
-from hjepa_dist_metrics.values import Scalar, Value
+from hjepa_dist_metrics.values import Scalar
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
@@ -51,7 +51,7 @@ class WeightedMean(DistributedMetric):
         return {self.tag: mean.value} if mean.count else {}
 
     @classmethod
-    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Iterable[tuple[str, Value | float]]:
+    def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Values:
         """Return the means in one pass over the merged block."""
         found = merged.numbers(metrics, "mean")
         if found is None:
@@ -59,20 +59,30 @@ class WeightedMean(DistributedMetric):
         # Plain Python: after a wait each of NumPy's functions is met with cold caches and takes 20 us.
         (totals, counts), columns = found
         # A subclass with tags of its own need not say when they change.
-        tags = _tags(metrics) if cls.tag is WeightedMean.tag else [*map(_tag, metrics.values())]
+        tags, distinct = _tags(metrics) if cls.tag is WeightedMean.tag else (_tags_of(metrics), False)
         if 0.0 in counts:
-            return [(tag, Scalar(totals[i] / counts[i])) for tag, i in zip(tags, columns, strict=True) if counts[i]]
+            return [
+                (tag, Scalar(totals[i] / counts[i]))
+                for tag, i in zip(tags, columns, strict=True)
+                if counts[i]
+            ]
         means = [*map(operator.truediv, totals, counts)]
-        return zip(tags, map(Scalar, map(means.__getitem__, columns)), strict=True)
+        pairs = zip(tags, map(Scalar, map(means.__getitem__, columns)), strict=True)
+        return dict(pairs) if distinct else pairs
 
 
-def _tags(metrics: Mapping[str, WeightedMean]) -> list[str]:
-    """Return the tags, looked up anew after a change only."""
+def _tags(metrics: Mapping[str, WeightedMean]) -> tuple[list[str], bool]:
+    """Return the tags, looked up anew after a change only, and whether each is there once."""
     notes, moment = notes_of(metrics), changes.latest()
-    known: tuple[int, list[str]] | None = notes.get("tags")
+    known: tuple[int, tuple[list[str], bool]] | None = notes.get("tags")
     if known is None or known[0] != moment:
-        known = notes["tags"] = moment, [*map(_tag, metrics.values())]
+        tags = _tags_of(metrics)
+        known = notes["tags"] = moment, (tags, len(set(tags)) == len(tags))
     return known[1]
+
+
+def _tags_of(metrics: Mapping[str, WeightedMean]) -> list[str]:
+    return [*map(_tag, metrics.values())]
 
 
 class ReplicatedScalars(DistributedMetric):

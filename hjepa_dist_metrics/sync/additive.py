@@ -41,9 +41,7 @@ class AdditiveSync:
         frame = Frame(world_size)
         return cls(plan, world_size, frame) if plan.numbers <= len(frame.numbers) else None
 
-    def exchange(
-        self, taken: Snapshot, channel: Channel, ticket: Ticket
-    ) -> tuple[MergedStates, SyncReport]:
+    def exchange(self, taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedStates, SyncReport]:
         """Return the states merged over the channel's ranks, and what that cost; errors as in `exchange`."""
         begun = time.perf_counter()
         channel.begin()

@@ -87,4 +87,4 @@ def waits_of(headers: Sequence[Sequence[int]]) -> list[int]:
 def agree(headers: Sequence[Sequence[int]]) -> bool:
     """Return whether all ranks are at the same sync of the same states, and none has failed."""
     first = headers[0][:_AGREED]  # magic, number, no failure, schema, collection
-    return not first[_FAILED] and all([header[:_AGREED] == first for header in headers])
+    return not first[_FAILED] and all(header[:_AGREED] == first for header in headers)

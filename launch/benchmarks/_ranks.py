@@ -20,8 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hjepa_dist_metrics.distributed.messages import Messages
+
 _FILLING = ("allgather", "gather", "_allgather_base")  # these take an output first, then what they send
 _OPERATIONS = (*_FILLING, "allreduce", "broadcast", "barrier", "reduce")
+_KINDS = (dist.ProcessGroup, dist.ProcessGroupGloo)
 
 
 def on_ranks(world_size: int, body: Callable[..., Any], *arguments: Any) -> Any:
@@ -131,13 +134,18 @@ class Traffic:
 
 @contextlib.contextmanager
 def counted() -> Iterator[Traffic]:
-    """Count every collective of the process, whatever library calls it, on groups and on bare backends."""
+    """Count every collective of the process, whatever library calls it, on groups and on bare backends.
+
+    Our gather by messages counts as the one that it is, with what each of the others is sent.
+    """
     traffic = Traffic()
-    kinds = (dist.ProcessGroup, dist.ProcessGroupGloo)
-    found = [(kind, name) for kind in kinds for name in _OPERATIONS if hasattr(kind, name)]
+    kinds: list[tuple[type[Any], Sequence[str]]] = [(kind, _OPERATIONS) for kind in _KINDS]
+    kinds.append((Messages, ["gather"]))
+    found = [(kind, name) for kind, names in kinds for name in names if hasattr(kind, name)]
     saved = [(kind, name, vars(kind).get(name)) for kind, name in found]
     for kind, name, _ in saved:
-        setattr(kind, name, _counting(traffic, name, getattr(kind, name)))
+        place = int(kind is not Messages and name in _FILLING)
+        setattr(kind, name, _counting(traffic, place, getattr(kind, name)))
     try:
         yield traffic
     finally:
@@ -148,13 +156,14 @@ def counted() -> Iterator[Traffic]:
                 setattr(kind, name, original)
 
 
-def _counting(traffic: Traffic, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _counting(traffic: Traffic, place: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Count the calls of a method, and the bytes of the tensors that it is given at a place."""
+
     def count(self: Any, *arguments: Any, **options: Any) -> Any:
         traffic.collectives += 1
-        if name != "barrier":
-            sent = arguments[1] if name in _FILLING else arguments[0]
-            tensors = [sent] if isinstance(sent, Tensor) else sent
-            traffic.sent_bytes += sum(t.numel() * t.element_size() for t in tensors)
+        sent = arguments[place] if len(arguments) > place else ()  # a barrier sends nothing
+        tensors = [sent] if isinstance(sent, Tensor) else list(sent) if isinstance(sent, Sequence) else []
+        traffic.sent_bytes += sum(t.nbytes for t in tensors)
         return original(self, *arguments, **options)
 
     return count
@@ -171,6 +180,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown: the first column to the left, the others to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def lower_quartile(values: Sequence[float]) -> float:
+    """Return the value below which a quarter lies: how long something takes where nothing comes between."""
+    return sorted(values)[len(values) // 4]
 
 
 def milliseconds(seconds: float) -> str:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from hjepa_dist_metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.distributed.messages import Messages
 from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Min, Moments, Sample, State, Sum
 from hjepa_dist_metrics.sync import frame
 from tests.ranks import ThreadWorld, run_ranks
@@ -53,7 +54,10 @@ def everything() -> dict[str, DistributedMetric]:
 
 
 def counted(metrics, context=None, rank=None) -> int:
-    """Return how many collectives one compute calls, on groups and backends, with pickle out of order."""
+    """Return how many collectives one compute calls, on groups and backends, with pickle out of order.
+
+    A gather by messages is one: `tests/distributed/test_messages.py` counts what it sends.
+    """
     collection = MetricCollection(metrics, context=context, sync_timeout=20)
     for metric in collection.values():
         metric.update(dist.get_rank() if rank is None else rank)
@@ -75,6 +79,7 @@ def counted(metrics, context=None, rank=None) -> int:
             for name in COLLECTIVES:
                 if hasattr(kind, name):
                     patch.setattr(kind, name, counting(name, getattr(kind, name)))
+        patch.setattr(Messages, "gather", counting("messages", Messages.gather))
         patch.setattr(pickle, "dumps", refuse)
         patch.setattr(pickle, "loads", refuse)
         collection.compute()

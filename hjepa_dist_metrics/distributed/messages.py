@@ -1,0 +1,69 @@
+"""Small gathers as messages between all pairs of ranks: they come in one step, not in the W - 1 of a ring.
+
+Gloo's own gather goes through a thread of the group and through torch's operations for copies, all of which
+is met with cold caches where training ran in between. A message is written by the thread that sends it.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+_TAG = 0  # none of a collective: theirs carry the kind of the collective in their highest bits
+_LEAST = 0.001  # seconds; a wait of zero would be one without a limit
+_call = operator.methodcaller("__call__")
+
+
+class Messages:
+    """Gather tensors over the connections of a gloo group that nobody else sends messages over."""
+
+    def __init__(self, group: Any, rank: int, world_size: int) -> None:
+        self._group, self._rank = group, rank
+        # Every rank begins with another one, lest all of them write to the same first.
+        self._others = [(rank + step) % world_size for step in range(1, world_size)]
+        self._sent: Tensor | None = None
+        self._out: Tensor | None = None
+        self._posts: list[Callable[[], Any]] = []
+        self._works: list[Any] = []
+
+    def gather(self, sent: Tensor, out: Tensor, seconds: float, meanwhile: Callable[[], None]) -> None:
+        """Bring every rank's `sent`, [n] on the host, to `out`, [W, n].
+
+        `meanwhile` is called while they are under way. Raises the transport's RuntimeError where a rank is
+        gone or does not come within `seconds`.
+        """
+        if sent is not self._sent or out is not self._out:
+            self._address(sent, out)
+        self._own[:] = self._given
+        # In one call, in which no signal's handler runs: all is under way, or nothing.
+        self._works.extend(map(_call, self._posts))
+        meanwhile()
+        self.finish(seconds)
+
+    @property
+    def under_way(self) -> bool:
+        """Return whether an interrupt has left a gather behind."""
+        return bool(self._works)
+
+    def finish(self, seconds: float) -> None:
+        """Wait for what is under way: also what a gather has left that was interrupted."""
+        deadline = time.monotonic() + seconds
+        for work in self._works:
+            if not work.is_completed():
+                work.wait(timedelta(seconds=max(deadline - time.monotonic(), _LEAST)))
+        self._works.clear()
+
+    def _address(self, sent: Tensor, out: Tensor) -> None:
+        """Prepare the messages, for as long as the same memory is used."""
+        rows = out.unbind(0)
+        group = self._group
+        self._posts = [partial(group.recv, [rows[rank]], rank, _TAG) for rank in reversed(self._others)]
+        self._posts += [partial(group.send, [sent], rank, _TAG) for rank in self._others]
+        self._sent, self._out = sent, out
+        self._given, self._own = sent.numpy(), out[self._rank].numpy()
