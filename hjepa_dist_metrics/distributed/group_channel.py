@@ -105,7 +105,7 @@ class GroupChannel:
         out, sent = self._room_for(tensor), tensor.contiguous()
         limit = _ENDLESS if self._patient else self._limit
         self._patient = False
-        if self._messages is not None and sent.nbytes <= _MOST_IN_MESSAGE:
+        if self._messages is not None and goes_by_messages(self.world_size, sent.nbytes):
             self._guard(self._messages.gather, sent, out, limit.total_seconds(), self.board.post)
             return out
         rows, options = list(out.unbind(0)), AllgatherOptions()
@@ -146,8 +146,7 @@ class GroupChannel:
             raise given_up
         store = PrefixStore(f"{self.board.prefix}/gloo", self._store)
         self._group = dist.ProcessGroupGloo(store, self.rank, self.world_size, self._limit)
-        if self.world_size <= _MOST_FOR_MESSAGES:
-            self._messages = Messages(self._group, self.rank, self.world_size)
+        self._messages = Messages(self._group, self.rank, self.world_size)
         # Connected, all have opened their channels, and so said whether they host the store.
         host = f"{self.board.prefix}/host"
         self.board.host = int(self._store.get(host)) if self._store.check([host]) else None
@@ -209,6 +208,11 @@ def _open(parent: dist.ProcessGroup, timeout: float) -> GroupChannel:
         except RuntimeError as error:
             raise RankFailureError(f"the job's key-value store does not answer: {error}") from None
     return opened[timeout]
+
+
+def goes_by_messages(world_size: int, size: int) -> bool:
+    """Return whether a gather of `size` bytes a rank is made of messages, and not gloo's own."""
+    return world_size <= _MOST_FOR_MESSAGES and size <= _MOST_IN_MESSAGE
 
 
 def hosts_store() -> bool:

@@ -15,13 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
-_TAG = 0  # none of a collective: theirs carry the kind of the collective in their highest bits
 _LEAST = 0.001  # seconds; a wait of zero would be one without a limit
 _call = operator.methodcaller("__call__")
 
 
 class Messages:
-    """Gather tensors over the connections of a gloo group that nobody else sends messages over."""
+    """Gather tensors over the connections of a gloo group that nobody else sends messages over.
+
+    Their tag is their size, so that none can come to memory of another size, which would end the process. A
+    collective's messages have other tags, with its kind in their highest bits.
+    """
 
     def __init__(self, group: Any, rank: int, world_size: int) -> None:
         self._group, self._rank = group, rank
@@ -61,9 +64,8 @@ class Messages:
 
     def _address(self, sent: Tensor, out: Tensor) -> None:
         """Prepare the messages, for as long as the same memory is used."""
-        rows = out.unbind(0)
-        group = self._group
-        self._posts = [partial(group.recv, [rows[rank]], rank, _TAG) for rank in reversed(self._others)]
-        self._posts += [partial(group.send, [sent], rank, _TAG) for rank in self._others]
+        rows, group, tag = out.unbind(0), self._group, sent.nbytes
+        self._posts = [partial(group.recv, [rows[rank]], rank, tag) for rank in reversed(self._others)]
+        self._posts += [partial(group.send, [sent], rank, tag) for rank in self._others]
         self._sent, self._out = sent, out
         self._given, self._own = sent.numpy(), out[self._rank].numpy()

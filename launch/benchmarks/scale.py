@@ -1,14 +1,18 @@
 """What a sync will cost at 8 to 16,384 ranks: an alpha-beta model fitted to collectives measured here.
 
-One ring step costs alpha seconds and beta seconds a byte. gloo's all_gather of n bytes takes W - 1 steps of n
-bytes, its all_reduce 2 (W - 1) steps of n / W. How many collectives a sync has and how large they are is not
-modelled: the sync itself runs, at every number of ranks, on a channel that answers without a network. What it
-computes by itself is measured in the same run.
+A step costs alpha seconds, a byte beta seconds. gloo's all_gather of n bytes takes W - 1 steps of n bytes,
+its all_reduce 2 (W - 1) steps of n / W. A gather by messages, which the channel makes of small ones on up to
+64 ranks, takes one step of W - 1 messages of n bytes, each of which costs gamma seconds. Measured is the lower
+quartile: where ranks share processors, more than that is the wait for a time slice. How many collectives a
+sync has and how large they are is not modelled: the sync itself runs, at every number of ranks, on a channel
+that answers without a network. What it computes by itself is measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +24,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks._ranks import markdown, median, milliseconds, on_ranks, positive, timed, whole, write
+from benchmarks._ranks import lower_quartile, markdown, milliseconds, on_ranks, positive, timed, whole, write
 from hjepa_dist_metrics import Collapse, DistributedMetric, MetricCollection, ProcessContext, WeightedMean
+from hjepa_dist_metrics.distributed import open_channel
+from hjepa_dist_metrics.distributed.group_channel import goes_by_messages
 
 WORLDS = (8, 64, 256, 1024, 4096, 16384)
 _SCALARS = 100
 _WIDTH = 384
+_TIMEOUT = 60.0
+_MESSAGE = 2e-5  # seconds of a processor for a message and its answer, as measured on the machines at hand
+KINDS = ("all_gather", "messages", "all_reduce")
 
 
 @dataclass(frozen=True)
@@ -38,20 +47,28 @@ class Call:
 
 @dataclass(frozen=True)
 class Link:
-    """Hold the seconds of a ring step (`alpha`) and of a byte in it (`beta`)."""
+    """Hold the seconds of a step (`alpha`), of a byte (`beta`) and of a message to one rank (`gamma`)."""
 
     alpha: float
     beta: float
+    gamma: float = 0.0
 
     def seconds(self, call: Call, world: int) -> float:
         """Return how long a collective takes on so many ranks."""
-        steps, share = ring(call.kind, world)
-        return steps * (self.alpha + self.beta * call.sent_bytes * share)
+        steps, sent, messages = terms(call, world)
+        return steps * self.alpha + sent * self.beta + messages * self.gamma
 
 
-def ring(kind: str, world: int) -> tuple[int, float]:
-    """Return the steps of a ring collective and the share of a rank's bytes that each step moves."""
-    return (2 * (world - 1), 1 / world) if kind == "all_reduce" else (world - 1, 1.0)
+def terms(call: Call, world: int) -> tuple[float, float, float]:
+    """Return a collective's steps one after the other, the bytes that they move, and its messages."""
+    others = world - 1
+    if call.kind == "all_reduce":
+        return 2 * others, 2 * others * call.sent_bytes / world, 0
+    return (
+        (1, others * call.sent_bytes, others)
+        if call.kind == "messages"
+        else (others, others * call.sent_bytes, 0)
+    )
 
 
 @dataclass
@@ -67,12 +84,13 @@ class Recorder:
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Return the tensor once for every rank."""
-        self.calls.append(Call("all_gather", tensor.numel() * tensor.element_size()))
+        kind = "messages" if goes_by_messages(self.world_size, tensor.nbytes) else "all_gather"
+        self.calls.append(Call(kind, tensor.nbytes))
         return tensor.expand(self.world_size, -1).clone()
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Return the tensor."""
-        self.calls.append(Call("all_reduce", tensor.numel() * tensor.element_size()))
+        self.calls.append(Call("all_reduce", tensor.nbytes))
         return tensor
 
 
@@ -113,8 +131,10 @@ def record(metrics: dict[str, DistributedMetric], world: int) -> tuple[list[Call
 
 
 def measure(sizes: Sequence[int], rounds: int) -> list[tuple[Call, int, float]]:
-    """Return (collective, ranks, median seconds) for both kinds and all sizes; runs on every rank."""
+    """Return (collective, ranks, lower quartile of seconds) for all kinds and sizes; runs on every rank."""
     world, found = dist.get_world_size(), []
+    channel = open_channel(ProcessContext.current(), _TIMEOUT)
+    channel.begin()
     for size in sizes:
         tensor = torch.zeros(size, dtype=torch.uint8)
         outputs = list(torch.empty((world, size), dtype=torch.uint8).unbind(0))
@@ -122,28 +142,34 @@ def measure(sizes: Sequence[int], rounds: int) -> list[tuple[Call, int, float]]:
             "all_gather": partial(dist.all_gather, outputs, tensor),
             "all_reduce": partial(dist.all_reduce, tensor),
         }
+        if goes_by_messages(world, size):
+            operations["messages"] = partial(channel.all_gather, tensor)
         times: dict[str, list[float]] = {kind: [] for kind in operations}
         for i in range(rounds + 2):
             for kind, operation in operations.items():
                 spent = timed(operation)
                 times[kind] += [spent] if i >= 2 else []
-        found += [(Call(kind, size), world, median(values)) for kind, values in times.items()]
+        found += [(Call(kind, size), world, lower_quartile(values)) for kind, values in times.items()]
     return found
 
 
 def fit(measured: Sequence[tuple[Call, int, float]], kind: str) -> Link:
-    """Return the link that fits the collectives of a kind best, in relative terms."""
-    rows, ones = [], []
-    for call, world, seconds in measured:
-        if call.kind == kind:
-            steps, share = ring(kind, world)
-            rows.append([steps / seconds, steps * share * call.sent_bytes / seconds])
-            ones.append([1.0])
-    system = torch.tensor(rows, dtype=torch.float64)
-    scale = system.abs().amax(dim=0)
-    solution = torch.linalg.lstsq(system / scale, torch.tensor(ones, dtype=torch.float64)).solution[:, 0]
-    alpha, beta = (solution / scale).clamp(min=0).tolist()
-    return Link(alpha, beta)
+    """Return the link that fits the collectives of a kind best, in relative terms; no cost is negative."""
+    found = [(terms(call, world), seconds) for call, world, seconds in measured if call.kind == kind]
+    system = torch.tensor([[term / seconds for term in row] for row, seconds in found], dtype=torch.float64)
+    scale = system.amax(dim=0)
+    there = [i for i in range(3) if scale[i] > 0]
+    best, costs = math.inf, [0.0] * 3
+    for columns in (c for size in range(1, 4) for c in itertools.combinations(there, size)):
+        part = system[:, columns] / scale[list(columns)]
+        ones = torch.ones((len(found), 1), dtype=torch.float64)
+        solution = torch.linalg.lstsq(part, ones).solution
+        error = float((part @ solution - ones).square().sum())
+        if bool((solution >= 0).all()) and error < best:
+            best, costs = error, [0.0] * 3
+            for i, cost in zip(columns, (solution[:, 0] / scale[list(columns)]).tolist(), strict=True):
+                costs[i] = cost
+    return Link(*costs)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -153,11 +179,10 @@ def run(argv: Sequence[str]) -> int:
         measured = [
             m for world in options.ranks for m in on_ranks(world, measure, options.sizes, options.rounds)
         ]
-        links = {kind: fit(measured, kind) for kind in ("all_gather", "all_reduce")}
+        links = {kind: fit(measured, kind) for kind in KINDS}
         head = fitted(measured, links)
     else:
-        link = Link(options.latency_us * 1e-6, 8 / (options.gbit * 1e9))
-        links = {"all_gather": link, "all_reduce": link}
+        links = dict.fromkeys(KINDS, Link(options.latency_us * 1e-6, 8 / (options.gbit * 1e9), _MESSAGE))
         head = f"A network of {options.latency_us:g} us a step and {options.gbit:g} Gbit/s."
     text = "\n\n".join([head, *(predicted(name, make, links) for name, make in SETS.items())])
     print(text)
@@ -175,6 +200,7 @@ def fitted(measured: Sequence[tuple[Call, int, float]], links: dict[str, Link]) 
     table = markdown(["collective", "measured, ms", "model, ms", "ratio"], rows)
     lines = [
         f"{kind}: alpha {1e6 * link.alpha:.0f} us a step, beta {1e9 * link.beta:.3g} ns a byte"
+        + (f", gamma {1e6 * link.gamma:.0f} us a message" if kind == "messages" else "")
         for kind, link in links.items()
     ]
     return "\n\n".join([table, *lines])
@@ -186,7 +212,7 @@ def predicted(name: str, make: Callable[[], dict[str, DistributedMetric]], links
     for world in WORLDS:
         calls, local = record(make(), world)
         network = sum(links[call.kind].seconds(call, world) for call in calls)
-        gathered = sum(c.sent_bytes for c in calls if c.kind == "all_gather")
+        gathered = sum(c.sent_bytes for c in calls if c.kind != "all_reduce")
         reduced = sum(c.sent_bytes for c in calls if c.kind == "all_reduce")
         packed = links["all_reduce"].seconds(Call("all_reduce", _SCALARS * 16), world)
         rows.append(

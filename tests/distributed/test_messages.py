@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hjepa_dist_metrics import MetricCollection, WeightedMean
+from hjepa_dist_metrics import MetricCollection, MetricsError, WeightedMean
 from hjepa_dist_metrics.distributed import ProcessContext, connect, group_channel as channels, messages
 from hjepa_dist_metrics.distributed.group_channel import group_channel
 from hjepa_dist_metrics.distributed.messages import Messages
+from tests.processes import run_disposable
 
 OWN = 63.0  # seconds; a limit of no other test, so that the channels are this file's
 
@@ -132,24 +133,37 @@ def test_all_ranks_rows_come_in_rank_order(gloo, world_size, count, dtype):
             np.testing.assert_array_equal(got, expected.astype(got.dtype))
 
 
+def gather_different_sizes(rank: int) -> str:
+    channel = group_channel(None, 2.0)
+    channel.begin()
+    channel.all_gather(torch.zeros(3))
+    channel.begin()
+    try:
+        channel.all_gather(torch.zeros(4 + rank))
+    except MetricsError as error:
+        return type(error).__name__
+    return "nothing"
+
+
+def test_different_sizes_end_in_an_error_and_in_no_abort():
+    answers = run_disposable(2, gather_different_sizes)
+    assert sorted(answers) == [0, 1]
+    assert set(answers.values()) <= {"SyncTimeoutError", "RankFailureError"}
+
+
 def gather_in_a_large_world() -> tuple[bool, list[float]]:
     """Return whether messages are used, and what comes, where these are too many ranks for messages."""
-    channels._MOST_FOR_MESSAGES = 1
-    dist.barrier()
-    channel = channels.GroupChannel(dist.group.WORLD, OWN + 1)
-    channel.begin()
-    rows = channel.all_gather(torch.tensor([float(dist.get_rank())]))
-    return channel._messages is not None, rows[:, 0].tolist()
+    channel = own_channel()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(channels, "_MOST_FOR_MESSAGES", 2)
+        channel.begin()
+        rows = channel.all_gather(torch.full((5,), float(dist.get_rank()), dtype=torch.float16))
+    assert channel._messages is not None
+    return channel._messages._sent is not None and len(channel._messages._sent) == 5, rows[:, 4].tolist()
 
 
 def test_large_worlds_leave_it_to_gloo(gloo):
-    before = channels._MOST_FOR_MESSAGES
     assert gloo(3).run(gather_in_a_large_world) == [(False, [0.0, 1.0, 2.0])] * 3
-    gloo(3).run(restore, before)
-
-
-def restore(most: int) -> None:
-    channels._MOST_FOR_MESSAGES = most
 
 
 def sync_after_an_interrupt(numbers: int) -> list[dict[str, float]]:
