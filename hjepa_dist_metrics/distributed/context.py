@@ -52,9 +52,9 @@ class ProcessContext:
         ones for instance, see the same samples: each merges with its own data-parallel peers, so a sample
         counts once, and only the first replica is main.
         """
-        where = _default_device() if device is None else torch.device(device)
         if group is None and dims is None:
-            return _of_job(where)
+            return _of_job(device)
+        where = _default_device() if device is None else torch.device(device)
         if not (dist.is_available() and dist.is_initialized()):
             return cls(rank=0, world_size=1, device=where, is_main=True)
         outside: Any = dist.GroupMember.NON_GROUP_MEMBER
@@ -89,7 +89,9 @@ class ProcessContext:
         return cls(rank, dist.get_world_size(group), device, is_main=main, group=group)
 
 
+# Asked at every sync, and answered without a call of Python.
 _cuda_is_available = functools.cache(torch.cuda.is_available)
+_distributed_is_available = functools.cache(dist.is_available)
 
 
 def _default_device() -> torch.device:
@@ -102,9 +104,10 @@ def _default_device() -> torch.device:
 _latest: tuple[ProcessContext, weakref.ref[dist.ProcessGroup] | None] | None = None
 
 
-def _of_job(device: torch.device) -> ProcessContext:
+def _of_job(where: torch.device | str | None) -> ProcessContext:
     global _latest
-    world = dist.group.WORLD if dist.is_available() else None
+    device = _default_device() if where is None else torch.device(where)
+    world = dist.group.WORLD if _distributed_is_available() else None
     if _latest is not None:
         context, known = _latest
         if (known() if known is not None else None) is world and context.device == device:

@@ -25,7 +25,7 @@ from hjepa_dist_metrics.values import Scalar, Value
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
 
-Values: TypeAlias = "Iterable[tuple[str, Value | float]] | Mapping[str, Value | float]"
+Values: TypeAlias = "Iterable[tuple[str, Value | float]] | dict[str, Value | float]"
 
 # The kinds of devices that know autocast.
 _AUTOCASTING = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
@@ -136,7 +136,7 @@ class DistributedMetric(ABC):
         """Return tags and values of all `metrics`, which are of this class, in order.
 
         A class of which there are hundreds can do that faster than with a call of `compute_from` for each,
-        and with a mapping, where no two of them have one tag.
+        and return a dict, where no two of them have one tag.
         """
         found = (metric.compute_from(merged.get(name, {})).items() for name, metric in metrics.items())
         return itertools.chain.from_iterable(found)

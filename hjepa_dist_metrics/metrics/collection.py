@@ -199,7 +199,7 @@ def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> 
     expected = 0
     for kind, run in merged.runs:
         found = kind.compute_many(run, merged)
-        pairs = found if isinstance(found, Mapping) else list(found)
+        pairs = found if isinstance(found, dict) else list(found)
         values: dict[str, Any] = dict(pairs)
         if set(map(type, values.values())) != {Scalar}:
             values = {tag: as_value(value, tag, kind) for tag, value in values.items()}

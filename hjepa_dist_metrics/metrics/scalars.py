@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric, Values
 from hjepa_dist_metrics.metrics.inputs import as_number, device_of
 from hjepa_dist_metrics.metrics.roster import notes_of
 from hjepa_dist_metrics.states import Mean, Replicated
-from hjepa_dist_metrics.values import Scalar
+from hjepa_dist_metrics.values import Scalar, Value
 
 if TYPE_CHECKING:
     from hjepa_dist_metrics.metrics.roster import Merged
@@ -67,6 +67,7 @@ class WeightedMean(DistributedMetric):
                 if counts[i]
             ]
         means = [*map(operator.truediv, totals, counts)]
+        pairs: Iterable[tuple[str, Value | float]]
         pairs = zip(tags, map(Scalar, map(means.__getitem__, columns)), strict=True)
         return dict(pairs) if distinct else pairs
 

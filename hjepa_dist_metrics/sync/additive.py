@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed.channel import Channel
-from hjepa_dist_metrics.sync.exchange import SyncReport, slowest_of
+from hjepa_dist_metrics.sync.exchange import SyncReport
 from hjepa_dist_metrics.sync.first_gather import raise_difference
 from hjepa_dist_metrics.sync.frame import Frame, Ticket, agree, split_frames, waits_of
 from hjepa_dist_metrics.sync.merged import MergedStates
@@ -59,10 +59,10 @@ class AdditiveSync:
         with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, which is reported as such
             blocks = [np.add.reduce(rows) for rows in self._rows]
         merged = MergedStates(self.plan, taken.originals, blocks, {})
-        slowest, ended = slowest_of(waits_of(headers)), time.perf_counter()
+        seconds, waits = time.perf_counter() - begun, waits_of(headers)
         if self.world_size == 1:
-            return merged, SyncReport(0, 0, ended - begun, 0.0, slowest)
-        return merged, SyncReport(1, self._frame.tensor.nbytes, ended - begun, came - asked, slowest)
+            return merged, SyncReport(0, 0, seconds, 0.0, waits)
+        return merged, SyncReport(1, self._frame.tensor.nbytes, seconds, came - asked, waits)
 
     def _read(self, gathered: Tensor) -> None:
         """Keep views of what is gathered: a channel may have the next frames come to the same memory."""

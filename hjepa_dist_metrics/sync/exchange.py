@@ -37,15 +37,21 @@ from hjepa_dist_metrics.sync.snapshot import Snapshot
 class SyncReport(NamedTuple):
     """Tell what a sync cost: collectives, bytes sent by this rank, seconds, seconds waited for the others.
 
-    `slowest_rank` is the rank that the others waited for in the sync before.
+    `last_waits` are the ns that each rank waited for the others in the sync before.
     """
 
     collectives: int
     sent_bytes: int
     seconds: float
     waited: float
-    slowest_rank: int | None
+    last_waits: Sequence[int] = ()
     parts: Sequence[Part] = ()
+
+    @property
+    def slowest_rank(self) -> int | None:
+        """Return the rank for which the others waited in the sync before: it waited least itself."""
+        waits = self.last_waits
+        return waits.index(min(waits)) if len(waits) > 1 and any(waits) else None
 
 
 class _Meter:
@@ -104,9 +110,8 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     merged_rows = _merge_rows(plan.groups, grouped, [part.taken for part in gathered.parts])
     merged = MergedStates(plan, taken.originals, merged_rows, merged_others)
     seconds = time.perf_counter() - meter.started
-    slowest = slowest_of(gathered.waits)
     return merged, SyncReport(
-        meter.collectives, meter.sent_bytes, seconds, meter.waited, slowest, gathered.parts
+        meter.collectives, meter.sent_bytes, seconds, meter.waited, gathered.waits, gathered.parts
     )
 
 
@@ -139,8 +144,3 @@ def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats], taken: S
             group.kind.merge_rows(others[i]).numpy() if i in others else np.add.reduce(rows)
             for i, (group, rows) in enumerate(pairs)
         ]
-
-
-def slowest_of(waits: Sequence[int]) -> int | None:
-    """Return the rank that waited least for the others in the previous sync: the one they waited for."""
-    return waits.index(min(waits)) if len(waits) > 1 and any(waits) else None

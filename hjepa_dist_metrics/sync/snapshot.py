@@ -35,7 +35,10 @@ class Snapshot:
         """Wait for the copies and return the block of each group."""
         for copied in self.copies:
             copied.synchronize()
-        return [_join(group, pieces) for group, pieces in zip(self.plan.groups, self.blocks, strict=True)]
+        return [
+            pieces[0][0] if pieces[0][1] is None else _join(group, pieces)
+            for group, pieces in zip(self.plan.groups, self.blocks, strict=True)
+        ]
 
     def states(self) -> dict[str, State]:
         """Return the states as they were taken, by name."""
@@ -126,9 +129,6 @@ def _to_host(taken: Snapshot, flat: Tensor) -> Tensor:
 
 
 def _join(group: RowGroup, pieces: list[Piece]) -> Floats:
-    first, columns = pieces[0]
-    if columns is None:
-        return first
     block: Floats = np.empty(group.shape)
     for piece, where in pieces:
         assert where is not None

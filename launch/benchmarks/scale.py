@@ -2,9 +2,9 @@
 
 A step costs alpha seconds, a byte beta seconds. gloo's all_gather of n bytes takes W - 1 steps of n bytes,
 its all_reduce 2 (W - 1) steps of n / W. A gather by messages, which the channel makes of small ones on up to
-64 ranks, takes one step of W - 1 messages of n bytes, each of which costs gamma seconds. Measured is the lower
-quartile: where ranks share processors, more than that is the wait for a time slice. How many collectives a
-sync has and how large they are is not modelled: the sync itself runs, at every number of ranks, on a channel
+64 ranks, takes one step of W - 1 messages of n bytes, each of which costs gamma seconds. The lower
+quartile is measured: more than that, where ranks share processors, is the wait for a time slice. How many
+collectives a sync has and how large they are is not modelled: it runs, at every number of ranks, on a channel
 that answers without a network. What it computes by itself is measured in the same run.
 """
 
