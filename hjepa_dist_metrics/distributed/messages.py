@@ -43,10 +43,10 @@ class Messages:
         """
         if sent is not self._sent or out is not self._out:
             self._address(sent, out)
-        self._own[:] = self._given
         # In one call, in which no signal's handler runs: all is under way, or nothing.
         self._works.extend(map(_call, self._posts))
         meanwhile()
+        self._own[:] = self._given
         self.finish(seconds)
 
     @property
