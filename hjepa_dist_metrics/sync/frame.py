@@ -59,7 +59,8 @@ class Frame:
 
     def __init__(self, world_size: int) -> None:
         self._words = np.zeros(frame_bytes(world_size) // 8, dtype=np.int64)
-        self.tensor, self.numbers = torch.from_numpy(self._words), self._words[_HEADER_WORDS:].view(np.float64)
+        self.tensor = torch.from_numpy(self._words)
+        self.numbers = self._words[_HEADER_WORDS:].view(np.float64)
 
     def sign(self, schema: Schema, ticket: Ticket, blob_size: int = 0) -> None:
         """Write what the ranks must agree on, and the sizes and times of this one."""
