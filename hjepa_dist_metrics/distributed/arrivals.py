@@ -57,8 +57,12 @@ class ArrivalBoard:
             self.store.set(self._key("arrived", self.rank), str(self.arrived))
 
     def missing(self) -> tuple[int, ...]:
-        """Return the places of the ranks that have not reached the sync at which this rank is."""
-        return tuple(r for r in range(len(self.ranks)) if self._add("arrived", r) < self.arrived)
+        """Return the places of the ranks that have not reached the sync at which this rank is.
+
+        Those that an earlier sync has failed on never will, and live.
+        """
+        behind = [r for r in range(len(self.ranks)) if self._add("arrived", r) < self.arrived]
+        return tuple(r for r in behind if not self._add("failed", r) and not self._add("concluded", r))
 
     def accused(self) -> tuple[int, ...]:
         """Return the places of the ranks that others have given up waiting for."""

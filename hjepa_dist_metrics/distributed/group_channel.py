@@ -12,12 +12,12 @@ import os
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import AllgatherOptions
+from torch._C._distributed_c10d import AllgatherOptions, AllToAllOptions
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
@@ -27,10 +27,12 @@ from hjepa_dist_metrics.errors import ConfigError, MetricsError, RankFailureErro
 
 _ENDLESS = timedelta(days=365)
 _MOST_ROOM_KEPT = 1 << 21  # bytes: twice the first frames of all ranks
-# Messages cost every rank two calls for each other one. On up to 16 ranks of one machine they took half of
-# what gloo's gather took at 8 and 64 KiB, and three quarters at 1 MiB, where a network may prefer a ring.
-_MOST_FOR_MESSAGES = 64  # ranks
+# On up to 32 ranks of one machine messages took half to two thirds of what gloo's gather took at 1 to 64 KiB,
+# its all-to-all took half from 8 ranks on. At 1 MiB messages took three quarters, but a network may be better
+# off with a ring.
+_MOST_FOR_MESSAGES = 32  # ranks
 _MOST_IN_MESSAGE = 1 << 16  # bytes
+_MOST_AT_ONCE = 1 << 24  # bytes that come to a rank in one step
 _SIMULATED = ("threaded", "fake")
 _channels: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, GroupChannel]] = (
     weakref.WeakKeyDictionary()
@@ -86,8 +88,8 @@ class GroupChannel:
     def begin(self, patient: bool = False) -> None:
         """Come to the next sync, and connect at the first; the others learn of it with the first exchange.
 
-        A `patient` rank waits in the sync's first gather for as long as the others live: connections that
-        close end the wait at once.
+        A `patient` rank waits in the sync's first gather for as long as the others live. That one of them is
+        gone it learns at the latest when the others come to a sync.
         """
         if os.getpid() != self._process:
             raise ConfigError("a forked process is not a rank: sync metrics in the process that trains")
@@ -99,21 +101,37 @@ class GroupChannel:
         if self._group is None:
             self._guard(self._connect)
         elif self._messages is not None and self._messages.under_way:
-            self._guard(self._messages.finish, self.board.timeout)
+            self._guard(self._messages.finish, self._seconds)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Gather equally sized tensors; see `Channel`."""
-        out, sent = self._room_for(tensor), tensor.contiguous()
-        limit = _ENDLESS if self._patient else self._limit
+        out, sent, seconds = self._room_for(tensor), tensor.contiguous(), self._seconds
         self._patient = False
-        if self._messages is not None and goes_by_messages(self.world_size, sent.nbytes):
-            self._guard(self._messages.gather, sent, out, limit.total_seconds(), self.board.post)
-            return out
+        way = way_to_gather(self.world_size, sent.nbytes)
+        if self._messages is None or way == "ring":
+            self._gather_in_a_ring(sent, out, seconds)
+        elif way == "messages":
+            self._guard(self._messages.gather, sent, out, seconds, self.board.post)
+        else:
+            self._gather_all_to_all(sent, out, seconds)
+        return out
+
+    @property
+    def _seconds(self) -> float:
+        return (_ENDLESS if self._patient else self._limit).total_seconds()
+
+    def _gather_in_a_ring(self, sent: Tensor, out: Tensor, seconds: float) -> None:
         rows, options = list(out.unbind(0)), AllgatherOptions()
-        options.timeout = limit
+        options.timeout = timedelta(seconds=seconds)
         self._kept = (*rows, sent)
         self._guard(self._run, "allgather", [rows], [sent], options)
-        return out
+
+    def _gather_all_to_all(self, sent: Tensor, out: Tensor, seconds: float) -> None:
+        """Send every rank the same, which gloo does in one step."""
+        repeated, flat, options = sent.repeat(self.world_size), out.view(-1), AllToAllOptions()
+        options.timeout = timedelta(seconds=seconds)
+        self._kept = (repeated, flat)
+        self._guard(self._run, "alltoall_base", flat, repeated, [], [], options)
 
     def _room_for(self, tensor: Tensor) -> Tensor:
         """Return room for every rank's tensor, [W, n]: the last gather's, where it fits."""
@@ -163,11 +181,13 @@ class GroupChannel:
             raise
         except (RuntimeError, ValueError) as error:
             cause = first_line(error)
-        if cause is not None:  # here, where no frame of the operation is alive any more
+        if cause is not None:
             self._fail(cause)
 
     def _fail(self, cause: str) -> None:
         # Closed at once, so that the ranks that wait for this one need not wait for their own timeouts.
+        if self._messages is not None:
+            self._messages.close()
         self._group = self._messages = None
         error = self.board.explain(cause, self._started)
         self._close(error)
@@ -193,8 +213,9 @@ def group_channel(group: dist.ProcessGroup | None, timeout: float) -> GroupChann
     parent = group if group is not None else dist.group.WORLD
     if parent is None:
         raise ConfigError("the process group is gone: compute metrics before destroy_process_group()")
-    if _latest is not None and _latest[0]() is parent and _latest[1] == timeout:
-        known = _latest[2]()
+    latest = _latest  # once: another thread may ask for another channel meanwhile
+    if latest is not None and latest[0]() is parent and latest[1] == timeout:
+        known = latest[2]()
         if known is not None:
             return known
     channel = _open(parent, timeout)
@@ -212,9 +233,15 @@ def _open(parent: dist.ProcessGroup, timeout: float) -> GroupChannel:
     return opened[timeout]
 
 
-def goes_by_messages(world_size: int, size: int) -> bool:
-    """Return whether a gather of `size` bytes a rank is made of messages, and not gloo's own."""
-    return world_size <= _MOST_FOR_MESSAGES and size <= _MOST_IN_MESSAGE
+def way_to_gather(world_size: int, size: int) -> Literal["messages", "all_to_all", "ring"]:
+    """Return how `size` bytes of every rank are gathered, the same on all ranks.
+
+    Small ones go to all others at once: by messages where there are few ranks, by gloo's all-to-all where
+    calls of our own for each would be many. Large ones go round a ring, lest all send to one at a time.
+    """
+    if size > _MOST_IN_MESSAGE or size * world_size > _MOST_AT_ONCE:
+        return "ring"
+    return "messages" if world_size <= _MOST_FOR_MESSAGES else "all_to_all"
 
 
 def hosts_store() -> bool:

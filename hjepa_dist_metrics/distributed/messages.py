@@ -62,10 +62,18 @@ class Messages:
                 work.wait(timedelta(seconds=max(deadline - time.monotonic(), _LEAST)))
         self._works.clear()
 
+    def close(self) -> None:
+        """Let go of the connections: whoever still holds this object, for its traceback, keeps none open."""
+        self._works.clear()
+        self._posts.clear()
+        self._group = self._sent = self._out = None
+
     def _address(self, sent: Tensor, out: Tensor) -> None:
         """Prepare the messages, for as long as the same memory is used."""
         rows, group, tag = out.unbind(0), self._group, sent.nbytes
-        self._posts = [partial(group.recv, [rows[rank]], rank, tag) for rank in reversed(self._others)]
-        self._posts += [partial(group.send, [sent], rank, tag) for rank in self._others]
-        self._sent, self._out = sent, out
-        self._given, self._own = sent.numpy(), out[self._rank].numpy()
+        posts: list[Callable[[], Any]] = [
+            partial(group.recv, [rows[rank]], rank, tag) for rank in reversed(self._others)
+        ]
+        posts += [partial(group.send, [sent], rank, tag) for rank in self._others]
+        self._given, self._own, self._posts = sent.numpy(), rows[self._rank].numpy(), posts
+        self._sent, self._out = sent, out  # last: they say that all of it holds

@@ -68,7 +68,7 @@ class Frame:
         wait, failed = int(ticket.last_wait * 1e9), 1 if ticket.failures else 0
         name = name_word(ticket.collection) if ticket.collection else 0
         agreed = (_MAGIC, ticket.number, failed, *schema.digest, name)
-        _HEADER.pack_into(self._words, 0, *agreed, blob_size, wait, *words)
+        _HEADER.pack_into(self._words.data, 0, *agreed, blob_size, wait, *words)
 
 
 def room(world_size: int) -> int:

@@ -1,11 +1,11 @@
 """What a sync will cost at 8 to 16,384 ranks: an alpha-beta model fitted to collectives measured here.
 
 A step costs alpha seconds, a byte beta seconds. gloo's all_gather of n bytes takes W - 1 steps of n bytes,
-its all_reduce 2 (W - 1) steps of n / W. A gather by messages, which the channel makes of small ones on up to
-64 ranks, takes one step of W - 1 messages of n bytes, each of which costs gamma seconds. The lower
-quartile is measured: more than that, where ranks share processors, is the wait for a time slice. How many
-collectives a sync has and how large they are is not modelled: it runs, at every number of ranks, on a channel
-that answers without a network. What it computes by itself is measured in the same run.
+its all_reduce 2 (W - 1) steps of n / W. Small gathers, by messages or gloo's all-to-all, take one step of
+W - 1 messages of n bytes, each of which costs gamma seconds, as measured for messages. The lower quartile is
+measured: more than that, where ranks share processors, is the wait for a time slice. How many collectives a
+sync has and how large they are is not modelled: it runs, at every number of ranks, on a channel that answers
+without a network. What it computes by itself is measured in the same run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks._ranks import lower_quartile, markdown, milliseconds, on_ranks, positive, timed, whole, write
 from hjepa_dist_metrics import Collapse, DistributedMetric, MetricCollection, ProcessContext, WeightedMean
 from hjepa_dist_metrics.distributed import open_channel
-from hjepa_dist_metrics.distributed.group_channel import goes_by_messages
+from hjepa_dist_metrics.distributed.group_channel import way_to_gather
 
 WORLDS = (8, 64, 256, 1024, 4096, 16384)
 _SCALARS = 100
@@ -84,7 +84,8 @@ class Recorder:
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Return the tensor once for every rank."""
-        kind = "messages" if goes_by_messages(self.world_size, tensor.nbytes) else "all_gather"
+        way = way_to_gather(self.world_size, tensor.nbytes)
+        kind = "all_gather" if way == "ring" else "messages"
         self.calls.append(Call(kind, tensor.nbytes))
         return tensor.expand(self.world_size, -1).clone()
 
@@ -142,7 +143,7 @@ def measure(sizes: Sequence[int], rounds: int) -> list[tuple[Call, int, float]]:
             "all_gather": partial(dist.all_gather, outputs, tensor),
             "all_reduce": partial(dist.all_reduce, tensor),
         }
-        if goes_by_messages(world, size):
+        if way_to_gather(world, size) == "messages":
             operations["messages"] = partial(channel.all_gather, tensor)
         times: dict[str, list[float]] = {kind: [] for kind in operations}
         for i in range(rounds + 2):
@@ -179,7 +180,8 @@ def run(argv: Sequence[str]) -> int:
         measured = [
             m for world in options.ranks for m in on_ranks(world, measure, options.sizes, options.rounds)
         ]
-        links = {kind: fit(measured, kind) for kind in KINDS}
+        links = {kind: fit(measured, kind) for kind in KINDS if any(m[0].kind == kind for m in measured)}
+        links.setdefault("messages", replace(links["all_gather"], gamma=_MESSAGE))
         head = fitted(measured, links)
     else:
         links = dict.fromkeys(KINDS, Link(options.latency_us * 1e-6, 8 / (options.gbit * 1e9), _MESSAGE))

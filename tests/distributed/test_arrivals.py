@@ -160,3 +160,15 @@ def test_the_first_cause_of_a_chain_of_errors_is_told():
     second.__context__ = RuntimeError("first\nwith a trace")
     assert first_line(second) == "first"
     assert first_line(RuntimeError()) == "RuntimeError"
+
+
+def test_a_live_rank_that_failed_a_sync_earlier_is_not_blamed():
+    """Rank 1 is killed amid sync 1; rank 0 fails on it there, rank 2 got through and fails at sync 2."""
+    world = World()
+    for place in (0, 1, 2):
+        come(world.boards[place])
+    world.at(0.1, 0, "failed")
+    come(world.boards[2])
+    error = world.boards[2].explain(CLOSED, world.now)
+    assert isinstance(error, RankFailureError)
+    assert error.ranks == (1,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from datetime import timedelta
 
 import numpy as np
@@ -151,19 +153,72 @@ def test_different_sizes_end_in_an_error_and_in_no_abort():
     assert set(answers.values()) <= {"SyncTimeoutError", "RankFailureError"}
 
 
-def gather_in_a_large_world() -> tuple[bool, list[float]]:
-    """Return whether messages are used, and what comes, where these are too many ranks for messages."""
-    channel = own_channel()
+def gather_in_a_large_world(count: int) -> tuple[list[str], list[float]]:
+    """Return what is called on the group, and what comes, where these are too many ranks for messages."""
+    channel, calls = own_channel(), []
+    run = channel._run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(channels, "_MOST_FOR_MESSAGES", 2)
+        patch.setattr(channel, "_run", lambda name, *given: (calls.append(name), run(name, *given)))
         channel.begin()
-        rows = channel.all_gather(torch.full((5,), float(dist.get_rank()), dtype=torch.float16))
-    assert channel._messages is not None
-    return channel._messages._sent is not None and len(channel._messages._sent) == 5, rows[:, 4].tolist()
+        rows = channel.all_gather(torch.full((count,), float(dist.get_rank()), dtype=torch.float16))
+    return calls, rows.sum(dim=1).tolist()
 
 
-def test_large_worlds_leave_it_to_gloo(gloo):
-    assert gloo(3).run(gather_in_a_large_world) == [(False, [0.0, 1.0, 2.0])] * 3
+@pytest.mark.parametrize(("count", "way"), [(5, "alltoall_base"), (0, "alltoall_base"), (40000, "allgather")])
+def test_large_worlds_and_large_gathers_leave_it_to_gloo(gloo, count, way):
+    rows = torch.arange(3.0)[:, None].expand(3, count).half().sum(dim=1).tolist()
+    assert gloo(3).run(gather_in_a_large_world, count) == [([way], rows)] * 3
+
+
+@pytest.mark.parametrize(
+    ("world_size", "size", "way"),
+    [
+        (2, 1 << 16, "messages"),
+        (32, 8192, "messages"),
+        (33, 8192, "all_to_all"),
+        (16384, 512, "all_to_all"),
+        (16384, 2048, "ring"),
+        (2, (1 << 16) + 1, "ring"),
+    ],
+)
+def test_the_way_follows_from_ranks_and_size_alone(world_size, size, way):
+    assert channels.way_to_gather(world_size, size) == way
+
+
+def outlive_a_rank(rank: int, patient: bool) -> tuple[str, tuple[int, ...]]:
+    """Rank 1 ends, rank 0 waits for all, rank 2 comes later and keeps the error that it gets."""
+    channel = group_channel(None, 2.0)
+    channel.begin()
+    channel.all_gather(torch.zeros(8))
+    if rank == 1:
+        os._exit(0)
+    time.sleep(0.7 if rank == 2 else 0.0)
+    channel.begin(patient=patient and rank == 0)
+    try:
+        channel.all_gather(torch.zeros(8))
+    except MetricsError as error:
+        kept.append(error)
+        time.sleep(4.0)  # with the error, and so its frames, alive; rank 0 has the store that rank 2 asks
+        return type(error).__name__, error.ranks
+    return "nothing", ()
+
+
+kept: list[BaseException] = []
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_whoever_finds_a_rank_gone_ends_the_wait_of_the_others(patient):
+    answers = run_disposable(3, outlive_a_rank, patient, timeout=30.0)
+    assert answers == dict.fromkeys((0, 2), ("RankFailureError", (1,)))
+
+
+def test_memory_that_cannot_be_sent_is_refused_each_time():
+    gathers = Messages(Recorder(), 0, 2)
+    memory = torch.ones(3, dtype=torch.bfloat16), torch.zeros((2, 3), dtype=torch.bfloat16)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="BFloat16"):
+            gathers.gather(*memory, 1.0, lambda: None)
 
 
 def sync_after_an_interrupt(numbers: int) -> list[dict[str, float]]:
