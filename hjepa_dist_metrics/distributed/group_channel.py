@@ -114,6 +114,8 @@ class GroupChannel:
             self._guard(self._messages.gather, sent, out, seconds, self.board.post)
         else:
             self._gather_all_to_all(sent, out, seconds)
+        if out.nbytes <= _MOST_ROOM_KEPT:
+            self._received = out
         return out
 
     @property
@@ -134,14 +136,15 @@ class GroupChannel:
         self._guard(self._run, "alltoall_base", flat, repeated, [], [], options)
 
     def _room_for(self, tensor: Tensor) -> Tensor:
-        """Return room for every rank's tensor, [W, n]: the last gather's, where it fits."""
-        last = self._received
+        """Return room for every rank's tensor, [W, n]: the last gather's, where it fits.
+
+        It is not kept while it is in use: rows of a gather that is interrupted may still come to it.
+        """
+        last, self._received = self._received, None
         if last is not None and last.dtype == tensor.dtype and last.shape[1:] == tensor.shape:
             return last
         with torch.inference_mode(False):  # a later sync may be outside of it
-            out = torch.empty((self.world_size, tensor.numel()), dtype=tensor.dtype, device=tensor.device)
-        self._received = out if out.nbytes <= _MOST_ROOM_KEPT else None
-        return out
+            return torch.empty((self.world_size, tensor.numel()), dtype=tensor.dtype, device=tensor.device)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks in place; see `Channel`."""

@@ -70,10 +70,11 @@ class Messages:
 
     def _address(self, sent: Tensor, out: Tensor) -> None:
         """Prepare the messages, for as long as the same memory is used."""
+        self._sent = None  # until all of it is done: an interrupt may come between any two lines
         rows, group, tag = out.unbind(0), self._group, sent.nbytes
         posts: list[Callable[[], Any]] = [
             partial(group.recv, [rows[rank]], rank, tag) for rank in reversed(self._others)
         ]
         posts += [partial(group.send, [sent], rank, tag) for rank in self._others]
         self._given, self._own, self._posts = sent.numpy(), rows[self._rank].numpy(), posts
-        self._sent, self._out = sent, out  # last: they say that all of it holds
+        self._out, self._sent = out, sent

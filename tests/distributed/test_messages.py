@@ -98,6 +98,28 @@ def test_what_an_interrupt_has_left_is_waited_for_once():
     assert all(work.is_completed() for work in group.works)
 
 
+def test_an_interrupt_amid_the_preparations_leaves_none_of_them(monkeypatch):
+    group = Recorder()
+    gathers = Messages(group, 0, 2)
+    old, new = room(2), room(2)
+    gathers.gather(*old, 1.0, lambda: None)
+
+    class Interrupting(Messages):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "_posts":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(gathers, "__class__", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        gathers.gather(*new, 1.0, lambda: None)
+    monkeypatch.undo()
+    for sent, out in (old, new, old):
+        sent += 1
+        gathers.gather(sent, out, 1.0, lambda: None)
+        assert torch.equal(out[0], sent)
+
+
 def own_channel() -> channels.GroupChannel:
     dist.barrier()
     connect(ProcessContext.current(), OWN)
