@@ -33,7 +33,7 @@ def plot(cells: Sequence[Cell], folder: str) -> Path:
         panel.set(xscale="log", yscale="log", xlabel="scalar metrics", title=f"{world} gloo ranks")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("one sync, ms (median, slowest rank)")
-    panels[0][-1].legend(fontsize=8)
+    panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     path = Path(folder) / "sync.png"
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
