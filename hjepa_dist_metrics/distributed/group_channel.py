@@ -93,8 +93,7 @@ class GroupChannel:
         """
         if os.getpid() != self._process:
             raise ConfigError("a forked process is not a rank: sync metrics in the process that trains")
-        if self._broken is not None:
-            self._raise_broken()
+        self._raise_broken()
         self._started = self.board.clock()
         self.board.arrive()
         self._patient = patient
@@ -175,8 +174,7 @@ class GroupChannel:
 
     def _guard(self, operation: Callable[..., Any], *arguments: Any) -> None:
         """Run what needs the other ranks; where it fails, say which of them are at fault."""
-        if self._broken is not None:
-            self._raise_broken()
+        self._raise_broken()
         cause = None
         try:
             operation(*arguments)

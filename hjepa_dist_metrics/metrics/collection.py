@@ -85,9 +85,8 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         `names` selects metrics, the same on every rank. `formulas` replaces the metrics' own: it gets the
         metrics and their merged states, and what it returns is the result.
         """
-        if self._handles:
-            self.raise_errors()
-        context = self._context or ProcessContext.current()
+        self.raise_errors()
+        context = self.context
         if not context.is_member:
             return {}
         metrics = self._select(names)

@@ -7,14 +7,11 @@ frames are those of `exchange`, so that ranks on either way understand each othe
 
 from __future__ import annotations
 
-import time
-
-import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed.channel import Channel
-from hjepa_dist_metrics.sync.exchange import SyncReport
+from hjepa_dist_metrics.sync.exchange import Meter, SyncReport, merge_rows
 from hjepa_dist_metrics.sync.first_gather import raise_difference
 from hjepa_dist_metrics.sync.frame import Frame, Ticket, agree, split_frames, waits_of
 from hjepa_dist_metrics.sync.merged import MergedStates
@@ -43,26 +40,19 @@ class AdditiveSync:
 
     def exchange(self, taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedStates, SyncReport]:
         """Return the states merged over the channel's ranks, and what that cost; errors as in `exchange`."""
-        begun = time.perf_counter()
-        channel.begin()
+        meter = Meter(channel)
+        meter.begin()
         for own, block in zip(self._own, taken.rows(), strict=True):
             own[:] = block
         self._frame.sign(self.plan.schema, ticket)
-        asked = time.perf_counter()
-        gathered = channel.all_gather(self._frame.tensor)
-        came = time.perf_counter()
+        gathered = meter.all_gather(self._frame.tensor)
         if gathered is not self._gathered:
             self._read(gathered)
         headers = self._headers.tolist()
         if not agree(headers):
             raise_difference(channel, self.plan.schema, ticket)
-        with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, which is reported as such
-            blocks = [np.add.reduce(rows) for rows in self._rows]
-        merged = MergedStates(self.plan, taken.originals, blocks, {})
-        seconds, waits = time.perf_counter() - begun, waits_of(headers)
-        if self.world_size == 1:
-            return merged, SyncReport(0, 0, seconds, 0.0, waits)
-        return merged, SyncReport(1, self._frame.tensor.nbytes, seconds, came - asked, waits)
+        blocks = merge_rows(self.plan.groups, self._rows)
+        return MergedStates(self.plan, taken.originals, blocks, {}), meter.report(waits_of(headers))
 
     def _read(self, gathered: Tensor) -> None:
         """Keep views of what is gathered: a channel may have the next frames come to the same memory."""

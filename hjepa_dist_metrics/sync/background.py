@@ -87,7 +87,7 @@ class SyncThread:
 
     def run(self, job: Callable[[], R]) -> R:
         """Run a job in order and return its result: here where nothing is before it, else on the thread."""
-        if not self._pending:
+        if not self.busy:
             return job()
         refuse_sync_thread()
         return self.submit(job).result()

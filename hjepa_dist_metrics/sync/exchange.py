@@ -54,8 +54,8 @@ class SyncReport(NamedTuple):
         return waits.index(min(waits)) if len(waits) > 1 and any(waits) else None
 
 
-class _Meter:
-    """Count what goes through a channel."""
+class Meter:
+    """Count what goes through a channel in one sync."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -66,13 +66,21 @@ class _Meter:
         self.waited = 0.0
 
     def begin(self, patient: bool = False) -> None:
+        """Do what the channel does."""
         self.channel.begin(patient)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
+        """Do what the channel does, and count it."""
         return self._count(self.channel.all_gather, tensor)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Do what the channel does, and count it."""
         return self._count(self.channel.all_reduce_sum, tensor)
+
+    def report(self, last_waits: Sequence[int], parts: Sequence[Part] = ()) -> SyncReport:
+        """Return what the sync has cost until now."""
+        seconds = time.perf_counter() - self.started
+        return SyncReport(self.collectives, self.sent_bytes, seconds, self.waited, last_waits, parts)
 
     def _count(self, operation: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
         if self.world_size == 1:
@@ -92,7 +100,7 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     Raises the same `DesyncError` on every rank where the ranks disagree or one of them failed, and the
     channel's errors where a rank does not come. `UnevenError` as in `gather_frame`.
     """
-    plan, meter = taken.plan, _Meter(channel)
+    plan, meter = taken.plan, Meter(channel)
     meter.begin(patient=ticket.part is not None and ticket.part.level > 0)
     others = [taken.others[name] for name in plan.others]
     of_groups = taken.rows()  # first: it waits for the copies from devices, the others' too
@@ -107,12 +115,9 @@ def exchange(taken: Snapshot, channel: Channel, ticket: Ticket) -> tuple[MergedS
     shapes = [block.shape for block in blocks]
     all_rows, merged_others = merge_others(meter, plan, others, shapes[: len(heads)], gathered)
     grouped = cut(all_rows, shapes)[len(heads) :]
-    merged_rows = _merge_rows(plan.groups, grouped, [part.taken for part in gathered.parts])
+    merged_rows = merge_rows(plan.groups, grouped, [part.taken for part in gathered.parts])
     merged = MergedStates(plan, taken.originals, merged_rows, merged_others)
-    seconds = time.perf_counter() - meter.started
-    return merged, SyncReport(
-        meter.collectives, meter.sent_bytes, seconds, meter.waited, gathered.waits, gathered.parts
-    )
+    return merged, meter.report(gathered.waits, gathered.parts)
 
 
 def _flat(blocks: Sequence[Floats]) -> Floats:
@@ -126,7 +131,9 @@ def _bytes_of(plan: Plan, others: Sequence[State]) -> dict[str, dict[str, Tensor
     return {name: state.pack() for name, state in named if travels_as_bytes(state)}
 
 
-def _merge_rows(groups: Sequence[RowGroup], gathered: Sequence[Floats], taken: Sequence[int]) -> list[Floats]:
+def merge_rows(
+    groups: Sequence[RowGroup], gathered: Sequence[Floats], taken: Sequence[int] = ()
+) -> list[Floats]:
     """Return each group's merged block; raise where ranks contradict each other.
 
     `taken` counts the steps of each rank: what all have alike is told by those that took the most.

@@ -66,14 +66,9 @@ class Frame:
         """Write what the ranks must agree on, and the sizes and times of this one."""
         words = (0, 0) if ticket.part is None else ticket.part.words()
         wait, failed = int(ticket.last_wait * 1e9), 1 if ticket.failures else 0
-        name = name_word(ticket.collection) if ticket.collection else 0
+        name = name_word(ticket.collection)
         agreed = (_MAGIC, ticket.number, failed, *schema.digest, name)
         _HEADER.pack_into(self._words.data, 0, *agreed, blob_size, wait, *words)
-
-
-def room(world_size: int) -> int:
-    """Return how many numbers the first frame has room for."""
-    return frame_bytes(world_size) // 8 - _HEADER_WORDS
 
 
 def split_frames(frames: Tensor) -> tuple[Words, Floats]:

@@ -22,7 +22,12 @@ from torch import Tensor
 
 from hjepa_dist_metrics.distributed.messages import Messages
 
-_FILLING = ("allgather", "gather", "_allgather_base")  # these take an output first, then what they send
+_FILLING = (
+    "allgather",
+    "gather",
+    "_allgather_base",
+    "alltoall_base",
+)  # these take an output first, then what they send
 _OPERATIONS = (*_FILLING, "allreduce", "broadcast", "barrier", "reduce")
 _KINDS = (dist.ProcessGroup, dist.ProcessGroupGloo)
 

@@ -64,11 +64,9 @@ def terms(call: Call, world: int) -> tuple[float, float, float]:
     others = world - 1
     if call.kind == "all_reduce":
         return 2 * others, 2 * others * call.sent_bytes / world, 0
-    return (
-        (1, others * call.sent_bytes, others)
-        if call.kind == "messages"
-        else (others, others * call.sent_bytes, 0)
-    )
+    if call.kind == "messages":
+        return 1, others * call.sent_bytes, others
+    return others, others * call.sent_bytes, 0
 
 
 @dataclass

@@ -252,12 +252,12 @@ def sync_after_an_interrupt(numbers: int) -> list[dict[str, float]]:
     results = [collection.compute()]
     post = channel.board.post
     if dist.get_rank() == 0:
-        channel.board.post = interrupted  # type: ignore[method-assign]
+        channel.board.post = interrupted
     try:
         results.append(collection.compute())
     except KeyboardInterrupt:
         results.append({})
-    channel.board.post = post  # type: ignore[method-assign]
+    channel.board.post = post
     for metric in collection.values():
         metric.update(10.0)
     return [*results, collection.compute(), collection.compute()]

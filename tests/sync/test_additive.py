@@ -22,15 +22,15 @@ def states_of(values: list[float], wide: int) -> dict[str, State]:
     """Return means, a sum and a sum with a shape, which have seen `values`."""
     states: dict[str, State] = {f"m{i}": Mean() for i in range(len(values))}
     for state, value in zip(list(states.values()), values, strict=True):
-        state.update(value, 3.0)  # type: ignore[attr-defined]
+        state.update(value, 3.0)
     states["sum"], states["wide"] = Sum(), Sum(shape=(wide,))
-    states["sum"].update(torch.tensor(values))  # type: ignore[attr-defined]
-    states["wide"].update(torch.arange(wide) * values[0])  # type: ignore[attr-defined]
+    states["sum"].update(torch.tensor(values))
+    states["wide"].update(torch.arange(wide) * values[0])
     return states
 
 
 def bits(merged: MergedStates) -> dict[str, bytes]:
-    return {name: state.data.numpy().tobytes() for name, state in merged.items()}  # type: ignore[attr-defined]
+    return {name: state.data.numpy().tobytes() for name, state in merged.items()}
 
 
 def sync(context, states: dict[str, State], short: bool, number: int = 1, failures=()) -> MergedStates:
@@ -65,7 +65,7 @@ def test_what_a_sync_brought_stays_when_the_next_one_uses_its_memory_again():
         assert way is not None
         first = way.exchange(snapshot(states, plan), context.channel, Ticket(1, {}))[0]
         before = bits(first)
-        states["sum"].update(5.0)  # type: ignore[attr-defined]
+        states["sum"].update(5.0)
         second = way.exchange(snapshot(states, plan), context.channel, Ticket(2, {}))[0]
         assert bits(second) != before
         return before, bits(first)
