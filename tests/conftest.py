@@ -8,11 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.helpers.blas import FourAccumulators
 from tests.processes import GlooPool
 
 torch.set_num_threads(1)
@@ -34,3 +36,16 @@ def gloo() -> Iterator[GlooPool]:
     pool = GlooPool()
     yield pool
     pool.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each accuracy test of one process again on a processor whose BLAS is as inexact as any."""
+    if metafunc.definition.get_closest_marker("accuracy") and "gloo" not in metafunc.fixturenames:
+        metafunc.parametrize("blas", ["machine", "four_accumulators"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def blas(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Replace dot products, in this thread, where the parameter says so."""
+    with FourAccumulators() if getattr(request, "param", "machine") == "four_accumulators" else nullcontext():
+        yield

@@ -16,7 +16,7 @@ from hjepa_dist_metrics.metrics.norms import BLOCK, square_sums
 from hjepa_dist_metrics.metrics.stretches import joined_sums, split_by_size
 
 # A mean outweighs its deviation where sum^2 / n is more than this share of the squares: up to here float32
-# sums, exact to 1e-7, give a variance that is exact to 2e-6. `elements.c` has the same number.
+# sums, exact to 1e-7, give a variance that is exact to 2e-6.
 OUTWEIGHING = 15 / 16
 # What is left of equal elements is the rounding of float64 sums.
 _ROUNDING = 1e-13
@@ -35,8 +35,9 @@ def sharpen_(blocks: Sequence[Tensor], sums: Tensor, squares: Tensor) -> None:
     counts = torch.tensor([block.numel() for block in blocks], dtype=torch.float64, device="cpu")
     for index in (sums * sums > OUTWEIGHING * counts * squares).nonzero()[:, 0].tolist():
         parts = [part.to(torch.float64) for part in torch.split(blocks[index].reshape(-1), BLOCK)]
-        sums[index] = torch.stack([part.sum() for part in parts]).sum()
-        squares[index] = torch.stack([torch.dot(part, part) for part in parts]).sum()
+        # Deviations, and not plain squares: of equal elements those round alike, and a variance shows it.
+        pairs = [torch.stack(sums_about_mean(part)) for part in parts]
+        sums[index], squares[index] = torch.stack(pairs).sum(dim=0)
 
 
 def sums_about_mean(flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Statistics over all elements of many tensors, in few passes and without waiting for the device.
 
-`read_elements` looks at every element once: on the host block by block, in the cache (`elements_host`, or
-`elements_native` where a compiled kernel is wanted); on other devices by kernels (`elements_device`).
+`read_elements` looks at every element once: on the host block by block, in the cache (`elements_host`); on
+other devices by kernels (`elements_device`).
 """
 
 from __future__ import annotations
@@ -73,14 +73,12 @@ def read_elements(
     device: torch.device,
     *,
     counting: bool = False,
-    compiled: bool = False,
 ) -> Elements:
     """Return the statistics of each tensor; all must lie on `device`.
 
-    With `counting` also the counts of `size` columns, to which tensor i adds in column `columns[i]`. With
-    `compiled` the host's kernel is a compiled one where that can be had.
+    With `counting` also the counts of `size` columns, to which tensor i adds in column `columns[i]`.
     """
-    from hjepa_dist_metrics.metrics import elements_device, elements_host, elements_native
+    from hjepa_dist_metrics.metrics import elements_device, elements_host
 
     if not tensors:
         empty = torch.zeros(0, dtype=torch.float64, device=device)
@@ -89,11 +87,4 @@ def read_elements(
     if device.type != "cpu":
         each = elements_device.stats(tensors)
         return Elements(each, elements_device.counts(tensors, columns, size) if counting else None)
-    kernel = elements_native.kernel() if compiled and not _any_double(tensors) else None
-    if kernel is None:
-        return elements_host.read(tensors, columns, size, counting)
-    return elements_native.read(tensors, columns, size, counting, kernel)
-
-
-def _any_double(tensors: Sequence[Tensor]) -> bool:
-    return any(tensor.dtype == torch.float64 for tensor in tensors)
+    return elements_host.read(tensors, columns, size, counting)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.metrics.centred import sharpen_
 from hjepa_dist_metrics.metrics.elements import BINS, Elements, ElementStats
-from hjepa_dist_metrics.metrics.norms import BLOCK
+from hjepa_dist_metrics.metrics.norms import BLOCK, ROW
 from hjepa_dist_metrics.metrics.stretches import Joined, chunks, split_by_size
 
 _EXPONENT_SHIFT = 23
@@ -76,26 +76,29 @@ def _stats(
 ) -> ElementStats:
     """Return the statistics of each block; add its counts to its target, where it has one."""
     bits_type = torch.int64 if wide_type == torch.float64 else torch.int32
-    found = torch.zeros((len(blocks), 3), dtype=wide_type, device="cpu")  # abs sum, sum, squares
+    found = torch.zeros((len(blocks), 2), dtype=wide_type, device="cpu")  # abs sum, sum
+    norms = torch.zeros(
+        (len(blocks), BLOCK // ROW + 1), dtype=wide_type, device="cpu"
+    )  # of rows, and the rest
     extremes = torch.zeros((len(blocks), 2), dtype=bits_type, device="cpu")
     scratch = torch.empty((2, BLOCK), dtype=wide_type, device="cpu")
     cells, ends = found.view(-1).unbind(), extremes.view(-1).unbind()
     for i, (block, target) in enumerate(zip(blocks, targets, strict=True)):
         wide = block if block.dtype == wide_type else scratch[1, : block.numel()].copy_(block)
         absolute = torch.abs(wide, out=scratch[0, : block.numel()])
-        torch.sum(absolute, 0, out=cells[3 * i])
-        torch.sum(wide, 0, out=cells[3 * i + 1])
-        torch.dot(wide, wide, out=cells[3 * i + 2])
+        torch.sum(absolute, 0, out=cells[2 * i])
+        torch.sum(wide, 0, out=cells[2 * i + 1])
+        _row_norms(wide, norms[i])
         bits = absolute.view(bits_type)  # in order as the absolute values are, and faster to compare
-        torch.amax(bits, 0, out=ends[2 * i])
-        torch.amin(bits, 0, out=ends[2 * i + 1])
+        torch.aminmax(bits, out=(ends[2 * i], ends[2 * i + 1]))
         if target is not None:
-            target += _count(wide, bits, bool(ends[2 * i]))
-    sums = found.to(torch.float64).T
+            target += _count(wide, bits, bool(ends[2 * i + 1]))
+    squares = norms.to(torch.float64).square_().sum(dim=1)
+    sums = torch.cat([found.to(torch.float64).T, squares[None]])
     sharpen_(blocks, sums[1], sums[2])
     rare = _rare(blocks, found, extremes)
     numels = torch.tensor([block.numel() for block in blocks], dtype=torch.float64, device="cpu")
-    largest, smallest = extremes.view(wide_type).to(torch.float64).unbind(1)
+    smallest, largest = extremes.view(wide_type).to(torch.float64).unbind(1)
     return ElementStats(
         torch.cat([numels[None], sums, rare]),
         largest,
@@ -103,10 +106,17 @@ def _stats(
     )
 
 
+def _row_norms(flat: Tensor, into: Tensor) -> None:
+    rows = flat.numel() // ROW
+    torch.linalg.vector_norm(flat[: rows * ROW].view(rows, ROW), dim=1, out=into[:rows])
+    if rows * ROW < flat.numel():
+        torch.linalg.vector_norm(flat[rows * ROW :], dim=0, keepdim=True, out=into[rows : rows + 1])
+
+
 def _rare(blocks: Sequence[Tensor], found: Tensor, extremes: Tensor) -> Tensor:
     """Count zeros and nonfinite elements, in those blocks alone that have any: counting costs four reads."""
     rare = torch.zeros((2, len(blocks)), dtype=torch.float64, device="cpu")
-    for index in (extremes[:, 1] == 0).nonzero()[:, 0].tolist():
+    for index in (extremes[:, 0] == 0).nonzero()[:, 0].tolist():
         rare[0, index] = blocks[index].numel() - torch.count_nonzero(blocks[index])
     for index in (~torch.isfinite(found[:, 0])).nonzero()[:, 0].tolist():
         rare[1, index] = (~torch.isfinite(blocks[index])).sum()

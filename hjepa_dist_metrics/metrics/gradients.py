@@ -15,7 +15,6 @@ from torch import nn
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.distributed.reduction import max_over_shards, sum_over_shards
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import elements_native
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.centred import variance
 from hjepa_dist_metrics.metrics.elements import (
@@ -41,8 +40,7 @@ class GradientFlow(DistributedMetric):
     (of g), `_avg`, `_total_norm` (L2), `_abs_sum`, `_zero_fraction`; `ratio_{i}`, the L2 norm of layer i over
     that of layer i - 1 where that is not 0; `nonfinite` elements and, where there are any, the name of the
     `first_nonfinite` parameter; histograms `{module}` over powers of two. `per_parameter` adds the same for
-    each parameter by its name; `report` picks the numbers or the histograms alone. `compiled` reads gradients
-    on the host by a kernel that the machine's C compiler makes, in half the time: see `elements_native`.
+    each parameter by its name; `report` picks the numbers or the histograms alone.
 
     The numbers are those of the whole model, whatever holds it: plain, DDP, FSDP1, FSDP2, HSDP, tensor and
     sequence parallel, mixed. `update` is local except where gradients are addends (sequence parallelism), or
@@ -59,15 +57,12 @@ class GradientFlow(DistributedMetric):
         *,
         per_parameter: bool = False,
         report: Report = "all",
-        compiled: bool = False,
         context: ProcessContext | None = None,
     ) -> None:
         if report not in get_args(Report):
             raise ConfigError(f"expected report to be one of {get_args(Report)}, got {report!r}")
         self.segments = Segments(model, depth, patterns, per_parameter, context)
-        self.report, self.compiled = report, compiled
-        if compiled and self.segments.device.type == "cpu":
-            elements_native.kernel()  # now, and not in the first step that is measured
+        self.report = report
         size = len(self.segments.segments)
         self.add_state("sums", SpreadSum(shape=(len(SUMS), size)))
         self.add_state("largest", SpreadMax(shape=(size,)))
@@ -90,7 +85,6 @@ class GradientFlow(DistributedMetric):
             len(segments.segments),
             segments.device,
             counting=any(flow.report != "numbers" for flow in flows),
-            compiled=self.compiled,
         )
         for flow in flows:
             flow._take(read, slots)

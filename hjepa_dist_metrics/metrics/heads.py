@@ -162,7 +162,7 @@ def _power_sums(column: Column) -> Tensor:
     """Return number, sum and sum of squares of this rank's elements, float64 [3]."""
     parts = [slot.values().reshape(-1).to(torch.float64) for slot in column.slots]
     number = sum(part.numel() for part in parts)
-    sums = torch.stack([torch.stack([part.sum(), torch.dot(part, part)]) for part in parts]).sum(dim=0)
+    sums = torch.stack([torch.stack([part.sum(), part.square().sum()]) for part in parts]).sum(dim=0)
     return torch.cat([torch.full_like(sums[:1], float(number)), sums])
 
 

@@ -163,8 +163,6 @@ class GradientsConfig:
     """Compare the parameters before and after the optimizer's step on steps that log."""
     noise: bool = False
     """Estimate the gradient noise scale under DDP and FSDP2, and from micro-batches on one process."""
-    compiled: bool = False
-    """Read gradients on the host by a kernel that the C compiler makes at the start, in half the time."""
 
     def __post_init__(self) -> None:
         _require(self.depth >= 1, "gradients.depth", self.depth, "1 or more")

@@ -151,7 +151,6 @@ class MetricFamilies:
                 config.patterns,
                 per_parameter=config.per_parameter,
                 report=report,
-                compiled=config.compiled,
                 context=self.collection.context,
             ),
         )

@@ -2,8 +2,7 @@
 
 The gradients are those of a ViT-B: 150 tensors, 86 million elements (`--scale 0.1` for a tenth). Times
 are the process's CPU time, so that a busy machine does not tell in them, and multiples of one read of all
-gradients, the least of all rounds; errors are against float64. "Compiled" is the kernel that
-`GradientFlow(compiled=True)` has the machine's C compiler make.
+gradients, the least of all rounds; errors are against float64.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from benchmarks._ranks import markdown, milliseconds, write
 from hjepa_dist_metrics import DistributedMetric, GradientClipping, GradientFlow, Scalar, Updates
-from hjepa_dist_metrics.metrics import elements_native
 
 MAX_NORM = 1e9  # above the norm: clipping still multiplies, as torch's does
 Row = tuple[str, Callable[[], Any], Callable[[], float] | None]
@@ -106,9 +104,7 @@ def measure(model: Model, rounds: int) -> dict[str, tuple[float, float | None]]:
     gradients, parameters = gradients_of(model), list(model.parameters())
     exact = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
     clipping, numbers = GradientClipping(model), GradientFlow(model, report="numbers")
-    flows = {"ours": GradientFlow(model)}
-    if elements_native.kernel() is not None:
-        flows["ours, compiled"] = GradientFlow(model, compiled=True)
+    flow = GradientFlow(model)
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     updates = Updates(model, optimizer)
 
@@ -134,7 +130,7 @@ def measure(model: Model, rounds: int) -> dict[str, tuple[float, float | None]]:
         ("statistics: .item() loop", lambda: item_loop(gradients), lambda: item_loop(gradients)),
         ("statistics: foreach", lambda: foreach_statistics(gradients), lambda: foreach_statistics(gradients)),
         ("statistics: ours", numbers.update, lambda: value_of(numbers, "gradients/global_norm")),
-        *[(f"statistics and histograms: {name}", flow.update, None) for name, flow in flows.items()],
+        ("statistics and histograms: ours", flow.update, None),
         ("update against weights: ours", compare, None),
     ]
     times: dict[str, list[float]] = {name: [] for name, _, _ in rows}

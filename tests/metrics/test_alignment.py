@@ -17,6 +17,8 @@ from hjepa_dist_metrics.metrics.matching import diagonal_contrast, heatmap, reca
 from hjepa_dist_metrics.values import Image
 from tests.ranks import run_ranks, try_ranks
 
+pytestmark = pytest.mark.accuracy
+
 NAMES = ["text", "image", "audio"]
 COUNT, DIM = 90, 12
 

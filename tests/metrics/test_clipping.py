@@ -9,6 +9,8 @@ from hjepa_dist_metrics import ConfigError, GradientClipping
 from hjepa_dist_metrics.metrics.watched import optimizer_groups
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.accuracy
+
 
 def model_with_gradients(scale=1.0, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,8 @@ import torch
 from hjepa_dist_metrics import Collapse, ConfigError, MetricCollection
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.accuracy
+
 
 def numbers(metric_or_values):
     values = metric_or_values.compute() if isinstance(metric_or_values, Collapse) else metric_or_values

@@ -12,6 +12,8 @@ from hjepa_dist_metrics.metrics.gaussianity import KNOTS, characteristic_sums, d
 from hjepa_dist_metrics.metrics.spectrum import lidar, pairwise, spectral_decay, uniformity
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.accuracy
+
 
 def gaussian(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)

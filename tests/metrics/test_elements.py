@@ -1,24 +1,19 @@
-"""The kernels that read every element, the host's, the compiled one and a device's, against NumPy."""
+"""The kernels that read every element, the host's and a device's, against NumPy."""
 
 import math
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from hjepa_dist_metrics.metrics import elements_device, elements_host, elements_native
+from hjepa_dist_metrics.metrics import elements_device, elements_host
 from hjepa_dist_metrics.metrics.centred import variance
 from hjepa_dist_metrics.metrics.elements import SUMS, Elements, read_elements
 from hjepa_dist_metrics.metrics.norms import BLOCK
 
+pytestmark = pytest.mark.accuracy
+
 CPU = torch.device("cpu")
-
-
-def native(tensors, columns, size, counting):
-    kernel = elements_native.kernel()
-    assert kernel is not None
-    return elements_native.read(tensors, columns, size, counting, kernel)
 
 
 def device(tensors, columns, size, counting):
@@ -26,11 +21,9 @@ def device(tensors, columns, size, counting):
     return Elements(elements_device.stats(tensors), counts)
 
 
-@pytest.fixture(params=["host", "native", "device"])
+@pytest.fixture(params=["host", "device"])
 def kernel(request):
-    if request.param == "native" and shutil.which("cc") is None:
-        pytest.skip("needs a C compiler")
-    return {"host": elements_host.read, "native": native, "device": device}[request.param]
+    return {"host": elements_host.read, "device": device}[request.param]
 
 
 def awkward():
@@ -110,7 +103,7 @@ def test_the_kernels_agree_on_a_mean_that_nearly_outweighs():
     """Around the bound one takes float32 sums and another float64: the variance is the same."""
     generator = torch.Generator().manual_seed(5)
     x = torch.cat([torch.randn(BLOCK, generator=generator) + mean for mean in (3.8, 3.87, 3.9, 10.0)])
-    for kernel in (elements_host.read, device, *([native] if shutil.which("cc") else [])):
+    for kernel in (elements_host.read, device):
         count, _, total, squares, _, _ = kernel([x], [0], 1, False).each.sums[:, 0].tolist()
         assert variance(count, total, squares) == pytest.approx(x.double().numpy().var(ddof=1), rel=1e-5)
 
@@ -144,8 +137,6 @@ def test_the_ends_of_float32(kernel):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes(kernel, dtype):
-    if kernel is native and dtype == torch.float64:
-        kernel = elements_host.read  # which `read_elements` takes for them
     x = (torch.randn(BLOCK + 3, generator=torch.Generator().manual_seed(0))).to(dtype)
     read = kernel([x], [0], 1, True)
     wide = x.double().numpy()
@@ -154,10 +145,9 @@ def test_other_dtypes(kernel, dtype):
     assert (read.counts[0].numpy() == exponents(x.float().numpy())).all()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_sums_over_many_elements_are_exact(compiled):
+def test_sums_over_many_elements_are_exact():
     x = torch.randn(10_000_019, generator=torch.Generator().manual_seed(1)) * 1e-3
-    found = read_elements([x], [0], 1, CPU, compiled=compiled).each.sums[:, 0]
+    found = read_elements([x], [0], 1, CPU).each.sums[:, 0]
     wide = x.double().numpy()
     assert float(found[1]) == pytest.approx(np.abs(wide).sum(), rel=1e-6)
     assert float(found[3]) == pytest.approx(wide @ wide, rel=1e-6)
@@ -168,66 +158,3 @@ def test_no_tensors():
     assert read.each.sums.shape == (6, 0)
     assert read.counts.shape == (3, 512)
     assert read.counts.sum() == 0
-
-
-# -- the compiled kernel ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def anew(monkeypatch, tmp_path):
-    """A cache of its own, and no memory of an earlier attempt."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    elements_native.kernel.cache_clear()
-    yield tmp_path
-    elements_native.kernel.cache_clear()
-
-
-def compiler(path, script):
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_it_is_made_once_and_kept(anew, monkeypatch):
-    assert elements_native.kernel() is not None
-    (made,) = (anew / "cache" / "hjepa_dist_metrics").iterdir()
-    assert made.suffix == ".so"
-    elements_native.kernel.cache_clear()
-    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("compiled again"))
-    assert elements_native.kernel() is not None
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_a_home_that_cannot_be_written_is_no_hindrance(anew, monkeypatch):
-    (anew / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(anew / "file"))
-    monkeypatch.setattr("tempfile.tempdir", str(anew))
-    assert elements_native.kernel() is not None
-    (own,) = anew.glob("hjepa_dist_metrics-*")
-    assert [path.suffix for path in own.iterdir()] == [".so"]
-
-
-def test_without_it_torchs_kernels_go_on_and_say_so_once(anew, monkeypatch, caplog):
-    monkeypatch.setenv("CC", compiler(anew / "cc", "echo 'error: no such thing' >&2; exit 1"))
-    x = torch.arange(5.0)
-    for _ in range(2):
-        assert read_elements([x], [0], 1, CPU, compiled=True).each.sums[2, 0] == 10.0
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert "no such thing" in message
-
-
-def test_a_compiler_is_found_or_missed(anew, monkeypatch, caplog):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(anew))
-    assert elements_native.kernel() is None
-    assert "there is no C compiler" in caplog.text
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_a_product_that_computes_something_else_is_not_used(anew, monkeypatch, caplog):
-    changed = anew / "elements.c"
-    changed.write_text(elements_native._SOURCE.read_text().replace("bits == 0", "bits == 1"))
-    monkeypatch.setattr(elements_native, "_SOURCE", changed)
-    assert elements_native.kernel() is None
-    assert "its results are not torch's" in caplog.text

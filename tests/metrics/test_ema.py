@@ -11,6 +11,8 @@ from hjepa_dist_metrics import ConfigError, DesyncError, EMADynamics, MetricColl
 from tests.distributed.layouts import Net
 from tests.ranks import run_ranks, try_ranks
 
+pytestmark = pytest.mark.accuracy
+
 
 def encoders(scale=0.1, dtype=torch.float32):
     torch.manual_seed(0)

@@ -7,6 +7,8 @@ import torch
 from hjepa_dist_metrics import ConfigError, HeadGradients, HeadLosses, HeadParameters, MetricCollection
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.accuracy
+
 
 def numbers(metric):
     return {tag: float(value) for tag, value in metric.compute().items()}

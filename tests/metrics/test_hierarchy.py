@@ -7,6 +7,8 @@ import torch
 from hjepa_dist_metrics import ConfigError, HierarchyFeatures, MetricCollection
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.accuracy
+
 
 def batch(seed=0, images=30, shapes=((9, 8), (4, 6)), shift=0.5):
     rng = np.random.default_rng(seed)

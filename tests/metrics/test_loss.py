@@ -7,6 +7,8 @@ import torch
 from hjepa_dist_metrics import ConfigError, HierarchicalLoss, MetricCollection
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.accuracy
+
 
 def numbers(values):
     return {tag: float(value) for tag, value in values.items()}

@@ -8,6 +8,8 @@ from hjepa_dist_metrics import ConfigError, MetricCollection, PredictionQuality
 from hjepa_dist_metrics.metrics.prediction import extremes, gram_matrices
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.accuracy
+
 SHAPES = ((9, 8), (4, 6))
 
 

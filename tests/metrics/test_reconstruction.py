@@ -15,6 +15,8 @@ from hjepa_dist_metrics import (
 from hjepa_dist_metrics.metrics import generalization_gaps, psnr
 from tests.ranks import run_ranks, try_ranks
 
+pytestmark = pytest.mark.accuracy
+
 FRAMES, PATCHES = 5, 8
 
 

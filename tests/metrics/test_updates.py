@@ -10,6 +10,8 @@ from torch import nn
 from hjepa_dist_metrics import ConfigError, MetricCollection, Updates
 from tests.distributed.layouts import CASES, backward, held_parameters, reference
 
+pytestmark = pytest.mark.accuracy
+
 RATE = 0.05
 
 
