@@ -1,8 +1,8 @@
 """Sums of squares of tensors: in float32 at least, exact to about 1e-8, without waiting for the device.
 
-On the host a tensor is read as rows of a few hundred elements. The norm of a row is one float32 number, made by
-torch's own kernel; its square and everything beyond are float64. No BLAS takes part: how many partial sums its
-dot product makes, and so how exact it is, differs from processor to processor.
+On the host a tensor is read as rows of 1,024 elements. The norm of a row is one float32 number, made by
+torch's own kernel; its square and everything beyond are float64. No BLAS takes part: how many partial sums
+its dot product makes, and so how exact it is, differs from processor to processor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hjepa_dist_metrics.metrics.stretches import SMALL, joined_sums, split_by_si
 
 # Elements that a pass over the host's memory takes at once, so that what it writes stays in the cache.
 BLOCK = 1 << 17
-# Elements that are added up in float32. The error is 1e-6 at most, of equal elements, and 2e-9 of random ones.
+# Elements that are added up in float32: an error of 1e-6 at most, of equal elements, 2e-9 of random ones.
 ROW = 1024
 _WIDE = (torch.float32, torch.float64)
 

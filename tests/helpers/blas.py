@@ -1,4 +1,4 @@
-"""A processor whose BLAS is as inexact as any: dot products in four accumulators of the inputs' own precision.
+"""A processor whose BLAS is as inexact as any: dot products in four accumulators of the inputs' precision.
 
 How many partial sums a dot product makes depends on the processor, and its error with it: 1e-7 here is 4e-6
 elsewhere. What holds under this mode holds on every processor.

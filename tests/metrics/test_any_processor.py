@@ -1,4 +1,4 @@
-"""What the accuracy tests promise holds on every processor: under a poor BLAS, and under ATen's plainest kernels."""
+"""What the accuracy tests promise holds under a poor BLAS and under ATen's plainest kernels."""
 
 from __future__ import annotations
 
