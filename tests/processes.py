@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -164,9 +164,16 @@ def _rank_of_disposable(
 
 
 def run_disposable(
-    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0
+    world_size: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout: float = 60.0,
+    leave: Collection[int] = (),
 ) -> dict[int, Any]:
-    """Call `function(rank, *args)` in fresh processes that may die; return what the others answered."""
+    """Call `function(rank, *args)` in fresh processes that may die; return what the others answered.
+
+    `leave` are ranks that never answer, being stopped.
+    """
     context = _context()
     port = free_port()
     processes, pipes = [], {}
@@ -178,7 +185,8 @@ def run_disposable(
         process.start()
         theirs.close()
         processes.append(process)
-        pipes[mine] = rank
+        if rank not in leave:
+            pipes[mine] = rank
     try:
         return dict(_answers(pipes, timeout))
     finally:

@@ -163,10 +163,10 @@ SYSTEM = (
 
 SYNC = (
     _sync(
-        "sync/collectives",
-        "collectives of a sync",
-        "Collectives that the last sync took.",
-        healthy="at most 4",
+        "sync/rounds",
+        "rounds of a sync",
+        "Rounds of messages that the last sync took.",
+        healthy="the logarithm of the number of ranks, 2 more at most",
     ),
     _sync("sync/bytes", "bytes of a sync", "Bytes that a rank sent in the last sync.", unit="B"),
     _sync("sync/seconds", "time of a sync", "Time of the last sync on the main process.", unit="s"),

@@ -1,11 +1,8 @@
 """Ranks, groups and the collectives between them."""
 
 from hjepa_dist_metrics.distributed.collectives import (
-    all_gather_objects as all_gather_objects,
     all_reduce_sum as all_reduce_sum,
     barrier as barrier,
-    broadcast_object as broadcast_object,
-    connect as connect,
     open_channel as open_channel,
 )
 from hjepa_dist_metrics.distributed.context import ProcessContext as ProcessContext

@@ -6,17 +6,14 @@ of `open_channel`; training code uses the job's own group through the other func
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hjepa_dist_metrics.distributed.channel import Channel, LocalChannel
 from hjepa_dist_metrics.distributed.context import ProcessContext
-from hjepa_dist_metrics.distributed.group_channel import group_channel
-
-T = TypeVar("T")
+from hjepa_dist_metrics.distributed.transport import Channel, LocalChannel
+from hjepa_dist_metrics.distributed.transport.tree_channel import group_channel
 
 
 def open_channel(context: ProcessContext, timeout: float) -> Channel:
@@ -31,20 +28,13 @@ def open_channel(context: ProcessContext, timeout: float) -> Channel:
     return group_channel(context.group, timeout)
 
 
-def connect(context: ProcessContext, timeout: float) -> None:
-    """Open the connections of a context's channel now, while every rank is here to do the same."""
-    if context.is_member and context.channel is None and context.world_size > 1:
-        group_channel(context.group, timeout).connect()
-
-
 def all_reduce_sum(tensor: Tensor, context: ProcessContext) -> Tensor:
     """Sum a training tensor over the job's own group, out of place and without autograd."""
-    if context.world_size == 1:
-        return tensor.detach().clone()
     if context.channel is not None:
-        return context.channel.all_reduce_sum(tensor.detach().clone())
+        return all_gather_tensors(tensor, context).sum(dim=0)
     total = tensor.detach().clone()
-    dist.all_reduce(total, op=dist.ReduceOp.SUM, group=context.group)
+    if context.world_size > 1:
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=context.group)
     return total
 
 
@@ -54,30 +44,21 @@ def all_gather_tensors(tensor: Tensor, context: ProcessContext) -> Tensor:
     if context.world_size == 1:
         return own.clone().unsqueeze(0)
     if context.channel is not None:
-        return context.channel.all_gather(own.reshape(-1)).clone().reshape(-1, *own.shape)
+        return _gather_simulated(own, context.channel)
     parts = [torch.empty_like(own) for _ in range(context.world_size)]
     dist.all_gather(parts, own, group=context.group)
     return torch.stack(parts)
 
 
-def all_gather_objects(value: T, context: ProcessContext) -> list[T]:
-    """Return every rank's object, in rank order. For set-up and validation, not for the training step."""
-    if context.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * context.world_size
-    dist.all_gather_object(values, value, group=context.group)
-    return values
-
-
-def broadcast_object(value: T, context: ProcessContext) -> T:
-    """Return the first rank's object on every rank."""
-    if context.world_size == 1:
-        return value
-    box: list[Any] = [value]
-    source = 0 if context.group is None else dist.get_global_rank(context.group, 0)
-    dist.broadcast_object_list(box, src=source, group=context.group)
-    result: T = box[0]
-    return result
+def _gather_simulated(own: Tensor, channel: Channel) -> Tensor:
+    """Gather over a channel that was given, that of ranks in one process: each rank sends to all others."""
+    data = own.reshape(-1).view(torch.uint8).numpy() if own.numel() else np.zeros(0, dtype=np.uint8)
+    parts = [own] * channel.world_size
+    for peer in range(channel.world_size):
+        if peer != channel.rank:
+            received = channel.exchange(peer, data, len(data))
+            parts[peer] = torch.from_numpy(received.copy()).view(own.dtype).reshape(own.shape)
+    return torch.stack(parts)
 
 
 def barrier(context: ProcessContext) -> None:

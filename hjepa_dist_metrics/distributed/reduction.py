@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hjepa_dist_metrics.distributed.collectives import all_reduce_sum
 from hjepa_dist_metrics.distributed.context import ProcessContext
 from hjepa_dist_metrics.distributed.sharding import Layout
 
@@ -79,9 +80,4 @@ def resolve_partial(pieces: Sequence[tuple[Tensor, Layout]]) -> list[Tensor]:
 
 def any_rank(flag: Tensor, context: ProcessContext) -> bool:
     """Return whether a 0-d flag is set on any rank of the job. Waits for the device."""
-    raised = flag.to(torch.float32).reshape(1)
-    if context.channel is not None:
-        return bool(context.channel.all_reduce_sum(raised).item())
-    if context.world_size > 1:
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=context.group)
-    return bool(raised.item())
+    return bool(all_reduce_sum(flag.to(torch.float32).reshape(1), context).item())

@@ -11,7 +11,7 @@ import torch
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.figures.inputs import Floats
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
-from hjepa_dist_metrics.states import Concat, Sample
+from hjepa_dist_metrics.states import Concat, Lazy, Sample, resolved
 
 _NAME = "rows"
 # Ranks may hold different numbers of rows, but their states must be alike.
@@ -21,7 +21,7 @@ _UNBOUNDED = 2**31
 class _Rows(DistributedMetric):
     """Feed rows to one state."""
 
-    def __init__(self, state: Sample | Concat) -> None:
+    def __init__(self, state: Sample | Lazy) -> None:
         self.add_state("kept", state)
 
     def update(self, rows: torch.Tensor) -> None:
@@ -43,14 +43,17 @@ def sample_rows(rows: Floats, capacity: int, context: ProcessContext | None = No
 
 def gather_rows(rows: Floats, context: ProcessContext | None = None) -> Floats:
     """Return every rank's rows [n, D], in rank order. A collective call."""
-    return _merged(rows, Concat(_UNBOUNDED, rows.shape[1], torch.float64), context)
+    state = Lazy(Concat, {"capacity": _UNBOUNDED, "dim": Lazy.WIDTH, "dtype": "float64"})
+    return _merged(rows, state, context)
 
 
-def _merged(rows: Floats, state: Sample | Concat, context: ProcessContext | None) -> Floats:
+def _merged(rows: Floats, state: Sample | Lazy, context: ProcessContext | None) -> Floats:
     metric = _Rows(state)
     if len(rows):
         metric.update(torch.from_numpy(np.ascontiguousarray(rows)))
     collection = MetricCollection({_NAME: metric}, context)
-    kept: torch.Tensor = collection.compute(lambda _, merged: merged[_NAME]["kept"].rows_kept)  # type: ignore[attr-defined]
-    found: Floats = kept.to(torch.float64).numpy()
+    merged = resolved(collection.compute(lambda _, merged: merged[_NAME]["kept"]))
+    if merged is None:
+        return np.zeros((0, rows.shape[1]))
+    found: Floats = merged.rows_kept.to(torch.float64).numpy()
     return found

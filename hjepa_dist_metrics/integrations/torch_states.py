@@ -11,56 +11,56 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states import Max, Min, RowState, State, Sum
+from hjepa_dist_metrics.states import Max, Min, State, Sum
 
 Held = Tensor | list[Tensor]
 Reduction = Callable[[Any], Any] | None
 
-# Larger sums are added up by a collective of their own instead of being gathered from every rank.
-_LARGEST_ROWS = 256
 
+class GrowingSum(State):
+    """Add up tensors of a shape that the first one brings: `.total`, None before.
 
-class LargeSum(State):
-    """Add up a large tensor: what travels does not grow with the ranks."""
+    What torchmetrics starts as a single number may become one for each output.
+    """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._load(self._blank())
+    fixed = False
 
-    def _blank(self) -> dict[str, Tensor]:
-        return {"total": torch.zeros(self.size, dtype=torch.float64, device="cpu")}
-
-    def _load(self, tensors: dict[str, Tensor]) -> None:
-        self.total = tensors["total"].to(torch.float64)
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
 
     @property
     def signature(self) -> str:
-        """Describe kind and size."""
-        return f"LargeSum[{self.size}]"
+        """Describe the kind; the shape is data."""
+        return "GrowingSum"
 
-    def empty(self) -> LargeSum:
+    def empty(self) -> GrowingSum:
         """Return a sum of nothing."""
-        return self.adopt(self._blank())
+        return GrowingSum()
 
     def update(self, values: Tensor) -> None:
-        """Add a tensor of `size` elements."""
-        self.total = self.total.to(values.device) + values.reshape(-1)
+        """Add a tensor; ConfigError where its shape is another one than before."""
+        self.total = _sum(self.total, values.detach().to(torch.float64))
 
-    def merge(self, other: LargeSum) -> LargeSum:
+    def merge(self, other: GrowingSum) -> GrowingSum:
         """Add the other's."""
-        return self.adopt({"total": self.total + other.total.to(self.total.device)})
+        merged = GrowingSum()
+        merged.total = self.total if other.total is None else _sum(self.total, other.total)
+        return merged
 
     def pack(self) -> dict[str, Tensor]:
-        """Return the sums under the name `total`."""
-        return {"total": self.total}
+        """Return the sum under the name `total`; nothing before the first."""
+        return {} if self.total is None else {"total": self.total}
 
-    def summed(self, rank: int, gathered: Tensor) -> Tensor:
-        """Return the sums."""
-        return self.total
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        self.total = tensors.get("total")
 
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> LargeSum:
-        """Hold the ranks' total."""
-        return self.adopt({"total": total})
+
+def _sum(one: Tensor | None, other: Tensor) -> Tensor:
+    if one is not None and one.shape != other.shape:
+        raise ConfigError(
+            f"a torchmetrics state has the shape {list(one.shape)} here and {list(other.shape)} there"
+        )
+    return other if one is None else one.to(other.device) + other
 
 
 class Parts(State):
@@ -93,6 +93,8 @@ class Parts(State):
         count = torch.tensor([len(self.parts)], dtype=torch.int64, device="cpu")
         return {"count": count, **{f"part{i}": part for i, part in enumerate(self.parts)}}
 
+    fixed = False
+
     def _load(self, tensors: dict[str, Tensor]) -> None:
         self.parts = [tensors[f"part{i}"] for i in range(int(tensors["count"].item()))]
 
@@ -115,30 +117,34 @@ class TorchState(ABC):
 
 @dataclass(frozen=True)
 class Summed(TorchState):
-    """Sum, or mean weighted by updates, of a tensor of `size` elements."""
+    """Sum, or mean weighted by updates, of a tensor of `size` elements; a single one may become more."""
 
     size: int
     mean: bool
 
     def empty(self) -> State:
         """Return zeros."""
-        return Sum((self.size,)) if self.size <= _LARGEST_ROWS else LargeSum(self.size)
+        return GrowingSum() if self.size == 1 else Sum((self.size,))
 
     def take(self, held: Held, updates: int) -> State:
         """Return the state's numbers in float64, times the updates where it is a mean."""
         assert isinstance(held, Tensor)
-        if held.numel() != self.size:
+        state, factor = self.empty(), updates if self.mean else 1
+        if not updates:
+            return state
+        if isinstance(state, Sum) and held.numel() != self.size:
             raise ConfigError(f"a torchmetrics state changed from {self.size} elements to {held.numel()}")
-        flat = held.detach().reshape(-1).to(torch.float64) * (updates if self.mean else bool(updates))
-        empty = self.empty()
-        return empty.holding(flat[None]) if isinstance(empty, RowState) else empty.adopt({"total": flat})
+        wide = held.detach().to(torch.float64) * factor
+        state.update(wide.reshape(1, -1) if isinstance(state, Sum) else wide)
+        return state
 
     def value(self, state: Any, default: Held, updates: int) -> Held:
         """Return the total, or the mean over updates; the default where there were none."""
         assert isinstance(default, Tensor)
-        total = state.data[0] if isinstance(state, RowState) else state.total
-        merged = total / max(updates, 1) if self.mean else total
-        return _like(merged, default) if updates else default.clone()
+        if not updates:
+            return default.clone()
+        total = state.data[0].reshape(default.shape) if isinstance(state, Sum) else state.total
+        return _like(total / updates if self.mean else total, default)
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class Extreme(TorchState):
     def value(self, state: Any, default: Held, updates: int) -> Held:
         """Return the extremes; the default where there were no updates."""
         assert isinstance(default, Tensor)
-        return _like(state.data[0], default) if updates else default.clone()
+        return _like(state.data[0].reshape(default.shape), default) if updates else default.clone()
 
 
 @dataclass(frozen=True)
@@ -229,6 +235,6 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
 
 
-def _like(flat: Tensor, default: Tensor) -> Tensor:
-    values = flat if default.dtype.is_floating_point else flat.round()
-    return values.to(default.dtype).reshape(default.shape)
+def _like(values: Tensor, default: Tensor) -> Tensor:
+    rounded = values if default.dtype.is_floating_point else values.round()
+    return rounded.to(default.dtype)

@@ -80,7 +80,7 @@ class TorchMetric(DistributedMetric):
         ]
         # What was restored or merged in; the wrapped metric holds what came after.
         updates = {_key(path) + _UPDATES: Sum() for path, _ in _metrics(metric)}
-        self._hold({slot.key: slot.how.empty() for slot in self._slots} | updates)
+        self._states = {slot.key: slot.how.empty() for slot in self._slots} | updates
 
     @property
     def states(self) -> Mapping[str, State]:
@@ -101,7 +101,7 @@ class TorchMetric(DistributedMetric):
         if not isinstance(other, TorchMetric) or set(other._states) != set(self._states):
             raise ConfigError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
         theirs = other.states
-        self._hold({name: state.merge(theirs[name]) for name, state in self._states.items()})
+        self._states = {name: state.merge(theirs[name]) for name, state in self._states.items()}
         self.failure = self.failure or other.failure
         return self
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -16,15 +15,11 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.collapse import unit_rows
 from hjepa_dist_metrics.metrics.matching import diagonal_contrast, heatmap, recall_at
 from hjepa_dist_metrics.metrics.modalities import matched_rows, modality_names
-from hjepa_dist_metrics.states import Moments, Sample, State, Sum, of_width, resolved
+from hjepa_dist_metrics.states import Lazy, Moments, Sample, Sum, of_width, resolved
 
 RECALLS = (1, 5)
 DEFAULT_PAIRS = 256
 _DRAWN = 64  # pairs of a similarity matrix in a picture
-
-
-def _row_moments(width: int) -> State:
-    return Moments((width,))
 
 
 class ModalityEmbeddings(DistributedMetric):
@@ -42,7 +37,7 @@ class ModalityEmbeddings(DistributedMetric):
         if set(widths) != set(self.names):
             raise ConfigError(f"expected the widths of {list(self.names)}, got {dict(widths)}")
         for place, name in enumerate(self.names):
-            self.add_state(f"rows{place}", of_width(widths[name], _row_moments))
+            self.add_state(f"rows{place}", of_width(widths[name], Moments, shape=[Lazy.WIDTH]))
         self.add_state("norms", Moments((len(self.names),)))
 
     def update(self, embeddings: Mapping[str, Tensor], valid: Tensor | None = None) -> None:
@@ -86,10 +81,10 @@ class ModalityAlignment(DistributedMetric):
         self.names = modality_names(names, least=2)
         self.pairs = list(combinations(range(len(self.names)), 2))
         count = len(self.names)
-        self.add_state("sums", of_width(dim, lambda width: Sum((count, width))))
+        self.add_state("sums", of_width(dim, Sum, shape=[count, Lazy.WIDTH]))
         self.add_state("diagonals", Moments((len(self.pairs),)))
         joint = None if dim is None else dim * count
-        self.add_state("sample", of_width(joint, partial(_sample, sample, seed)))
+        self.add_state("sample", of_width(joint, Sample, capacity=sample, dim=Lazy.WIDTH, seed=seed))
 
     def update(
         self, embeddings: Mapping[str, Tensor], valid: Tensor | None = None, ids: Tensor | None = None
@@ -136,10 +131,6 @@ class ModalityAlignment(DistributedMetric):
                 yield f"recall_at_{k}_{b}_to_{a}", recall_at(similarity.T, k)
         yield "diagonal_contrast", diagonal_contrast(similarity)
         yield "similarity_matrix", heatmap(similarity[:_DRAWN, :_DRAWN])
-
-
-def _sample(capacity: int, seed: int, width: int) -> State:
-    return Sample(capacity, width, seed)
 
 
 def _wide(rows: Tensor) -> Tensor:

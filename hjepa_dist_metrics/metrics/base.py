@@ -7,7 +7,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -16,16 +16,12 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import changes
 from hjepa_dist_metrics.metrics.inputs import described
-from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Merger
 from hjepa_dist_metrics.states import State
+from hjepa_dist_metrics.sync import DEFAULT_SYNC_TIMEOUT, Merged, SyncRequest, SyncResult, SyncSession
 from hjepa_dist_metrics.values import Scalar, Value
 
-if TYPE_CHECKING:
-    from hjepa_dist_metrics.metrics.roster import Merged
-
-Values: TypeAlias = "Iterable[tuple[str, Value | float]] | dict[str, Value | float]"
+Values: TypeAlias = Iterable[tuple[str, Value | float]]
 
 # The kinds of devices that know autocast.
 _AUTOCASTING = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
@@ -52,13 +48,11 @@ class DistributedMetric(ABC):
     # A persistent metric counts over the whole run; the others start anew after each time they are logged.
     persistent: ClassVar[bool] = False
 
-    # Whether the class makes its states when they are asked for, by a property `states` of its own.
-    live: ClassVar[bool] = False
-
+    # How an update failed since the last reset, None where none did.
+    failure: str | None
     # Never changed in place: who holds the same mapping as before knows that the states are the same objects.
     _states: Mapping[str, State]
-    _merger: Merger
-    _failure: str | None
+    _session: SyncSession
     # Whether there was an update since the monitor last logged the metric.
     touched: bool
 
@@ -66,8 +60,8 @@ class DistributedMetric(ABC):
         """Prepare the bookkeeping here and not in __init__, which a subclass need not call."""
         metric = super().__new__(cls)
         metric._states = {}
-        metric._merger = Merger()
-        metric._failure = None
+        metric._session = SyncSession()
+        metric.failure = None
         metric.touched = False
         return metric
 
@@ -75,8 +69,6 @@ class DistributedMetric(ABC):
         super().__init_subclass__(**kwargs)
         if "update" in cls.__dict__:
             cls.update = _guarded(cls.__dict__["update"])  # type: ignore[method-assign]
-        if "states" in cls.__dict__:
-            cls.live = True
         if "compute_from" in cls.__dict__ and "compute_many" not in cls.__dict__:
             # What a parent does for many at once is the parent's formula.
             cls.compute_many = DistributedMetric.__dict__["compute_many"]  # type: ignore[method-assign]
@@ -86,22 +78,7 @@ class DistributedMetric(ABC):
         taken = hasattr(type(self), name) or name in self.__dict__ or name in self._states
         if taken or not name.isidentifier():
             raise ConfigError(f"{type(self).__name__} cannot name a state {name!r}: pick another identifier")
-        self._hold({**self._states, name: state})
-
-    def _hold(self, states: Mapping[str, State]) -> None:
-        """Keep these states from now on; nothing else may replace them, or a sync would not notice."""
-        self._states = states
-        changes.note()
-
-    @property
-    def failure(self) -> str | None:
-        """Return how an update failed since the last reset, None where none did."""
-        return self._failure
-
-    @failure.setter
-    def failure(self, text: str | None) -> None:
-        self._failure = text
-        changes.note()
+        self._states = {**self._states, name: state}
 
     def require_added(self) -> None:
         """Raise ConfigError where a state was set as a public attribute instead of by `add_state`."""
@@ -135,56 +112,60 @@ class DistributedMetric(ABC):
     def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Values:
         """Return tags and values of all `metrics`, which are of this class, in order.
 
-        A class of which there are hundreds can do that faster than with a call of `compute_from` for each,
-        and return a dict, where no two of them have one tag.
+        A class of which there are hundreds can do that faster than with a call of `compute_from` for each.
         """
         found = (metric.compute_from(merged.get(name, {})).items() for name, metric in metrics.items())
         return itertools.chain.from_iterable(found)
 
-    def compute(self) -> dict[str, Value]:
-        """Merge the states over ranks and return the values: the same on every rank.
+    def compute(
+        self, context: ProcessContext | None = None, timeout: float = DEFAULT_SYNC_TIMEOUT
+    ) -> dict[str, Value]:
+        """Merge the states over the ranks of `context` and return the values: the same on every rank.
 
-        A collective call. The local states stay as they are. On a process outside the group it returns {}.
+        A collective call, which waits `timeout` seconds for a rank that does not come. The local states stay
+        as they are. On a process outside the group it returns {}.
         """
         self.require_added()
-        context = ProcessContext.current()
-        if not context.is_member:
-            return {}
+        kind = type(self)
+
+        def values(states: Mapping[str, State]) -> dict[str, Value]:
+            return {tag: as_value(value, tag, kind) for tag, value in self.compute_from(states).items()}
+
+        return self._merged(values, context, timeout) or {}
+
+    def _merged(
+        self,
+        formula: Callable[[Mapping[str, State]], dict[str, Any]],
+        context: ProcessContext | None = None,
+        timeout: float = DEFAULT_SYNC_TIMEOUT,
+    ) -> dict[str, Any] | None:
+        """Return what a formula makes of the merged states; None on a process outside the group."""
+        where = context or ProcessContext.current()
+        if not where.is_member:
+            return None
         name = type(self).__name__
-        return self._merger.merge(
-            {name: self},
-            context,
-            DEFAULT_SYNC_TIMEOUT,
-            lambda merged: {
-                tag: as_value(v, tag, type(self))
-                for tag, v in self.compute_from(merged.get(name, {})).items()
-            },
-        )
+
+        def then(result: SyncResult) -> dict[str, Any]:
+            return result.session.judged(lambda: formula(result.merged.get(name, {})))
+
+        return self._session.run(SyncRequest({name: self}, where, timeout), then)
 
     def merge(self, other: DistributedMetric) -> Self:
         """Take in what `other`, a metric of the same kind, has seen; return self. `other` stays as it is."""
         if type(other) is not type(self) or set(other._states) != set(self._states):
             raise ConfigError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
-        self._hold({name: state.merge(other._states[name]) for name, state in self._states.items()})
+        self._states = {name: state.merge(other._states[name]) for name, state in self._states.items()}
         self.failure = self.failure or other.failure
         return self
 
     def reset(self) -> None:
-        """Forget everything seen, failures included; the states may stay the same objects, emptied."""
-        if not all(state.clear() for state in self._states.values()):
-            self._hold({name: state.empty() for name, state in self._states.items()})
-        if self._failure is not None:
-            self.failure = None
+        """Forget everything seen, failures included."""
+        self._states = {name: state.empty() for name, state in self._states.items()}
+        self.failure = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks have seen, merged. A collective call; {} on a process outside the group."""
-        context = ProcessContext.current()
-        if not context.is_member:
-            return {}
-        name = type(self).__name__
-        return self._merger.merge(
-            {name: self}, context, DEFAULT_SYNC_TIMEOUT, lambda merged: pack_states(merged.get(name, {}))
-        )
+        return self._merged(pack_states) or {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, at any world size: the first rank takes it, the others start empty."""
@@ -195,19 +176,15 @@ class DistributedMetric(ABC):
     def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
         """Replace the states by the packed ones where `holder`, by empty ones elsewhere.
 
-        Replicated states take the packed ones on every rank.
+        Replicated states take the packed ones on every rank. ConfigError, on every rank, where the packed
+        states are not those of this metric.
         """
-        mine = {name: state.signature for name, state in self._states.items()}
-        saved = {name: tensors["signature"] for name, tensors in packed.items()}
-        if mine != saved:
-            raise ConfigError(f"{type(self).__name__} has the states {mine}, the saved one {saved}")
+        unpacked = unpack_states(type(self).__name__, self._states, packed)
         self.reset()
-        self._hold(
-            {
-                name: state.unpack(_tensors(packed[name])) if holder or state.replicated else state
-                for name, state in self._states.items()
-            }
-        )
+        self._states = {
+            name: unpacked[name] if holder or state.replicated else state
+            for name, state in self._states.items()
+        }
 
 
 def pack_states(states: Mapping[str, State]) -> dict[str, dict[str, Any]]:
@@ -224,8 +201,31 @@ def _copies(state: State) -> dict[str, Tensor]:
     }
 
 
-def _tensors(packed: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in packed.items() if name != "signature"}
+def unpack_states(owner: str, states: Mapping[str, State], packed: Any) -> dict[str, State]:
+    """Return the states that `pack_states` has packed; ConfigError where they are not like `states`."""
+    try:
+        saved = {name: tensors["signature"] for name, tensors in packed.items()}
+    except (AttributeError, KeyError, TypeError):
+        raise ConfigError(
+            f"{owner} expected what its state_dict() returned, a signature and tensors by state, "
+            f"got {described(packed)}"
+        ) from None
+    own = {name: state.signature for name, state in states.items()}
+    if own != saved:
+        raise ConfigError(f"{owner} has the states {own}, the saved one {saved}")
+    return {name: _unpacked(f"{owner}.{name}", state, packed[name]) for name, state in states.items()}
+
+
+def _unpacked(name: str, state: State, packed: Mapping[str, Any]) -> State:
+    tensors = {key: tensor for key, tensor in packed.items() if key != "signature"}
+    if (problem := state.misfit(tensors)) is not None:
+        raise ConfigError(f"the saved state {name} does not fit: {problem}")
+    try:
+        return state.unpack(tensors)
+    except Exception as error:
+        raise ConfigError(
+            f"the saved state {name} cannot be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _guarded(update: Callable[..., None]) -> Callable[..., None]:

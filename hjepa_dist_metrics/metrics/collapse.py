@@ -66,12 +66,12 @@ class Collapse(DistributedMetric):
     ) -> None:
         self.dim, self.short, self.full = dim, short, full
         self.prefix = "collapse/" if name is None else f"collapse/{name}_"
-        self.add_state("unit", Covariance(dim, ["matrix"]))
+        self.add_state("unit", Covariance(dim))
         self.add_state("sample", Sample(sample, dim, seed))
         if full:
-            self.add_state("raw", Covariance(dim, ["matrix", "second_moment"]))
+            self.add_state("raw", Covariance(dim))
             self.add_state("images", ClassScatter(dim))
-            self.add_state("pooled_unit", Covariance(dim, ["matrix"]))
+            self.add_state("pooled_unit", Covariance(dim))
             self.add_state("norm", Moments())
             self.add_state("waves", Sum(shape=(2, KNOTS - 1, DIRECTIONS)))
 

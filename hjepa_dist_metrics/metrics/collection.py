@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
+import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.base import DistributedMetric, as_value, pack_states
-from hjepa_dist_metrics.metrics.joined import Joined
-from hjepa_dist_metrics.metrics.merging import DEFAULT_SYNC_TIMEOUT, Joining, Merger
-from hjepa_dist_metrics.metrics.roster import Merged
-from hjepa_dist_metrics.sync import Part, SyncHandle, SyncReport
+from hjepa_dist_metrics.metrics.base import DistributedMetric, as_value, pack_states, unpack_states
+from hjepa_dist_metrics.metrics.uneven import UnevenResult
+from hjepa_dist_metrics.sync import (
+    DEFAULT_SYNC_TIMEOUT,
+    Merged,
+    Participation,
+    SyncHandle,
+    SyncReport,
+    SyncRequest,
+    SyncResult,
+    SyncSession,
+)
 from hjepa_dist_metrics.values import Scalar, Value
 
 R = TypeVar("R")
 Formulas = Callable[[Mapping[str, DistributedMetric], Merged], Any]
+
+# How many collections of a class were made with the same metrics: what tells apart those without a name. Each
+# group of ranks counts for itself, and so does each rank that is simulated.
+_made: collections.Counter[tuple[object, ...]] = collections.Counter()
+_made_by: weakref.WeakKeyDictionary[object, collections.Counter[tuple[object, ...]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class MetricCollection(Mapping[str, DistributedMetric]):
@@ -27,7 +44,8 @@ class MetricCollection(Mapping[str, DistributedMetric]):
     `context` says which ranks belong together, `sync_timeout` how many seconds to wait for one that does not
     come. Every rank must hold the same metrics and sync them the same number of times; where they do not,
     every rank raises the same `DesyncError`. Collections with the same metrics, as for training and for
-    evaluation, are told apart by `name`: where ranks sync them in different orders, that is an error too.
+    evaluation, are told apart by `name`, or by the order in which they were made: where ranks sync them in
+    different orders, that is an error too.
     """
 
     def __init__(
@@ -42,12 +60,21 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         self._context = context
         self.sync_timeout = float(sync_timeout)
         self._metrics: dict[str, DistributedMetric] = {}
-        self._all: Mapping[str, DistributedMetric] | None = None
-        self._merger = Merger(name)
+        self._session = SyncSession(name or self._default_name(metrics or {}))
         self._handles: list[SyncHandle[Any]] = []
         self._raised: BaseException | None = None
         for name, metric in (metrics or {}).items():
             self.add(name, metric)
+
+    def _default_name(self, metrics: Iterable[str]) -> str:
+        if self._context is not None and not self._context.is_member:
+            return ""
+        ranks = None if self._context is None else self._context.channel or self._context.group
+        made = _made if ranks is None else _made_by.setdefault(ranks, collections.Counter())
+        kind = type(self).__qualname__
+        key = kind, *sorted(metrics)
+        made[key] += 1
+        return f"{kind} {made[key]} of these metrics, in the order of their making"
 
     def add(self, name: str, metric: DistributedMetric) -> None:
         """Add a metric under a new name."""
@@ -57,7 +84,6 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             raise ConfigError(f"metric {name!r} must be a DistributedMetric, got {type(metric).__name__}")
         metric.require_added()
         self._metrics[name] = metric
-        self._all = None
 
     def __getitem__(self, name: str) -> DistributedMetric:
         return self._metrics[name]
@@ -76,7 +102,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
     @property
     def last_sync(self) -> SyncReport | None:
         """Return what the last sync cost."""
-        return self._merger.report
+        return self._session.report
 
     def compute(self, formulas: Formulas | None = None, names: Sequence[str] | None = None) -> Any:
         """Merge all states over ranks in one sync and return all values by tag: the same on every rank.
@@ -86,12 +112,10 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         metrics and their merged states, and what it returns is the result.
         """
         self.raise_errors()
-        context = self.context
-        if not context.is_member:
+        if not self.context.is_member:
             return {}
         metrics = self._select(names)
-        then = partial(formulas or apply_formulas, metrics)
-        return self._merger.merge(metrics, context, self.sync_timeout, then)
+        return self._session.run(self._request(metrics), _then(metrics, formulas))
 
     def compute_async(
         self, formulas: Formulas | None = None, names: Sequence[str] | None = None
@@ -102,32 +126,42 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         runs on the sync's thread.
         """
         self.raise_errors()
-        context = self.context
-        if not context.is_member:
+        if not self.context.is_member:
             return SyncHandle(_completed({}))
         metrics = self._select(names)
-        then = partial(formulas or apply_formulas, metrics)
-        future = self._merger.merge_async(metrics, context, self.sync_timeout, then)
-        handle: SyncHandle[Any] = SyncHandle(future)
-        self._handles.append(handle)
-        return handle
+        return self._submit(self._request(metrics), _then(metrics, formulas))
 
-    def join(self, then: Callable[[Joined], R], names: Sequence[str], joining: Joining) -> SyncHandle[R]:
+    def compute_uneven(
+        self,
+        then: Callable[[UnevenResult], R],
+        participation: Participation,
+        names: Sequence[str] = (),
+        offered: Sequence[str] = (),
+        patience: str = "",
+    ) -> SyncHandle[R]:
         """Merge in the background with ranks that may hold other metrics, or be at another point of the run.
 
-        `then` gets what was merged, on the sync's thread; its result is the handle's.
+        This rank asks for `names`, and adds `offered` where another rank asks for them. `then` gets what was
+        merged, on the sync's thread; its result is the handle's. `patience` says where this rank waits for
+        as long as the others live, "" where it does not.
         """
         self.raise_errors()
-        metrics = {name: self._metrics[name] for name in names}
-        handle = SyncHandle(self._merger.merge_async(metrics, self.context, self.sync_timeout, then, joining))
+        metrics = dict(self._metrics)
+        request = self._request({name: metrics[name] for name in names})._replace(
+            participation=participation,
+            offered={name: metrics[name] for name in offered if name not in names},
+            known=tuple(metrics),
+            patience=patience,
+        )
+        return self._submit(request, lambda result: then(UnevenResult(metrics, result)))
+
+    def _request(self, metrics: Mapping[str, DistributedMetric]) -> SyncRequest:
+        return SyncRequest(metrics, self.context, self.sync_timeout)
+
+    def _submit(self, request: SyncRequest, then: Callable[[SyncResult], R]) -> SyncHandle[R]:
+        handle = SyncHandle(self._session.submit(request, then))
         self._handles.append(handle)
         return handle
-
-    def join_now(self, then: Callable[[Joined], R], names: Sequence[str], joining: Joining) -> R:
-        """Do the same here and now."""
-        self.raise_errors()
-        metrics = {name: self._metrics[name] for name in names}
-        return self._merger.merge(metrics, self.context, self.sync_timeout, then, joining)
 
     def raise_errors(self) -> None:
         """Raise the error of a background sync that failed and whose handle was not asked."""
@@ -135,7 +169,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             handle = self._handles.pop(0)
             if handle.error is None:
                 continue
-            self._merger.acknowledge()
+            self._session.acknowledge()
             if not handle.seen and handle.error is not self._raised:
                 self._raised = handle.error
                 handle.result()
@@ -145,37 +179,47 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         for metric in self._metrics.values():
             metric.reset()
 
-    def state_dict(self, part: Part | None = None) -> dict[str, Any]:
+    def state_dict(self, participation: Participation | None = None) -> dict[str, Any]:
         """Return what all ranks have seen, merged: save it once.
 
-        A collective call. On a process outside the group it returns {}. With a `part` the ranks need not hold
-        the same metrics.
+        A collective call. On a process outside the group it returns {}. With a `participation` the ranks need
+        not hold the same metrics.
         """
         if not self.context.is_member:
             return {}
-        if part is None:
+        if participation is None:
             packed = self.compute(lambda _, merged: _pack(merged))
         else:
-            joining = Joining(part, self._metrics)
-            packed = self.join_now(lambda joined: _pack(joined.merged), list(self._metrics), joining)
-        return {"syncs": self._merger.number, "metrics": packed}
+            packed = self.compute_uneven(
+                lambda result: _pack(result.merged), participation, list(self._metrics)
+            ).result()
+        return {"syncs": self._session.number, "metrics": packed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict` at any world size: the first rank takes it, the others start empty."""
+        """Continue from `state_dict` at any world size: the first rank takes it, the others start empty.
+
+        ConfigError, on every rank, where the saved metrics are not those of the collection.
+        """
         context = self.context
         if not context.is_member:
             return
+        if not isinstance(state, Mapping) or not {"syncs", "metrics"} <= state.keys():
+            raise ConfigError(
+                f"expected what state_dict() returned, with 'syncs' and 'metrics', got {state!r:.200}"
+            )
         saved = state["metrics"]
-        mine = sorted(name for name, metric in self._metrics.items() if metric.states)
-        if sorted(saved) != mine:
-            raise ConfigError(f"the collection holds the metrics {mine}, the saved one {sorted(saved)}")
+        own = sorted(name for name, metric in self._metrics.items() if metric.states)
+        if sorted(saved) != own:
+            raise ConfigError(f"the collection holds the metrics {own}, the saved one {sorted(saved)}")
+        for name, packed in saved.items():  # all of them are checked before the first is loaded
+            unpack_states(name, self._metrics[name].states, packed)
         for name, packed in saved.items():
             self._metrics[name].load_states(packed, holder=context.rank == 0)
         self.resume_at(state["syncs"])
 
     def resume_at(self, syncs: int) -> None:
         """Go on counting syncs from a checkpoint's number, the same on every rank."""
-        self._merger.number = int(syncs)
+        self._session.number = int(syncs)
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for the background syncs, `sync_timeout` seconds at most; raise what went wrong in them."""
@@ -184,29 +228,33 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             self.raise_errors()
 
     def _select(self, names: Sequence[str] | None) -> Mapping[str, DistributedMetric]:
-        """Return metrics, all of them as a mapping that stays what it is: `add` leads to another one."""
-        if names is not None:
-            return {name: self._metrics[name] for name in names}
-        if self._all is None:
-            self._all = dict(self._metrics)
-        return self._all
+        """Return metrics as a mapping of its own: the collection may get more while a sync is under way."""
+        return dict(self._metrics) if names is None else {name: self._metrics[name] for name in names}
+
+
+def _then(metrics: Mapping[str, DistributedMetric], formulas: Formulas | None) -> Callable[[SyncResult], Any]:
+    if formulas is not None:
+        return lambda result: formulas(metrics, result.merged)
+    return lambda result: result.session.judged(lambda: apply_formulas(metrics, result.merged))
 
 
 def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> dict[str, Value]:
     """Return every metric's values by tag; ConfigError where two metrics write one tag."""
     results: dict[str, Value] = {}
     expected = 0
-    for kind, run in merged.runs:
-        found = kind.compute_many(run, merged)
-        pairs = found if isinstance(found, dict) else list(found)
-        values: dict[str, Any] = dict(pairs)
-        if set(map(type, values.values())) != {Scalar}:
-            values = {tag: as_value(value, tag, kind) for tag, value in values.items()}
-        results.update(values)
-        expected += len(pairs)
+    for kind, names in itertools.groupby(metrics, lambda name: type(metrics[name])):
+        values = list(kind.compute_many({name: metrics[name] for name in names}, merged))
+        if set(map(type, map(_second, values))) == {Scalar}:
+            results.update(values)  # type: ignore[arg-type]
+        else:
+            results.update({tag: as_value(value, tag, kind) for tag, value in values})
+        expected += len(values)
         if len(results) != expected:
             raise _two_writers(metrics, merged)
     return results
+
+
+_second = operator.itemgetter(1)
 
 
 def _pack(merged: Merged) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class EMADynamics(DistributedMetric):
         before = [None] * 3 if self._before is None else self._before.parts()
         squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
         latest = ("pieces", "buffers")  # not a sum over updates
-        self._hold({**self._states, **{name: self.states[name].empty() for name in latest}})
+        self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
         self.schedule.update([momentum, momentum_target])
         for name, part in zip(("weights", "pieces", "buffers"), squares, strict=True):
             self.states[name].update(part)

@@ -26,7 +26,7 @@ from hjepa_dist_metrics.metrics.elements import (
 )
 from hjepa_dist_metrics.metrics.segments import Segments
 from hjepa_dist_metrics.states.base import to_device
-from hjepa_dist_metrics.states.spread import SpreadCounts, SpreadMax, SpreadMin, SpreadSum
+from hjepa_dist_metrics.states.sharded import ShardedCounts, ShardedMax, ShardedMin, ShardedSum
 from hjepa_dist_metrics.values import Histogram, Text
 
 Floats = npt.NDArray[np.float64]
@@ -64,12 +64,12 @@ class GradientFlow(DistributedMetric):
         self.segments = Segments(model, depth, patterns, per_parameter, context)
         self.report = report
         size = len(self.segments.segments)
-        self.add_state("sums", SpreadSum(shape=(len(SUMS), size)))
-        self.add_state("largest", SpreadMax(shape=(size,)))
-        self.add_state("smallest", SpreadMin(shape=(size,)))
-        self.add_state("bad", SpreadMax(shape=(len(self.segments.slots),)))
+        self.add_state("sums", ShardedSum(shape=(len(SUMS), size)))
+        self.add_state("largest", ShardedMax(shape=(size,)))
+        self.add_state("smallest", ShardedMin(shape=(size,)))
+        self.add_state("bad", ShardedMax(shape=(len(self.segments.slots),)))
         if report != "numbers":
-            self.add_state("counts", SpreadCounts(size, BINS))
+            self.add_state("counts", ShardedCounts(size, BINS))
 
     def update(self, *also: GradientFlow) -> None:
         """Read the gradients. ConfigError where the model's parameters are not those of the start.

@@ -44,7 +44,7 @@ class HierarchyFeatures(DistributedMetric):
             raise ConfigError(f"expected {len(self.dims)} costs, one a level, got {list(self.costs)}")
         self.add_state("images", Sum(shape=(len(self.dims),)))
         for i, dim in enumerate(self.dims):
-            self.add_state(f"tokens{i}", Covariance(dim, ["second_moment"]))
+            self.add_state(f"tokens{i}", Covariance(dim))
             self.add_state(f"norms{i}", Moments())
             self.add_state(f"low{i}", Min())
             self.add_state(f"high{i}", Max())

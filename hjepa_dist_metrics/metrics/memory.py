@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.states.by_rank import ByRank
+from hjepa_dist_metrics.states.rank_table import RankTable
 
 logger = logging.getLogger("hjepa_dist_metrics.metrics")
 
@@ -36,7 +36,7 @@ class Memory(DistributedMetric):
         self.device = _device(device)
         _cpu_percent()  # the clock starts with the first call, which returns 0
         self._has_utilization = self.device is not None
-        self.add_state("usage", ByRank(len(GPU) + len(HOST)))
+        self.add_state("usage", RankTable(len(GPU) + len(HOST)))
 
     def update(self) -> None:
         """Read the counters of this rank; none of them waits for the device."""

@@ -17,7 +17,7 @@ from hjepa_dist_metrics.metrics.group_norms import columns_of, group_square_sums
 from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.norms import square_sum
 from hjepa_dist_metrics.metrics.watched import Watched
-from hjepa_dist_metrics.states.by_rank import ByRank
+from hjepa_dist_metrics.states.rank_table import RankTable
 
 
 class GradientNoise(DistributedMetric):
@@ -53,7 +53,7 @@ class GradientNoise(DistributedMetric):
         self._local: LocalGradients | None = None
         self.ranks = 1  # over which gradients are averaged
         self._pending: tuple[Tensor, float] | None = None
-        self.add_state("smoothed", ByRank(4))  # |G_b|^2, 1 / b, |G_B|^2, 1 / B
+        self.add_state("smoothed", RankTable(4))  # |G_b|^2, 1 / b, |G_B|^2, 1 / B
         if hook is not None:
             self.listen()
 
@@ -119,7 +119,7 @@ class GradientNoise(DistributedMetric):
         row = torch.stack([small.reshape(()), sizes[0], large.reshape(()), sizes[1]])
         # a step whose norm is not finite would spoil the mean for good
         finite = torch.isfinite(row).all()
-        past = self.smoothed.pack()["table"][0].to(row.device, non_blocking=True)
+        past = self.smoothed.row.to(row.device, non_blocking=True)
         known = torch.where(past.isnan(), row, past)
         mixed = self.decay * known + (1 - self.decay) * row
         self.smoothed.update(torch.where(finite, mixed, past))

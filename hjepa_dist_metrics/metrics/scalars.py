@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import changes
 from hjepa_dist_metrics.metrics.base import DistributedMetric, Values
 from hjepa_dist_metrics.metrics.inputs import as_number, device_of
-from hjepa_dist_metrics.metrics.roster import notes_of
 from hjepa_dist_metrics.states import Mean, Replicated
-from hjepa_dist_metrics.values import Scalar, Value
-
-if TYPE_CHECKING:
-    from hjepa_dist_metrics.metrics.roster import Merged
+from hjepa_dist_metrics.sync import Merged
+from hjepa_dist_metrics.values import Scalar
 
 _tag = operator.attrgetter("tag")
 
@@ -30,16 +26,6 @@ class WeightedMean(DistributedMetric):
     def __init__(self, tag: str) -> None:
         self.tag = tag
         self.add_state("mean", Mean())
-
-    @property
-    def tag(self) -> str:
-        """Return the tag of the mean."""
-        return self._tag
-
-    @tag.setter
-    def tag(self, tag: str) -> None:
-        self._tag = tag
-        changes.note()
 
     def update(self, value: Tensor | float, count: Tensor | float = 1) -> None:
         """Add a mean over `count` samples."""
@@ -53,37 +39,14 @@ class WeightedMean(DistributedMetric):
     @classmethod
     def compute_many(cls, metrics: Mapping[str, Self], merged: Merged) -> Values:
         """Return the means in one pass over the merged block."""
-        found = merged.numbers(metrics, "mean")
-        if found is None:
+        block = merged.columns(list(metrics), "mean")
+        if block is None:
             return super().compute_many(metrics, merged)
-        # Plain Python: after a wait each of NumPy's functions is met with cold caches and takes 20 us.
-        (totals, counts), columns = found
-        # A subclass with tags of its own need not say when they change.
-        tags, distinct = _tags(metrics) if cls.tag is WeightedMean.tag else (_tags_of(metrics), False)
-        if 0.0 in counts:
-            return [
-                (tag, Scalar(totals[i] / counts[i]))
-                for tag, i in zip(tags, columns, strict=True)
-                if counts[i]
-            ]
-        means = [*map(operator.truediv, totals, counts)]
-        pairs: Iterable[tuple[str, Value | float]]
-        pairs = zip(tags, map(Scalar, map(means.__getitem__, columns)), strict=True)
-        return dict(pairs) if distinct else pairs
-
-
-def _tags(metrics: Mapping[str, WeightedMean]) -> tuple[list[str], bool]:
-    """Return the tags, looked up anew after a change only, and whether each is there once."""
-    notes, moment = notes_of(metrics), changes.latest()
-    known: tuple[int, tuple[list[str], bool]] | None = notes.get("tags")
-    if known is None or known[0] != moment:
-        tags = _tags_of(metrics)
-        known = notes["tags"] = moment, (tags, len(set(tags)) == len(tags))
-    return known[1]
-
-
-def _tags_of(metrics: Mapping[str, WeightedMean]) -> list[str]:
-    return [*map(_tag, metrics.values())]
+        totals, counts = (
+            block.tolist()
+        )  # plain Python: after a wait NumPy's functions are met with cold caches
+        rows = zip(map(_tag, metrics.values()), totals, counts, strict=True)
+        return [(tag, Scalar(total / count)) for tag, total, count in rows if count]
 
 
 class ReplicatedScalars(DistributedMetric):

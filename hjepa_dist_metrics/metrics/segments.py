@@ -16,7 +16,7 @@ from hjepa_dist_metrics.distributed.reduction import resolve_partial
 from hjepa_dist_metrics.distributed.slots import Slot
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.watched import Groups, Watched
-from hjepa_dist_metrics.states.spread import PIECE, SILENT, WHOLE
+from hjepa_dist_metrics.states.sharded import NON_OWNER, REPLICATED, SHARD
 
 OTHER = "other"
 
@@ -131,9 +131,9 @@ class _SyncPlace:
         """Return this rank's role in a slot, and the groups beyond the sync that share it."""
         beyond = slot.layout.beyond(self.ranks)
         if len(beyond) == len(slot.layout.shards):
-            return WHOLE, beyond
+            return REPLICATED, beyond
         speaks = slot.layout.speaks(self.ranks[0], self.rank)
-        return PIECE if speaks else SILENT, beyond
+        return SHARD if speaks else NON_OWNER, beyond
 
 
 def one_device(slots: Sequence[Slot]) -> torch.device:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.states.by_rank import ByRank
+from hjepa_dist_metrics.states.rank_table import RankTable
 from hjepa_dist_metrics.values import Image, Text
 
 CAUSES = ("compute", "data")
@@ -48,7 +48,7 @@ class Stragglers(DistributedMetric):
             raise ConfigError(f"expected report to be one of {get_args(Report)}, got {report!r}")
         self.window, self.report = window, report
         self._steps: deque[tuple[float, float, float]] = deque(maxlen=window)
-        self.add_state("times", ByRank(3 * window))
+        self.add_state("times", RankTable(3 * window))
 
     def update(
         self, forward_s: float = 0.0, backward_s: float = 0.0, data_s: float = 0.0, optimizer_s: float = 0.0

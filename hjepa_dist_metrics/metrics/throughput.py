@@ -13,7 +13,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.flops import peak_flops as devices_peak
 from hjepa_dist_metrics.states import PerRank, State, Sum
-from hjepa_dist_metrics.states.by_rank import ByRank
+from hjepa_dist_metrics.states.rank_table import RankTable
 
 PHASES = ("forward", "backward", "data", "optimizer", "step")
 
@@ -44,7 +44,7 @@ class Throughput(DistributedMetric):
         self._counts = [0.0, 0.0]
         for name in ("samples", "tokens", "flops"):
             self.add_state(name, Sum())
-        self.add_state("peak", ByRank(1))
+        self.add_state("peak", RankTable(1))
         for phase in (*PHASES, "monitor"):
             self.add_state(f"{phase}_s", PerRank())
 

@@ -23,7 +23,7 @@ from hjepa_dist_metrics.metrics.segments import Segments
 from hjepa_dist_metrics.metrics.stretches import SMALL, flatten, joined_sums, split_by_size
 from hjepa_dist_metrics.metrics.watched import optimizer_groups, optimizer_list
 from hjepa_dist_metrics.states.base import to_device
-from hjepa_dist_metrics.states.spread import SpreadSum
+from hjepa_dist_metrics.states.sharded import ShardedSum
 
 FIELDS = ("count", "sum", "square_sum", "update_squares", "moment1_squares", "moment2_sum", "moments")
 _BLOCK = 1 << 16
@@ -68,8 +68,8 @@ class Updates(DistributedMetric):
         self.segments = Segments(model, context=context, groups=groups)
         self.groups = [name for name in groups if name in self.segments.modules]
         self._before: list[_Copy] = []
-        self.add_state("sums", SpreadSum(shape=(len(FIELDS), len(self.segments.segments))))
-        self.add_state("steps", SpreadSum(shape=(2, len(self.segments.slots))))  # squares, elements
+        self.add_state("sums", ShardedSum(shape=(len(FIELDS), len(self.segments.segments))))
+        self.add_state("steps", ShardedSum(shape=(2, len(self.segments.slots))))  # squares, elements
 
     @contextmanager
     def around(self) -> Iterator[None]:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from hjepa_dist_metrics.distributed import ProcessContext, connect
+from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.distributed.gradient_hooks import CommHook
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
-from hjepa_dist_metrics.metrics.joined import Joined
+from hjepa_dist_metrics.metrics.uneven import UnevenResult
 from hjepa_dist_metrics.metrics.watched import optimizer_list
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
 from hjepa_dist_metrics.monitor.checking import as_levels, require_pairs, require_samples
@@ -31,7 +31,7 @@ from hjepa_dist_metrics.monitor.output import agree_on_run, open_output
 from hjepa_dist_metrics.monitor.publishing import Publisher
 from hjepa_dist_metrics.monitor.rules import RunRules
 from hjepa_dist_metrics.monitor.speed import SpeedWatch
-from hjepa_dist_metrics.monitor.together import EPOCH_END, RUN_END, Log, Together
+from hjepa_dist_metrics.monitor.uneven_ranks import LogRequest, UnevenRanks, WaitPhase
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sync import SyncHandle, drain_syncs
 from hjepa_dist_metrics.values import Scalar
@@ -86,7 +86,6 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             level_weights,
             self.config.cadences(steps_per_epoch).scalars,
         )
-        connect(self.context, self.config.sync_timeout)  # now, while every rank is here
         self._observing = Observing(self.families, model, encoders)
         rules = RunRules(self.families.collapse_dims).rules
         self.alert_book = AlertBook(self.config.alerts, rules, on_alert)
@@ -99,7 +98,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._publisher = Publisher(self._sink, self.context, book, explain=not resume)
         self._cadences = self.config.cadences(steps_per_epoch).every()
         self._speed = SpeedWatch(self.families)
-        self._together = Together(self.families.collection, self._publish, self._followed)
+        self._ranks = UnevenRanks(
+            self.families.collection, [*self._cadences, EPOCH], self._publish, self._followed
+        )
         self._finished = False
         self._last_step_end: float | None = None
         self._own_seconds = 0.0
@@ -287,12 +288,12 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self._observe(lambda: self._observe_figures(images, shown, more))
         if self._handle is not None:
             self._decide_stop()
+        self._ranks.steps_done += 1
         due = [family for family, every in self._cadences.items() if every.due(now)]
         if due:
             self._observe(lambda: self._speed.refresh(due))
-            self._log(self.families.names(due), Log(now, tuple(due)))
+            self._log(self.families.names(due), LogRequest(now, tuple(due)))
         self.step_number += 1
-        self._together.taken += 1
         self._own_seconds += time.perf_counter() - begun
 
     @property
@@ -320,9 +321,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         all have come; then all go on at the same step.
         """
         names = self.families.names([EPOCH])
-        self.step_number, pending = self._together.wait(EPOCH_END, self.step_number, bool(names))
+        self.step_number, pending = self._ranks.wait(WaitPhase.EPOCH_END, self.step_number, bool(names))
         if pending:
-            self._log(names, Log(self.last_step))
+            self._log(names, LogRequest(self.last_step))
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -385,9 +386,9 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self._finished = True
         self._speed.refresh([family for family in logged if family == "scalars"])
         names = [n for n in self.families.names(logged) if self.families.collection[n].touched]
-        self.step_number, pending = self._together.wait(RUN_END, self.step_number, bool(names))
+        self.step_number, pending = self._ranks.wait(WaitPhase.RUN_END, self.step_number, bool(names))
         if pending:
-            self._log(names, Log(self.last_step), last=True)
+            self._log(names, LogRequest(self.last_step), last=True)
         self.flush()
 
     def close(self) -> None:
@@ -425,7 +426,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         """Return counters and merged metric states for a checkpoint. A collective call."""
         self._speed.settle()
         # after it, the syncs before it have been judged too
-        metrics = self.families.collection.state_dict(self._together.part())
+        metrics = self.families.collection.state_dict(self._ranks.participation())
         return {
             "step_number": self.step_number,
             "cadences": {name: every.state_dict() for name, every in self._cadences.items()},
@@ -444,7 +445,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
                 f"{self._first}: make the monitor with resume=True and start_step={step}, so that what was "
                 "written at later steps is replaced"
             )
-        self.step_number = self._together.taken = step
+        self.step_number = self._ranks.steps_done = step
         for name, saved in state["cadences"].items():
             self._cadences[name].load_state_dict(saved)
         self.alert_book.load_state_dict(state["alerts"])
@@ -501,24 +502,26 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         seen = observed(images, **shown, **more)
         self.families.figures(seen, self.config.figures).update(seen)
 
-    def _log(self, names: list[str], log: Log, last: bool = False) -> None:
+    def _log(self, names: list[str], request: LogRequest, last: bool = False) -> None:
         """Sync the metrics and publish them: on the sync's thread, except inline or at the run's end."""
         if self.context.is_member:
-            wait = last or self.config.sync == "inline"
-            self._handle = self._together.log(names, log, wait=wait, last=last)
-            if self._handle is None:
+            self._handle = self._ranks.log(names, request, last=last)
+            if last or self.config.sync == "inline":
+                self._handle.result()
+                self._handle = None
                 self._decide_stop()
         self._logged(names)
 
-    def _publish(self, joined: Joined) -> None:
-        values = joined.gather_values(apply_formulas)
-        self._publisher.publish(joined.purpose[0].step, values, self.families.collection.last_sync)
+    def _publish(self, request: LogRequest, result: UnevenResult) -> None:
+        values = result.values(apply_formulas)
+        self._publisher.publish(request.step, values, self.families.collection.last_sync)
 
-    def _followed(self, log: Log, joined: Joined) -> None:
+    def _followed(self, request: LogRequest, result: UnevenResult) -> None:
         """Do after a sync in which this rank followed the others what they do."""
-        for family in log.due:
-            self._cadences[family].due(log.step)
-        self._logged(list(joined.metrics))
+        for family in request.due:
+            if family in self._cadences:
+                self._cadences[family].due(request.step)
+        self._logged(list(result.metrics))
         self._decide_stop()
 
     def _logged(self, names: Sequence[str]) -> None:

@@ -125,10 +125,10 @@ class Publisher:
 
 def _cost(report: SyncReport | None) -> dict[str, Value]:
     """Return what a sync cost; nothing where there was nobody to sync with."""
-    if report is None or not report.collectives:
+    if report is None or not report.rounds:
         return {}
     cost: dict[str, Value] = {
-        "sync/collectives": Scalar(float(report.collectives)),
+        "sync/rounds": Scalar(float(report.rounds)),
         "sync/bytes": Scalar(float(report.sent_bytes)),
         "sync/seconds": Scalar(report.seconds),
         "sync/wait_seconds": Scalar(report.waited),

@@ -1,20 +1,15 @@
-"""What a state is: pure, mergeable data with five verbs (empty, update, merge, pack, unpack).
+"""What a state is: pure, mergeable data with four verbs (empty, update, merge, pack).
 
-States know neither ranks nor files. Merging is associative, and merging with an empty state changes
-nothing, so that any split of the samples over batches and ranks gives what one process would get.
-
-A state says how it travels in a sync by what it offers:
-
-* `rows()`: a small float64 block [fields, n]; every rank's block is gathered and merged by `merge_rows`;
-* `summed(...)`: a float64 vector that is added up over ranks (the size does not grow with the ranks);
-* `centred(...)`: a float64 vector that is added up too, but needs the gathered rows and the sums first;
-* nothing of these: the packed tensors are gathered as bytes and merged by `merge`, in rank order.
-
-A merged state may offer `tasks()`, what is costly to work out of it: each of them is done by one rank.
+States know neither groups nor files. Merging is associative, and merging with an empty state changes nothing,
+so that any split of the samples over batches and ranks gives what one process would get. `merge` is what a
+sync does with the states of two blocks of ranks, the lower block's first, and what happens to two stretches
+of one rank's steps, the earlier one first. Where the two differ, the state keeps the number of its rank, which
+`signed` fills in before a sync.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -25,7 +20,6 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states.tasks import Task
 
 Numeric = Tensor | np.ndarray[Any, Any] | Sequence[float] | float | int | bool
 
@@ -37,8 +31,26 @@ class State(ABC):
     """
 
     replicated: ClassVar[bool] = False
-    # Whether `summed` needs the gathered rows, which are few then: they travel before those of other states.
-    leads: ClassVar[bool] = False
+    kinds: ClassVar[dict[str, type[State]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        State.kinds[cls.kind()] = cls
+
+    @classmethod
+    def kind(cls) -> str:
+        """Return the name under which a rank that lacks a metric makes states of this class."""
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Return the constructor's arguments as plain data.
+
+        By default they are read from attributes of the same names. A rank that lacks a metric of another rank
+        makes an empty state from them, to merge what passes through it.
+        """
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names}
 
     @property
     @abstractmethod
@@ -55,21 +67,33 @@ class State(ABC):
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
-        """Return the state that has seen what both have; neither changes."""
-
-    def clear(self) -> bool:
-        """Forget everything in place, where the state can; return whether it has."""
-        return False
+        """Return the state that has seen what both have; `other` is later, or of higher ranks."""
 
     @abstractmethod
     def pack(self) -> dict[str, Tensor]:
         """Return the data as named tensors."""
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Return a state of this signature that holds copies of the packed tensors."""
-        state = self.empty()
-        state._load({name: tensor.clone() for name, tensor in tensors.items()})
-        return state
+        """Return a state of this signature that goes on from packed tensors, of a checkpoint for instance."""
+        return self.adopt({name: tensor.clone() for name, tensor in tensors.items()})
+
+    # Whether `pack` gives the same names at all times, and shapes that differ in sizes only where they are 0.
+    fixed: ClassVar[bool] = True
+
+    def misfit(self, tensors: Mapping[str, Any]) -> str | None:
+        """Return in which way tensors are not what this state packs, None where they are."""
+        odd = [f"{name!r} is {type(t).__name__}" for name, t in tensors.items() if not isinstance(t, Tensor)]
+        if odd:
+            return f"expected tensors, but {', '.join(odd)}"
+        expected = self.empty().pack() if self.fixed else {}
+        if self.fixed and expected.keys() != tensors.keys():
+            return f"expected tensors {sorted(expected)}, got {sorted(tensors)}"
+        for name, tensor in expected.items():
+            want, got = list(tensor.shape), list(tensors[name].shape)
+            fits = len(want) == len(got) and all(w in (0, g) for w, g in zip(want, got, strict=True))
+            if not fits:
+                return f"expected {name!r} of shape {want}, got {got}"
+        return None
 
     @abstractmethod
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -81,44 +105,27 @@ class State(ABC):
         state._load(tensors)
         return state
 
+    def compact(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what has to be sent of packed tensors, which lie on the host."""
+        return tensors
+
+    def expand(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return packed tensors from what `compact` left of them."""
+        return tensors
+
+    def signed(self, rank: int, steps: int) -> Self:
+        """Return the state as that of `rank` after `steps` steps, where merging over ranks needs that."""
+        return self
+
+    def conflict(self) -> str | None:
+        """Return how ranks contradict each other in a merged state, None where they do not."""
+        return None
+
     def _bare(self) -> Self:
         """Return a shallow copy; `copy.copy` would take ten times as long."""
         state = object.__new__(type(self))
         state.__dict__.update(self.__dict__)
         return state
-
-    def rows(self) -> Tensor | None:
-        """Return the block [fields, n] that is gathered, or None."""
-        return None
-
-    def summed(self, rank: int, gathered: Tensor) -> Tensor | None:
-        """Return the float64 vector that is added up over ranks, or None.
-
-        `gathered` is [W, fields, n], every rank's rows, for a state that leads, else empty; `rank` is this
-        rank's place among them.
-        """
-        return None
-
-    def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor | None:
-        """Return the float64 vector that is added up once the sums over ranks, `total`, are known, or None.
-
-        `gathered` are every rank's rows, empty for a state that offers none, as `total` is for one that
-        offers no sums.
-        """
-        return None
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
-        """Return the merged state from what the sync brought back: gathered rows and added vectors."""
-        raise TypeError(f"{type(self).__name__} offers rows or sums but does not assemble them")
-
-    @property
-    def work(self) -> float:
-        """Return how many seconds the tasks of a merged state take on one core, told by its signature."""
-        return 0.0
-
-    def tasks(self) -> list[Task]:
-        """Return what is costly to work out of this state, once it is merged."""
-        return []
 
 
 def as_tensor(values: Numeric, device: torch.device) -> Tensor:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.states.base import State, require_same_signature
 from hjepa_dist_metrics.states.covariance import Covariance
-from hjepa_dist_metrics.states.decompositions import discriminant_eigenvalues, seconds_of
-from hjepa_dist_metrics.states.tasks import Task
+from hjepa_dist_metrics.states.decompositions import discriminant_eigenvalues
 
 _DELTA = 1e-4  # LiDAR's (2312.04000)
 
@@ -21,8 +20,6 @@ class ClassScatter(State):
     `.spectrum()` are the eigenvalues of Sw^-1/2 Sb Sw^-1/2, where Sb is the covariance of the means and Sw
     the scatter within, over (rows - classes), plus 1e-4 on its diagonal.
     """
-
-    leads = True
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -61,18 +58,6 @@ class ClassScatter(State):
             self._eigenvalues = discriminant_eigenvalues(self.between.matrix, within, _DELTA)
         return self._eigenvalues
 
-    @property
-    def work(self) -> float:
-        """Return the seconds that the spectrum takes: Cholesky's solutions are half a decomposition."""
-        return 1.5 * seconds_of(self.dim)
-
-    def tasks(self) -> list[Task]:
-        """Return the spectrum; none where there is no scatter."""
-        return [] if self.scatter is None else [Task(self.work, self.dim, self.spectrum, self._keep)]
-
-    def _keep(self, values: Tensor) -> None:
-        self._eigenvalues = values
-
     def merge(self, other: ClassScatter) -> ClassScatter:
         """Merge both covariances."""
         require_same_signature(self, other)
@@ -80,43 +65,25 @@ class ClassScatter(State):
 
     def pack(self) -> dict[str, Tensor]:
         """Return both covariances' tensors, as `between.mean` and so on."""
-        return {
-            f"{part}.{name}": tensor
-            for part, state in (("between", self.between), ("within", self.within))
-            for name, tensor in state.pack().items()
-        }
+        return _joined({part: state.pack() for part, state in self._both.items()})
 
     def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"between": {}, "within": {}}
-        for name, tensor in tensors.items():
-            part, _, own = name.partition(".")
-            parts[part][own] = tensor
+        parts = _parts(tensors)
         self.between = self.between.adopt(parts["between"])
         self.within = self.within.adopt(parts["within"])
         self._eigenvalues = None
 
-    def rows(self) -> Tensor:
-        """Return both counts, [1, 2]."""
-        return torch.cat([self.between.rows(), self.within.rows()], dim=1)
+    def compact(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the triangles of both."""
+        return _joined({part: self._both[part].compact(own) for part, own in _parts(tensors).items()})
 
-    def summed(self, rank: int, gathered: Tensor) -> Tensor:
-        """Return what both add up first, [2 (2 + D)]."""
-        own = gathered.chunk(2, dim=2)
-        return torch.cat([s.summed(rank, rows) for s, rows in zip(self._both, own, strict=True)])
-
-    def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor:
-        """Return what both add up then."""
-        own = zip(self._both, gathered.chunk(2, dim=2), total.chunk(2), strict=True)
-        return torch.cat([state.centred(rank, rows, part) for state, rows, part in own])
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> ClassScatter:
-        """Assemble both."""
-        parts = zip(self._both, gathered.chunk(2, dim=2), total.chunk(2), centred.chunk(2), strict=True)
-        return self._of(*(state.assemble(*own) for state, *own in parts))
+    def expand(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mirror the triangles of both."""
+        return _joined({part: self._both[part].expand(own) for part, own in _parts(tensors).items()})
 
     @property
-    def _both(self) -> tuple[Covariance, Covariance]:
-        return self.between, self.within
+    def _both(self) -> dict[str, Covariance]:
+        return {"between": self.between, "within": self.within}
 
     def _bare(self) -> ClassScatter:
         state = super()._bare()
@@ -127,3 +94,15 @@ class ClassScatter(State):
         state = super()._bare()
         state.between, state.within, state._eigenvalues = between, within, None
         return state
+
+
+def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{part}.{name}": tensor for part, own in parts.items() for name, tensor in own.items()}
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {"between": {}, "within": {}}
+    for name, tensor in tensors.items():
+        part, _, own = name.partition(".")
+        parts[part][own] = tensor
+    return parts

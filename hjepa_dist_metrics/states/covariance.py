@@ -6,37 +6,28 @@ Batches are shifted by one of their own rows before anything is squared, as in `
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
-from hjepa_dist_metrics.states.decompositions import seconds_of, symmetric_eigenvalues
+from hjepa_dist_metrics.states.decompositions import symmetric_eigenvalues
 from hjepa_dist_metrics.states.rows import blocks, row_weights
-from hjepa_dist_metrics.states.tasks import Task
 
 _MOST_KEPT = 1024  # whose triangle's places take 8 MB
-_MATRICES = ("matrix", "second_moment")
 
 
 class Covariance(State):
     """Keep `.count`, `.mean` [D] and the centred second moment of rows: `.matrix` = M2 / (n - 1), [D, D].
 
-    A sync adds up counts and sums first and then the triangle of the moments about the common mean: what
-    travels does not depend on the number of rows. `spectra` names the matrices ("matrix", "second_moment")
-    whose eigenvalues will be asked for: a sync of many ranks then works out each of them on one rank.
+    What a sync sends is the triangle: it does not depend on the number of rows.
     """
 
-    leads = True
-
-    def __init__(self, dim: int, spectra: Sequence[str] = ()) -> None:
+    def __init__(self, dim: int) -> None:
         if dim < 1:
             raise ConfigError(f"a covariance needs at least one dimension, got dim={dim}")
-        if not set(spectra) <= set(_MATRICES):
-            raise ConfigError(f"spectra must be among {_MATRICES}, got {tuple(spectra)}")
-        self.dim, self.spectra = dim, tuple(spectra)
+        self.dim = dim
         self._load(self._blank())
         self._fresh = True
 
@@ -49,8 +40,8 @@ class Covariance(State):
 
     @property
     def signature(self) -> str:
-        """Describe kind and width, and which spectra are asked for."""
-        return f"Covariance[{', '.join([str(self.dim), *self.spectra])}]"
+        """Describe kind and width."""
+        return f"Covariance[{self.dim}]"
 
     def empty(self) -> Covariance:
         """Return a covariance of nothing."""
@@ -95,24 +86,11 @@ class Covariance(State):
     def spectrum(self, of: str = "matrix") -> Tensor:
         """Return the eigenvalues of `matrix` or `second_moment`, rising, [D]; NaN where that is not finite.
 
-        They are worked out once, by a sync or at the first call.
+        They are worked out once, at the first call.
         """
         if of not in self._eigenvalues:
             self._eigenvalues[of] = symmetric_eigenvalues(getattr(self, of))
         return self._eigenvalues[of]
-
-    @property
-    def work(self) -> float:
-        """Return the seconds that the spectra take."""
-        return len(self.spectra) * seconds_of(self.dim)
-
-    def tasks(self) -> list[Task]:
-        """Return the spectra; none of a covariance of nothing."""
-        return [self._task(of) for of in self.spectra] if self.count else []
-
-    def _task(self, of: str) -> Task:
-        keep = functools.partial(self._eigenvalues.__setitem__, of)
-        return Task(seconds_of(self.dim), self.dim, functools.partial(self.spectrum, of), keep)
 
     def update(self, rows: Tensor, valid: Tensor | None = None) -> None:
         """Fold rows [..., D] in; `valid` [...] leaves rows out."""
@@ -137,40 +115,17 @@ class Covariance(State):
         m2 = self.m2 + theirs["m2"] + torch.outer(delta, delta) * (n * m / total.clamp(min=1))
         return self.adopt({"head": self.head + theirs["head"], "mean": mean, "m2": m2})
 
-    def rows(self) -> Tensor:
-        """Return the count, [1, 1]: from it every rank knows whose mean is the common pivot."""
-        return self.head[:1, None]
-
-    def summed(self, rank: int, gathered: Tensor) -> Tensor:
-        """Return count, nonfinite rows and the first counted rank's mean as the common pivot, [2 + D]."""
-        return torch.cat([self.head, self._mean if rank == _first_counted(gathered) else _zeros(self.dim)])
-
-    def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor:
-        """Return sum and triangle of the moments about the pivot, [D + D (D + 1) / 2].
-
-        About the pivot and not about zero: constant rows have a variance of exactly zero after a sync too.
-        """
-        delta = self._mean - total[2:] if self.head[0] > 0 else _zeros(self.dim)
-        shifted = self.m2 + self.head[0] * torch.outer(delta, delta)
+    def compact(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the triangle of the moments."""
         upper = _triangle(self.dim)
-        return torch.cat([self.head[0] * delta, shifted[upper[0], upper[1]]])
+        return {**tensors, "m2": tensors["m2"][upper[0], upper[1]]}
 
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Covariance:
-        """Mirror the triangle and move it from the pivot to the mean."""
-        count, added = total[0], centred[: self.dim]
-        offset = added / count.clamp(min=1)
-        upper = _triangle(self.dim)
-        m2 = _zeros(self.dim, self.dim)
-        m2[upper[0], upper[1]] = centred[self.dim :]
-        m2[upper[1], upper[0]] = centred[self.dim :]
-        return self.adopt(
-            {"head": total[:2], "mean": total[2:] + offset, "m2": m2 - count * torch.outer(offset, offset)}
-        )
-
-
-def _first_counted(gathered: Tensor) -> int:
-    """Return the first rank that has seen a row."""
-    return int((gathered[:, 0, 0] > 0).to(torch.int8).argmax())
+    def expand(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mirror the triangle."""
+        upper, m2 = _triangle(self.dim), _zeros(self.dim, self.dim)
+        m2[upper[0], upper[1]] = tensors["m2"]
+        m2[upper[1], upper[0]] = tensors["m2"]
+        return {**tensors, "m2": m2}
 
 
 def _triangle(dim: int) -> Tensor:

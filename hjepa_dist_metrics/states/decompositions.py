@@ -6,14 +6,6 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-# Measured on one core, 16 <= D <= 1024: LAPACK's share of the calls, and that of the arithmetic.
-_SECONDS_A_COLUMN, _SECONDS_A_CUBE = 2.5e-6, 1.2e-10
-
-
-def seconds_of(dim: int) -> float:
-    """Return about how long the eigenvalues of one [D, D] take on one core."""
-    return _SECONDS_A_COLUMN * dim + _SECONDS_A_CUBE * dim**3
-
 
 def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
     """Return the eigenvalues of a symmetric float64 [D, D], rising; NaN where the matrix is not finite.

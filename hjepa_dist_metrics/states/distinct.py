@@ -129,6 +129,17 @@ class Distinct(State):
         merged = torch.full_like(keys, _LAST_KEY).scatter(0, place, keys)
         self._keys, self._counts = merged[: self.capacity], added[: self.capacity]
 
+    def compact(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Leave out the places that no key has taken."""
+        taken = int((tensors["keys"] != _LAST_KEY).sum())
+        return {**tensors, "keys": tensors["keys"][:taken], "counts": tensors["counts"][:taken]}
+
+    def expand(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the places that no key has taken."""
+        blank, taken = self._blank(), len(tensors["keys"])
+        more = {name: torch.cat([tensors[name], blank[name][taken:]]) for name in ("keys", "counts")}
+        return {**tensors, **more}
+
     def merge(self, other: Distinct) -> Distinct:
         """Add the counts of both."""
         require_same_signature(self, other)
@@ -136,20 +147,4 @@ class Distinct(State):
         theirs = {name: follow(tensor, self._keys) for name, tensor in other.pack().items()}
         merged = self.adopt({**mine, "seen": mine["seen"] + theirs["seen"]})
         merged._take(theirs["keys"], theirs["counts"])
-        return merged
-
-    def rows(self) -> Tensor:
-        """Return keys, as the bits of float64, and counts, with the total behind them: [2, capacity + 1]."""
-        self._count()
-        keys = torch.cat([self._keys, torch.zeros_like(self._seen)]).view(torch.float64)
-        return torch.stack([keys, torch.cat([self._counts, self._seen]).to(torch.float64)])
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Distinct:
-        """Add the counts of all ranks."""
-        merged = self.empty()
-        counts = gathered[:, 1].round().to(torch.int64)
-        merged._take(
-            gathered[:, 0, :-1].contiguous().view(torch.int64).reshape(-1), counts[:, :-1].reshape(-1)
-        )
-        merged._seen = counts[:, -1].sum()[None]
         return merged

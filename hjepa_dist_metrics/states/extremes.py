@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.states.base import Numeric
-from hjepa_dist_metrics.states.row_state import RowState
-
-_NAN = float("nan")
+from hjepa_dist_metrics.states.row_state import NAN, Block, RowState, Signed, namespace
 
 
 class _Extreme(RowState):
@@ -21,7 +19,7 @@ class _Extreme(RowState):
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        data = torch.full((2, size), _NAN, dtype=torch.float64, device="cpu")
+        data = torch.full((2, size), NAN, dtype=torch.float64, device="cpu")
         data[0] = cls._worst
         return data
 
@@ -37,24 +35,19 @@ class _Extreme(RowState):
         return None if rank != rank else int(rank)
 
     @classmethod
-    def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Take the extreme over ranks and the first rank that holds it."""
-        values, holders = rows[:, 0], rows[:, 1]
-        index = values.argmax(dim=0) if cls._worst < 0 else values.argmin(dim=0)
-        best = values.gather(0, index[None])[0]
-        holder = holders.gather(0, index[None])[0]
-        holder = torch.where(holder.isnan(), index.to(torch.float64), holder)
-        holder = torch.where(best == cls._worst, torch.full_like(holder, _NAN), holder)
-        return torch.stack([best, holder])
+    def sign_rows(cls, block: Block, rank: int, steps: int) -> None:
+        """Name `rank` as the holder of a value that has none."""
+        xp = namespace(block)
+        own = xp.isnan(block[1]) & (block[0] != cls._worst)
+        block[1] = xp.where(own, xp.zeros_like(block[1]) + rank, block[1])
 
-    def merge(self, other: Any) -> Any:
-        """Take the better value; a place in a pair of local states is not a rank."""
-        merged = super().merge(other)
-        both = torch.stack([self.data[0], other.data[0].to(self.data.device, non_blocking=True)])
-        ranks = torch.stack([self.data[1], other.data[1].to(self.data.device, non_blocking=True)])
-        index = both.argmax(dim=0) if self._worst < 0 else both.argmin(dim=0)
-        merged.data[1] = ranks.gather(0, index[None])[0]
-        return merged
+    @classmethod
+    def merge_rows(cls, lower: Block, upper: Block) -> Block:
+        """Take the better value, NaN before any other, and the first rank that holds it."""
+        xp = namespace(lower)
+        beats = upper[0] > lower[0] if cls._worst < 0 else upper[0] < lower[0]
+        taken = (beats | xp.isnan(upper[0])) & ~xp.isnan(lower[0])
+        return xp.where(taken, upper, lower)
 
 
 class Min(_Extreme):
@@ -81,21 +74,22 @@ class Max(_Extreme):
             self.data = torch.stack([torch.maximum(self.data[0], batch.amax(dim=0)), self.data[1]])
 
 
-class Replicated(RowState):
+class Replicated(Signed):
     """Keep the latest value of something that every rank has alike: a learning rate, a reduced gradient norm.
 
     It is never summed. At a sync, ranks that hold a value must hold the same one (relative 1e-5), or every
-    rank raises a `DesyncError` that names them. `.value` is NaN before the first update.
+    rank raises a `DesyncError` that names two of them; a rank that took fewer steps than another one is not
+    asked. `.value` is NaN before the first update.
     """
 
-    fields = 2
+    # Value, steps of its rank plus 1 (0: none is held), and the three of `Signed`.
+    fields = 5
     replicated = True
-    tolerance = 1e-5
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
-        data = torch.zeros((2, size), dtype=torch.float64, device="cpu")
-        data[0] = _NAN
+        data = super()._blank(size)
+        data[0] = NAN
         return data
 
     @property
@@ -103,36 +97,33 @@ class Replicated(RowState):
         """Return the latest value, NaN where there is none."""
         return self._field(0)
 
+    @property
+    def known(self) -> bool:
+        """Return whether there is a value."""
+        return bool((self.data[1] > 0).any().item())
+
     def update(self, values: Numeric) -> None:
         """Replace the value by the last of `values`; no values change nothing."""
         batch = self._batch(values)
         if batch.shape[0]:
-            self.data = torch.stack([batch[-1], torch.ones_like(batch[-1])])
+            signs = torch.full((3, self.size), NAN, dtype=torch.float64, device=batch.device)
+            self.data = torch.cat([batch[-1:], torch.ones_like(batch[-1:]), signs])
 
     @classmethod
-    def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Take the first rank's value among those that hold one."""
-        first = (rows[:, 1] > 0).to(torch.int8).argmax(dim=0)
-        index = first[None, None].expand(1, cls.fields, -1)
-        return rows.gather(0, index)[0]
-
-    def merge(self, other: Any) -> Any:
-        """Take the other's value, the later one, where it holds one."""
-        theirs = other.data.to(self.data.device, non_blocking=True)
-        return self.holding(torch.where(theirs[1] > 0, theirs, self.data))
+    def sign_rows(cls, block: Block, rank: int, steps: int) -> None:
+        """Write the rank, and its steps where it holds a value."""
+        super().sign_rows(block, rank, steps)
+        block[1] = (block[1] > 0) * (1.0 + steps)
 
     @classmethod
-    def without_overtaken(cls, rows: Tensor, taken: Tensor) -> Tensor:
-        """Drop the values of ranks that took fewer steps than others that hold one."""
-        held = rows[:, 1] > 0
-        steps = torch.where(held, taken[:, None], -1)
-        overtaken = (held & (steps < steps.amax(dim=0)))[:, None]
-        return torch.where(overtaken, torch.zeros_like(rows), rows)
-
-    @classmethod
-    def conflicts(cls, rows: Tensor) -> Tensor | None:
-        """Return which ranks hold a value unlike the first holder's."""
-        reference = cls.merge_rows(rows)[0]
-        values, held = rows[:, 0], rows[:, 1] > 0
-        same = torch.isclose(values, reference, rtol=cls.tolerance, atol=0.0, equal_nan=True)
-        return held & ~same
+    def merge_rows(cls, lower: Block, upper: Block) -> Block:
+        """Take the later value: of one rank the second, of two ranks that of more steps."""
+        xp = namespace(lower)
+        same_rank = cls.later(lower, upper)
+        taken = xp.where(same_rank, upper[1] > 0, upper[1] > lower[1])
+        equal = ~same_rank & (upper[1] == lower[1]) & (lower[1] > 0)
+        merged = xp.where(taken, upper, lower)
+        value, rank = cls.contradicted(lower, upper, cls.unlike(lower, upper))
+        merged[-2] = xp.where(equal, value, merged[-2])
+        merged[-1] = xp.where(equal, rank, merged[-1])
+        return merged

@@ -111,20 +111,6 @@ class Histogram(State):
             }
         )
 
-    def rows(self) -> Tensor:
-        """Return the extremes, [2, 1]."""
-        return self._extremes[:, None]
-
-    def summed(self, rank: int, gathered: Tensor) -> Tensor:
-        """Return the counts as float64, exact up to 2^53."""
-        return torch.cat([self._counts, self._nonfinite]).to(torch.float64)
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Histogram:
-        """Take the summed counts and the widest extremes."""
-        extremes = torch.cat([gathered[:, 0].amin(dim=0), gathered[:, 1].amax(dim=0)])
-        counts = total.round().to(torch.int64)
-        return self.adopt({"counts": counts[:-1], "nonfinite_count": counts[-1:], "extremes": extremes})
-
 
 def _widen(mine: Tensor, other: Tensor) -> Tensor:
     return torch.stack([torch.minimum(mine[0], other[0]), torch.maximum(mine[1], other[1])])

@@ -85,11 +85,3 @@ class Lowest(State):
         require_same_signature(self, other)
         columns = torch.cat([self._data, follow(other._data, self._data)], dim=1)
         return self.adopt({"data": self._keep(columns)})
-
-    def rows(self) -> Tensor:
-        """Return scores and labels."""
-        return self._data
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Lowest:
-        """Keep the lowest of all ranks."""
-        return self.adopt({"data": self._keep(gathered.transpose(0, 1).reshape(1 + self.fields, -1))})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.states.base import Numeric, as_tensor
-from hjepa_dist_metrics.states.row_state import RowState
+from hjepa_dist_metrics.states.row_state import Block, RowState, namespace
 from hjepa_dist_metrics.states.rows import blocks, row_weights
 
 
@@ -66,7 +66,7 @@ class Moments(RowState):
         batch = self._batch(tensor)
         weight = self._weight(tensor, valid, batch)
         for rows, mask in blocks(batch, weight):
-            self.data = self.merge_rows(torch.stack([self.data, _block_moments(rows, mask)]))
+            self.data = self.merge_rows(self.data, _block_moments(rows, mask))
 
     def _weight(self, tensor: Tensor, valid: Tensor | None, batch: Tensor) -> Tensor | None:
         if valid is None:
@@ -75,16 +75,16 @@ class Moments(RowState):
         return row_weights(valid, lead, batch.device)
 
     @classmethod
-    def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Merge counts, means and centred squares about the first row that has seen anything."""
-        count, mean, m2, nonfinite = rows.unbind(dim=1)
-        total = count.sum(dim=0)
-        first = (count > 0).to(torch.int8).argmax(dim=0)
-        pivot = mean.gather(0, first[None])[0]
-        shift = torch.where(count > 0, mean - pivot, torch.zeros_like(mean))
-        offset = (count * shift).sum(dim=0) / total.clamp(min=1)
-        spread = (count * (shift - offset) ** 2).sum(dim=0)
-        return torch.stack([total, pivot + offset, m2.sum(dim=0) + spread, nonfinite.sum(dim=0)])
+    def merge_rows(cls, lower: Block, upper: Block) -> Block:
+        """Add counts, and centred squares about the common mean (Chan)."""
+        xp = namespace(lower)
+        merged = lower + upper
+        count, others = lower[0], upper[0]
+        share = others / merged[0].clip(min=1)
+        shift = xp.where((count > 0) & (others > 0), upper[1] - lower[1], 0.0)
+        merged[1] = xp.where(count > 0, lower[1], upper[1]) + shift * share
+        merged[2] += shift * shift * (count * share)
+        return merged
 
 
 def _centre(rows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

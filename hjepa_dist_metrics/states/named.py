@@ -22,6 +22,8 @@ class NamedSums(State):
     to 0 have no mean.
     """
 
+    fixed = False
+
     def __init__(self) -> None:
         self._rows: dict[str, Tensor] = {}
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.states.base import Numeric
-from hjepa_dist_metrics.states.row_state import RowState
+from hjepa_dist_metrics.states.row_state import NAN, Block, RowState, namespace
 
-_NAN = float("nan")
+_TOTAL, _COUNT, _HIGH, _LOW, _LONGEST, _PAST = 0, 1, 2, 4, 6, 7
 
 
 class PerRank(RowState):
@@ -29,58 +29,63 @@ class PerRank(RowState):
     @classmethod
     def _blank(cls, size: int) -> Tensor:
         data = torch.zeros((cls.fields, size), dtype=torch.float64, device="cpu")
-        data[2:7] = _NAN
+        data[_HIGH:_PAST] = NAN
         return data
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Any:
         """Return a state that goes on from a merged one: its ranks' times are not this rank's."""
-        saved = tensors["data"]
-        past = torch.stack([saved[0], saved[1], torch.nan_to_num(saved[6])])
-        return self.adopt(
-            {"data": torch.cat([torch.zeros_like(saved[:2]), saved[2:6], saved[6:7] * _NAN, past])}
-        )
+        saved, data = tensors["data"], self._blank(self.size).to(tensors["data"].device)
+        data[_HIGH:_LONGEST] = saved[_HIGH:_LONGEST]
+        data[_PAST:] = saved[_PAST:]
+        data[_PAST] += saved[_TOTAL]
+        data[_PAST + 1] += saved[_COUNT]
+        data[_PAST + 2] += torch.nan_to_num(saved[_LONGEST])
+        return self.holding(data)
 
     @property
     def total(self) -> Any:
         """Return the sum over all updates of all ranks."""
-        return self._field(0) + self._field(7)
+        return self._field(_TOTAL) + self._field(_PAST)
 
     @property
     def count(self) -> Any:
         """Return the number of updates."""
-        return self._field(1) + self._field(8)
+        return self._field(_COUNT) + self._field(_PAST + 1)
 
     @property
     def mean(self) -> Any:
         """Return the mean over all updates; NaN of none."""
         data = self.data
-        means = (data[0] + data[7]) / (data[1] + data[8])
+        means = (data[_TOTAL] + data[_PAST]) / (data[_COUNT] + data[_PAST + 1])
         return means.item() if not self.shape else means.cpu().numpy().reshape(self.shape)
 
     @property
     def highest(self) -> Any:
         """Return the largest of the ranks' means."""
-        return self._field(2)
+        return self._field(_HIGH)
 
     @property
     def highest_rank(self) -> int | None:
         """Return the rank with the largest mean; None before a sync or where no rank has a value."""
-        return self._rank(3)
+        return self._rank(_HIGH + 1)
 
     @property
     def lowest(self) -> Any:
         """Return the smallest of the ranks' means."""
-        return self._field(4)
+        return self._field(_LOW)
 
     @property
     def lowest_rank(self) -> int | None:
         """Return the rank with the smallest mean."""
-        return self._rank(5)
+        return self._rank(_LOW + 1)
 
     @property
     def longest(self) -> Any:
-        """Return the largest of the ranks' totals."""
-        return self._field(6)
+        """Return the largest of the ranks' totals, with what a checkpoint brought; NaN of none."""
+        data = self.data
+        longest = torch.nan_to_num(data[_LONGEST]) + data[_PAST + 2]
+        longest = longest.masked_fill(data[_LONGEST].isnan() & (data[_PAST + 1] == 0), NAN)
+        return longest.item() if not self.shape else longest.cpu().numpy().reshape(self.shape)
 
     def _rank(self, field: int) -> int | None:
         rank = self.data[field, 0].item()
@@ -89,41 +94,29 @@ class PerRank(RowState):
     def update(self, values: Numeric) -> None:
         """Add one quantity, or several along the leading dimension."""
         batch = self._batch(values)
-        self.data = torch.cat(
-            [
-                self.data[:1] + batch.sum(dim=0),
-                self.data[1:2] + batch.shape[0],
-                self.data[2:],
-            ]
-        )
-
-    def merge(self, other: Any) -> Any:
-        """Add the other's totals: two stretches of time of the same rank."""
-        theirs = other.data.to(self.data.device, non_blocking=True)
-        parts = [self.data[:2] + theirs[:2], self.data[2:7], self.data[7:] + theirs[7:]]
-        return self.adopt({"data": torch.cat(parts)})
+        added = [self.data[:1] + batch.sum(dim=0), self.data[1:2] + batch.shape[0], self.data[2:]]
+        self.data = torch.cat(added)
 
     @classmethod
-    def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Compare the ranks' means and totals; what a checkpoint brought goes before, for the longest too."""
-        total, count = rows[:, 0], rows[:, 1]
-        held = count > 0
-        mean = total / count
-        high = torch.where(held, mean, torch.full_like(mean, float("-inf"))).argmax(dim=0)
-        low = torch.where(held, mean, torch.full_like(mean, float("inf"))).argmin(dim=0)
-        longest = torch.where(held, total, torch.full_like(total, float("-inf"))).argmax(dim=0)
-        nobody = ~held.any(dim=0)
-        parts = [
-            mean.gather(0, high[None])[0],
-            high.to(torch.float64).masked_fill(nobody, _NAN),
-            mean.gather(0, low[None])[0],
-            low.to(torch.float64).masked_fill(nobody, _NAN),
-        ]
-        past = rows[:, 7:].sum(dim=0)
-        holder = (rows[:, 8] > 0).to(torch.int8).argmax(dim=0)
-        saved = rows[:, 2:6].gather(0, holder[None, None].expand(1, 4, -1))[0]
-        compared = torch.where(nobody, saved, torch.stack(parts))
-        most = torch.where(nobody, 0.0, total.gather(0, longest[None])[0]) + past[2]
-        most = most.masked_fill(nobody & (past[1] == 0), _NAN)
-        sums = torch.stack([total.sum(dim=0) + past[0], count.sum(dim=0) + past[1]])
-        return torch.cat([sums, compared, most[None], torch.zeros_like(past)])
+    def sign_rows(cls, block: Block, rank: int, steps: int) -> None:
+        """Compare this rank, where it has a value, with nobody yet."""
+        xp = namespace(block)
+        held = block[_COUNT] > 0
+        mean = block[_TOTAL] / block[_COUNT].clip(min=1)
+        own = xp.zeros_like(mean) + rank
+        for field, value in ((_HIGH, mean), (_HIGH + 1, own), (_LOW, mean), (_LOW + 1, own)):
+            block[field] = xp.where(held, value, block[field])
+        block[_LONGEST] = xp.where(held, block[_TOTAL], NAN)
+
+    @classmethod
+    def merge_rows(cls, lower: Block, upper: Block) -> Block:
+        """Add totals, and compare: ranks without a value of their own count only where none has one."""
+        xp = namespace(lower)
+        merged = lower + upper
+        held, other_held = lower[_COUNT] > 0, upper[_COUNT] > 0
+        for field, beats in ((_HIGH, upper[_HIGH] > lower[_HIGH]), (_LOW, upper[_LOW] < lower[_LOW])):
+            known = other_held | (xp.isnan(lower[field]) & ~held)
+            taken = known & (beats | ~held | xp.isnan(lower[field]))
+            merged[field : field + 2] = xp.where(taken, upper[field : field + 2], lower[field : field + 2])
+        merged[_LONGEST] = xp.fmax(lower[_LONGEST], upper[_LONGEST])
+        return merged

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.states.base import Numeric, as_tensor, follow, to_device
-from hjepa_dist_metrics.states.row_state import RowState
+from hjepa_dist_metrics.states.row_state import Block, RowState, namespace
 
 
 class Recent(RowState):
@@ -25,6 +25,7 @@ class Recent(RowState):
     fields = 3
 
     def __init__(self, window: int) -> None:
+        self.window = window
         super().__init__((window,))
 
     @classmethod
@@ -34,11 +35,12 @@ class Recent(RowState):
         return data
 
     @classmethod
-    def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Take each column's latest step, with the sums of all who have seen it."""
-        latest = rows[:, 0].amax(dim=0)
-        sums = torch.where((rows[:, :1] == latest), rows[:, 1:], torch.zeros_like(rows[:, 1:])).sum(dim=0)
-        return torch.cat([latest[None], sums])
+    def merge_rows(cls, lower: Block, upper: Block) -> Block:
+        """Take each column's later step; what both know of the same step is added."""
+        xp = namespace(lower)
+        merged = xp.where(upper[0] > lower[0], upper, lower)
+        merged[1:] = xp.where(upper[0] == lower[0], lower[1:] + upper[1:], merged[1:])
+        return merged
 
     def update(self, step: int, value: Numeric, count: Numeric = 1) -> None:
         """Record a mean over `count` samples at a step; a count of 0 records that there was nothing.

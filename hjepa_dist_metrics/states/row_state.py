@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,43 +14,25 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, require_same_signature
-from hjepa_dist_metrics.states.live import LiveBlock
 
-# A column of a host block [fields, n]: the block, its numbers as Python floats, and the column's place.
-Column = tuple[np.ndarray[Any, Any], Sequence[Sequence[float]], int]
+NAN = float("nan")
+Block = Any  # float64 [fields, n], a NumPy array in a sync and a tensor elsewhere
 
 
-class _Data:
-    """Give a state the tensor that it does not keep: cut from a merged block, or copied from a live one."""
-
-    def __get__(self, state: Any, owner: type[RowState] | None = None) -> Any:
-        if state is None:
-            return self
-        if (live := state._live) is not None:
-            return live[0].column(live[1])
-        block, _, column = state._source
-        data = state.__dict__["data"] = torch.from_numpy(block[:, column : column + 1])
-        return data
+def namespace(block: Block) -> Any:
+    """Return the module whose functions take the block: numpy or torch."""
+    return torch if isinstance(block, Tensor) else np
 
 
 class RowState(State):
     """Hold one float64 block [fields, n] that merges column by column.
 
-    All states of one class merge in one vectorised step, however many there are.
+    A sync merges all states of one class in one call, however many there are. What is written of blocks here
+    holds for tensors and for NumPy arrays alike.
     """
 
     fields: ClassVar[int]
-    # Whether merging is adding. Blocks that add are added as what they are, with no call of `merge_rows`.
-    additive: ClassVar[bool] = False
-    # Whether many of them may lie side by side in a `LiveBlock`: `data` is a copy then, and not to be written
-    # to. It counts for the class alone that says so.
-    joins: ClassVar[bool] = False
-    _source: Column
-    _live: tuple[LiveBlock, int] | None = None
-    if TYPE_CHECKING:
-        data: Tensor  # float64 [fields, n]
-    else:
-        data = _Data()
+    data: Tensor  # float64 [fields, n]
 
     def __init__(self, shape: Sequence[int] = ()) -> None:
         self.shape = tuple(int(s) for s in shape)
@@ -59,11 +41,6 @@ class RowState(State):
             raise ConfigError(f"a state needs at least one element, got shape {self.shape}")
         self.data = self._blank(self.size)
 
-    @property
-    def gathered(self) -> bool:
-        """Return whether every rank's rows are gathered, beside those of all states of the class."""
-        return True
-
     @classmethod
     @abstractmethod
     def _blank(cls, size: int) -> Tensor:
@@ -71,18 +48,22 @@ class RowState(State):
 
     @classmethod
     @abstractmethod
-    def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Merge [W, fields, n] over its first dimension, in order, to [fields, n]."""
+    def merge_rows(cls, lower: Block, upper: Block) -> Block:
+        """Merge two blocks column by column; `upper` is of higher ranks, or later."""
 
     @classmethod
-    def conflicts(cls, rows: Tensor) -> Tensor | None:
-        """Return bool [W, n], true where a rank contradicts the first one; None where nothing can."""
+    def sign_rows(cls, block: Block, rank: int, steps: int) -> None:
+        """Write into a block which rank it is of, and after how many steps, where merging needs that."""
+
+    @classmethod
+    def conflicts(cls, block: Block) -> Block | None:
+        """Return bool [n], true where ranks contradict each other; None where nothing can."""
         return None
 
     @classmethod
-    def without_overtaken(cls, rows: Tensor, taken: Tensor) -> Tensor:
-        """Return rows [W, fields, n] without what has been overtaken; `taken` [W] counts the ranks' steps."""
-        return rows
+    def contradiction(cls, column: Block) -> str:
+        """Return two ranks' values that contradict each other, from one column [fields]."""
+        raise TypeError(f"{cls.__name__} knows no conflicts")
 
     @cached_property
     def signature(self) -> str:
@@ -97,42 +78,19 @@ class RowState(State):
         """Merge the two blocks column by column."""
         require_same_signature(self, other)
         theirs = other.data.to(self.data.device, non_blocking=True)
-        return self.holding(self.merge_rows(torch.stack([self.data, theirs])))
+        return self.holding(self.merge_rows(self.data, theirs))
+
+    def signed(self, rank: int, steps: int) -> Self:
+        """Return the state as that of `rank` after `steps` steps."""
+        data = self.data.clone()
+        self.sign_rows(data, rank, steps)
+        return self.holding(data)
 
     def holding(self, data: Tensor) -> Self:
         """Return a state of this signature around a float64 block."""
         state = self._bare()
         state.data = data
         return state
-
-    def _bare(self) -> Self:
-        state = super()._bare()
-        state.__dict__.pop("_live", None)
-        return state
-
-    def reading(self, source: Column) -> Self:
-        """Return a state of one element that reads a merged column, and cuts its tensor when it is asked for.
-
-        Hundreds of tensors would cost more than their merge.
-        """
-        state = self._bare()
-        state.__dict__.pop("data", None)
-        state._source = source
-        return state
-
-    def live_in(self, block: LiveBlock, column: int) -> None:
-        """Keep the numbers in a column of `block` from now on, which holds them already."""
-        if self._live is not None:
-            self._live[0].whole = False
-        self._live = block, column
-        # Last: another thread may read, and finds the numbers in either place.
-        self.__dict__.pop("data", None)
-
-    def _leave(self) -> None:
-        """Keep the numbers elsewhere from now on: in `data`, which must be set already."""
-        if self._live is not None:
-            self._live[0].whole = False
-            self._live = None
 
     def pack(self) -> dict[str, Tensor]:
         """Return the block under the name `data`."""
@@ -141,21 +99,8 @@ class RowState(State):
     def _load(self, tensors: dict[str, Tensor]) -> None:
         self.data = tensors["data"].to(torch.float64)
 
-    def rows(self) -> Tensor | None:
-        """Return the block."""
-        return self.data
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
-        """Merge the gathered blocks; the sync does this for all states of a class at once."""
-        return self.holding(self.merge_rows(gathered))
-
     def _field(self, index: int) -> Any:
         """Return one field as a float, or as a host array where the state has a shape."""
-        if "data" not in self.__dict__:
-            if (live := self._live) is not None:
-                return float(live[0].rows[index, live[1]])
-            _, numbers, column = self._source
-            return numbers[index][column]
         values = self.data[index]
         return values.item() if not self.shape else values.cpu().numpy().reshape(self.shape)
 
@@ -167,3 +112,68 @@ class RowState(State):
             expected = f"[..., {', '.join(map(str, self.shape))}]"
             raise ConfigError(f"expected values of shape {expected}, got {list(batch.shape)}")
         return batch.to(torch.float64).reshape(-1, self.size)
+
+
+class Signed(RowState):
+    """Share what row states have in common whose columns name the rank they come from.
+
+    Field `-3` is that rank, NaN before a sync; fields `-2` and `-1` are the value and the rank of the first
+    one that contradicts it, NaN where none does.
+    """
+
+    tolerance: ClassVar[float] = 1e-5
+
+    @classmethod
+    def _blank(cls, size: int) -> Tensor:
+        data = torch.zeros((cls.fields, size), dtype=torch.float64, device="cpu")
+        data[-3:] = NAN
+        return data
+
+    @classmethod
+    def sign_rows(cls, block: Block, rank: int, steps: int) -> None:
+        """Write the rank."""
+        block[-3], block[-2], block[-1] = rank, NAN, NAN
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Return a state that goes on from a merged one: it belongs to no rank yet."""
+        data = tensors["data"].clone()
+        data[-3:] = NAN
+        return self.holding(data)
+
+    @classmethod
+    def later(cls, lower: Block, upper: Block) -> Block:
+        """Return bool [n]: where the two are stretches of one rank's steps and not of two ranks."""
+        xp = namespace(lower)
+        return xp.isnan(lower[-3]) | xp.isnan(upper[-3]) | (lower[-3] == upper[-3])
+
+    @classmethod
+    def unlike(cls, lower: Block, upper: Block) -> Block:
+        """Return bool [n]: where the first fields are not close."""
+        xp = namespace(lower)
+        close = abs(lower[0] - upper[0]) <= cls.tolerance * abs(lower[0])
+        return ~(close | (lower[0] == upper[0]) | (xp.isnan(lower[0]) & xp.isnan(upper[0])))
+
+    @classmethod
+    def contradicted(cls, lower: Block, upper: Block, where: Block) -> tuple[Block, Block]:
+        """Return value and rank that contradict `lower`: those known, else those of `upper` at `where`."""
+        xp = namespace(lower)
+        fresh = where & xp.isnan(lower[-1])
+        value, rank = xp.where(fresh, upper[0], lower[-2]), xp.where(fresh, upper[-3], lower[-1])
+        inherited = xp.isnan(rank) & ~xp.isnan(upper[-1])
+        return xp.where(inherited, upper[-2], value), xp.where(inherited, upper[-1], rank)
+
+    @classmethod
+    def conflicts(cls, block: Block) -> Block | None:
+        """Return where a rank contradicts another."""
+        return ~namespace(block).isnan(block[-1])
+
+    @classmethod
+    def contradiction(cls, column: Block) -> str:
+        """Return both ranks' values."""
+        return (
+            f"{_shown(column[0])} on rank {int(column[-3])}, {_shown(column[-2])} on rank {int(column[-1])}"
+        )
+
+
+def _shown(value: float) -> str:
+    return f"{float(value):.9g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -92,6 +93,17 @@ class Sample(State):
         order = torch.sort(keys, stable=True).indices[: self.capacity]
         self.keys, self._kept = keys[order], rows[order]
 
+    def compact(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Leave out the places that no row has taken."""
+        taken = int((tensors["keys"] != _LAST_KEY).sum())
+        return {**tensors, "keys": tensors["keys"][:taken], "kept": tensors["kept"][:taken]}
+
+    def expand(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the places that no row has taken."""
+        blank, taken = self._blank(), len(tensors["keys"])
+        more = {name: torch.cat([tensors[name], blank[name][taken:]]) for name in ("keys", "kept")}
+        return {**tensors, **more}
+
     def merge(self, other: Sample) -> Sample:
         """Keep the smallest keys of both."""
         require_same_signature(self, other)
@@ -100,33 +112,6 @@ class Sample(State):
         merged._select(torch.cat([self.keys, theirs["keys"]]), torch.cat([self._kept, theirs["kept"]]))
         return merged
 
-    def rows(self) -> Tensor:
-        """Return the keys' bits as float64, [1, capacity]: 8 bytes a row instead of the row."""
-        return self.keys.view(torch.float64)[None]
-
-    def summed(self, rank: int, gathered: Tensor) -> Tensor:
-        """Return the number of rows seen."""
-        return self._seen.to(torch.float64)
-
-    def centred(self, rank: int, gathered: Tensor, total: Tensor) -> Tensor:
-        """Return this rank's rows among the winners, each in its place, zeros elsewhere, [capacity * D]."""
-        _, winners = self._winners(gathered)
-        placed = torch.zeros((self.capacity, self.dim), dtype=torch.float64, device="cpu")
-        mine = winners // self.capacity == rank
-        placed[mine] = self._kept[winners[mine] % self.capacity].to(torch.float64)
-        return placed.reshape(-1)
-
-    def _winners(self, gathered: Tensor) -> tuple[Tensor, Tensor]:
-        keys = gathered.contiguous().view(torch.int64).reshape(-1)
-        order = torch.sort(keys, stable=True).indices[: self.capacity]
-        return keys[order], order
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Sample:
-        """Put the winning rows together."""
-        keys, _ = self._winners(gathered)
-        kept = centred.reshape(self.capacity, self.dim).to(torch.float32)
-        return self.adopt({"keys": keys, "kept": kept, "seen_count": total.round().to(torch.int64)})
-
 
 class Concat(State):
     """Keep every row, up to `capacity` rows a rank: `.rows_kept` [n, D], in rank order after a sync.
@@ -134,10 +119,11 @@ class Concat(State):
     It costs what it holds. Where a sample will do, `Sample` costs a constant.
     """
 
-    def __init__(self, capacity: int, dim: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, capacity: int, dim: int, dtype: torch.dtype | str = torch.float32) -> None:
         if capacity < 1 or dim < 1:
             raise ConfigError(f"a concat needs a capacity and a width, got capacity={capacity}, dim={dim}")
-        self.capacity, self.dim, self.dtype = capacity, dim, dtype
+        self.capacity, self.dim = capacity, dim
+        self.dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self._parts: list[Tensor] = []
 
     @property
@@ -153,6 +139,11 @@ class Concat(State):
             if self._parts
             else torch.zeros((0, self.dim), dtype=self.dtype, device="cpu")
         )
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Return capacity, width and the dtype's name."""
+        return {"capacity": self.capacity, "dim": self.dim, "dtype": str(self.dtype).removeprefix("torch.")}
 
     def empty(self) -> Concat:
         """Return a concat of nothing."""

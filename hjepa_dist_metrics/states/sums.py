@@ -6,49 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import Numeric, as_tensor, follow
-from hjepa_dist_metrics.states.row_state import RowState
-
-_NAN = float("nan")
-# More numbers than these are added up over ranks: gathered, they weigh as many times as there are ranks.
-_MOST_GATHERED = 256
+from hjepa_dist_metrics.states.row_state import NAN, Block, RowState
 
 
 class _Additive(RowState):
     """Share what states have in common whose blocks merge by adding."""
-
-    additive = True
-
-    @property
-    def gathered(self) -> bool:
-        """Return whether the block is small."""
-        return self.size * self.fields <= _MOST_GATHERED
-
-    def rows(self) -> Tensor | None:
-        """Return a small block."""
-        return self.data if self.gathered else None
-
-    def summed(self, rank: int, gathered: Tensor) -> Tensor | None:
-        """Return a large block, as one vector."""
-        return None if self.gathered else self.data.reshape(-1)
-
-    def assemble(self, gathered: Tensor, total: Tensor, centred: Tensor) -> Self:
-        """Take what was added up."""
-        if self.gathered:
-            return super().assemble(gathered, total, centred)
-        return self.holding(total.reshape(self.fields, -1))
 
     @classmethod
     def _blank(cls, size: int) -> Tensor:
         return torch.zeros((cls.fields, size), dtype=torch.float64, device="cpu")
 
     @classmethod
-    def merge_rows(cls, rows: Tensor) -> Tensor:
-        """Add the rows in rank order."""
-        return rows.sum(dim=0)
+    def merge_rows(cls, lower: Block, upper: Block) -> Block:
+        """Add the blocks."""
+        return lower + upper
 
 
 class Sum(_Additive):
@@ -78,7 +52,6 @@ class Mean(_Additive):
     """
 
     fields = 2
-    joins = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +69,7 @@ class Mean(_Additive):
     @property
     def value(self) -> float:
         """Return the mean; NaN of nothing."""
-        return self.total / self.count if self.count else _NAN
+        return self.total / self.count if self.count else NAN
 
     def update(self, value: Numeric, count: Numeric = 1) -> None:
         """Add a mean over `count` samples."""
@@ -104,23 +77,10 @@ class Mean(_Additive):
         if number is None or weight is None:
             added = self._added(value, count)
             self.data = follow(self.data, added) + added
-            self._leave()
-            return
-        total = number * weight if weight > 0 else 0.0
-        if self._live is not None:
-            block, column = self._live
-            block.add(column, (total, weight))
         else:
+            total = number * weight if weight > 0 else 0.0
             added = torch.tensor([[total], [weight]], dtype=torch.float64, device="cpu")
             self.data = self.data + as_tensor(added, self.data.device)
-
-    def clear(self) -> bool:
-        """Forget everything, where the numbers lie in a block."""
-        if self._live is None:
-            return False
-        block, column = self._live
-        block.rows[:, column] = 0.0
-        return True
 
     def _added(self, value: Numeric, count: Numeric) -> Tensor:
         number = as_tensor(value, self.data.device)

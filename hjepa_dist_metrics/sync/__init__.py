@@ -1,14 +1,17 @@
-"""The sync: one checked, fused exchange of states between ranks."""
+"""The sync: one checked reduction of states over ranks."""
 
-from hjepa_dist_metrics.sync.additive import AdditiveSync as AdditiveSync
-from hjepa_dist_metrics.sync.background import (
+from hjepa_dist_metrics.sync.header import Participation as Participation
+from hjepa_dist_metrics.sync.manifest import Manifest as Manifest
+from hjepa_dist_metrics.sync.merged import Merged as Merged
+from hjepa_dist_metrics.sync.report import SyncReport as SyncReport
+from hjepa_dist_metrics.sync.session import (
+    DEFAULT_SYNC_TIMEOUT as DEFAULT_SYNC_TIMEOUT,
+    SyncRequest as SyncRequest,
+    SyncResult as SyncResult,
+    SyncSession as SyncSession,
+)
+from hjepa_dist_metrics.sync.thread import (
     SyncHandle as SyncHandle,
     SyncThread as SyncThread,
     drain_syncs as drain_syncs,
 )
-from hjepa_dist_metrics.sync.exchange import SyncReport as SyncReport, exchange as exchange
-from hjepa_dist_metrics.sync.frame import Ticket as Ticket
-from hjepa_dist_metrics.sync.joining import Part as Part, UnevenError as UnevenError
-from hjepa_dist_metrics.sync.merged import MergedStates as MergedStates
-from hjepa_dist_metrics.sync.plan import Floats as Floats, Plan as Plan, RowGroup as RowGroup
-from hjepa_dist_metrics.sync.snapshot import Snapshot as Snapshot, snapshot as snapshot

@@ -5,14 +5,14 @@ import weakref
 
 import torch.distributed as dist
 
-from hjepa_dist_metrics.distributed.group_channel import group_channel
+from hjepa_dist_metrics.distributed.transport.tree_channel import group_channel
 from tests.processes import run_disposable
 
 
 def found_again_and_gone(rank: int) -> tuple[bool, bool]:
     """Return whether the channel was found again each time, and whether it was gone with its group."""
     channel = group_channel(None, 5.0)
-    channel.connect()
+    channel.connect([1 - rank])
     asked = [(None, 5.0), (dist.group.WORLD, 5.0), (None, 6.0), (None, 5.0)]
     found = [group_channel(group, timeout) is channel for group, timeout in asked]
     known = weakref.ref(channel)

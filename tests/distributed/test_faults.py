@@ -5,6 +5,7 @@ Every case runs in processes of its own. torch.distributed's default timeout sta
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from hjepa_dist_metrics import (
     SyncTimeoutError,
 )
 from hjepa_dist_metrics.states import Concat, Sum
+from hjepa_dist_metrics.sync.tree import steps
 from tests.processes import run_disposable
 
 TIMEOUT = 2.0
@@ -135,24 +137,84 @@ def test_a_rank_killed_before_a_sync_is_named(world_size, victim):
         assert text.startswith(f"rank {victim} ended before metrics sync 2")
 
 
-def killed_during(rank: int, victim: int):
-    from hjepa_dist_metrics.distributed import group_channel
+def act_in_round(rank: int, victim: int, at: int, action: str, patient: bool = False):
+    """Sync twice; the victim dies, stops or sleeps before its message number `at` of the second sync."""
+    from hjepa_dist_metrics.distributed.transport.tree_channel import TreeChannel
 
+    metrics = collection()
+    first = float(metrics.compute()["total"])
+    if rank == victim:
+        original, calls = TreeChannel.exchange, itertools.count()
+
+        def exchange(self, *request):
+            if next(calls) == at:
+                if action == "kill":
+                    die()
+                elif action == "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                else:
+                    time.sleep(TIMEOUT + 1.5)
+            return original(self, *request)
+
+        TreeChannel.exchange = exchange
+    outcomes = []
+    for _ in range(3):
+        outcomes.append(attempt(lambda: outcomes.append(float(metrics.compute()["total"]))))
+        if outcomes[-1][0] != "none":
+            break
+    values = [outcome for outcome in outcomes if isinstance(outcome, float)]
+    if rank == 0 and action == "late":
+        time.sleep(TIMEOUT + 1.5)  # it hosts the store, and the late rank has yet to come
+    return first, values, outcomes[-1]
+
+
+ROUNDS = [
+    (world, victim, at)
+    for world in (2, 3, 4, 8)
+    for victim in range(1, world)
+    for at, _ in enumerate(steps(victim, world))
+    if world < 8 or victim == 1 + 2 * at  # of eight ranks, another one in each round
+]
+
+
+@pytest.mark.parametrize("action", ["kill", "stop", "late"])
+@pytest.mark.parametrize(("world", "victim", "at"), ROUNDS)
+def test_a_rank_that_fails_in_any_round_is_named_by_all_others(world, victim, at, action):
+    results = run_disposable(
+        world, act_in_round, victim, at, action, leave={victim} if action == "stop" else set()
+    )
+    survivors = set(range(world)) - ({victim} if action != "late" else set())
+    assert set(results) == survivors
+    texts = set()
+    total = sum(range(1, world + 1))
+    for rank in survivors:
+        first, values, (kind, text, ranks) = results[rank]
+        assert first == total
+        assert set(values) <= {total}  # whoever completed the sync has the right number
+        assert kind == ("RankFailureError" if action == "kill" else "SyncTimeoutError"), text
+        assert ranks == (victim,), text
+        texts.add(text.split("since an earlier sync failed: ")[-1].split(". A new process group")[0])
+    assert len(texts) == 1, texts
+
+
+def stopped_in_the_background(rank: int, victim: int):
     metrics = collection()
     metrics.compute()
     if rank == victim:
-        # Arrived, and dead before it has sent anything.
-        group_channel.GroupChannel.all_gather = lambda self, tensor: (self.board.post(), die())
-    return attempt(metrics.compute)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    handle = metrics.compute_async()
+    return attempt(lambda: handle.result(4 * SOON))
 
 
-@pytest.mark.parametrize(("world_size", "victim"), [(3, 1), (3, 2), (4, 3)])
-def test_a_rank_killed_in_the_middle_of_a_sync_is_named(world_size, victim):
-    results = run_disposable(world_size, killed_during, victim)
-    assert len(results) == world_size - 1
+@pytest.mark.parametrize("victim", [0, 1, 2, 3])
+def test_a_stopped_rank_is_named_in_the_background(victim):
+    results = run_disposable(4, stopped_in_the_background, victim, leave={victim})
+    assert set(results) == {0, 1, 2, 3} - {victim}
     for kind, text, ranks in results.values():
-        assert (kind, ranks) == ("RankFailureError", (victim,))
-        assert text.startswith(f"rank {victim} went away in the middle of metrics sync 2")
+        assert ranks == (victim,), text
+        if victim:  # rank 0 is the store's host: nobody can say for whom it waits
+            assert kind == "SyncTimeoutError"
+            assert text.startswith(f"rank {victim} did not arrive at metrics sync 2 within 2 s")
 
 
 def killed_mid_transfer(rank: int, victim: int):

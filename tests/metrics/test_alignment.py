@@ -8,6 +8,7 @@ import torch
 
 from hjepa_dist_metrics import (
     ConfigError,
+    DesyncError,
     DistributedMetric,
     MetricCollection,
     ModalityAlignment,
@@ -276,8 +277,12 @@ def test_ranks_with_other_widths_get_one_error_everywhere():
         return MetricCollection({"m": metric}, context).compute()
 
     errors = try_ranks(2, body)
-    assert [type(error) for error in errors] == [ConfigError, ConfigError]
+    assert [type(error) for error in errors] == [DesyncError, DesyncError]
     assert str(errors[0]) == str(errors[1])
+    assert (
+        "merging failed on ranks 0, 1 (state 'm.sample': ConfigError: cannot merge Sample[256,8,seed=0]"
+        in str(errors[0])
+    )
 
 
 def test_recall_counts_ties_as_draws():

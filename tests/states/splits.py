@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from hypothesis import strategies as st
 
-from hjepa_dist_metrics.distributed import ProcessContext
+from hjepa_dist_metrics import DistributedMetric, MetricCollection, ProcessContext
 from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.sync import Plan, Ticket, exchange, snapshot
 from tests.ranks import run_ranks
 
 # Per rank a list of batch sizes: zero batches and empty batches included.
@@ -37,14 +36,26 @@ def parts(split: Split) -> list[list[slice]]:
     return ranks
 
 
+class Holder(DistributedMetric):
+    """Hold states, and report nothing."""
+
+    def __init__(self, states: dict[str, State]) -> None:
+        for name, state in states.items():
+            self.add_state(name, state)
+
+    def update(self) -> None:
+        pass
+
+    def compute_from(self, states):
+        return {}
+
+
 def sync_states(per_rank: Sequence[dict[str, State]]) -> list[dict[str, State]]:
     """Return what each rank holds after a sync of the ranks' states."""
 
     def body(context: ProcessContext) -> dict[str, State]:
-        states = per_rank[context.rank]
-        plan = Plan.of(states)
-        assert context.channel is not None
-        return exchange(snapshot(states, plan), context.channel, Ticket(1, {}))[0]
+        collection = MetricCollection({"m": Holder(per_rank[context.rank])}, context)
+        return collection.compute(lambda _, merged: dict(merged["m"]))
 
     return run_ranks(len(per_rank), body)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 
-from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states import ClassScatter, Covariance
 from tests.states.splits import Split, merged_over, splits, total
 
@@ -44,11 +42,9 @@ def test_any_split_over_ranks_has_the_spectrum_of_all_images(split: Split):
     if total(split) < 2:
         assert merged.scatter is None
         assert merged.spectrum().isnan().all()
-        assert merged.tasks() == []
     else:
         expected = oracle(tokens.numpy(), valid.numpy())
         np.testing.assert_allclose(merged.spectrum().numpy(), expected, rtol=1e-8, atol=1e-8)
-        assert [task.size for task in merged.tasks()] == [DIM]
 
 
 def test_a_spectrum_is_of_what_the_state_has_seen_by_now():
@@ -68,19 +64,13 @@ def test_a_spectrum_is_of_what_the_state_has_seen_by_now():
 
 def test_a_covariance_works_its_spectra_out_anew_after_an_update():
     rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    state = Covariance(5, ["matrix"])
+    state = Covariance(5)
     for end in (10, 30):
         state.update(rows[end - 10 if end == 10 else 10 : end])
         seen = rows[:end].numpy()
         np.testing.assert_allclose(state.spectrum(), np.linalg.eigvalsh(np.cov(seen.T)), atol=1e-12)
         second = np.linalg.eigvalsh(seen.T @ seen)
         np.testing.assert_allclose(state.spectrum("second_moment"), second, atol=1e-12)
-    assert state.empty().tasks() == []
-
-
-def test_a_covariance_knows_no_other_spectra():
-    with pytest.raises(ConfigError, match=r"matrix.*second_moment.*got \('third',\)"):
-        Covariance(3, ["third"])
 
 
 def test_a_state_around_the_same_tensors_has_seen_what_it_has_and_no_more():

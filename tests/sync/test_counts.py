@@ -1,7 +1,10 @@
-"""A sync takes the same number of collectives for one metric and for two hundred."""
+"""What a sync costs, counted: rounds, messages, bytes, descriptors, and nothing at the job's store."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import pickle
 
 import numpy as np
@@ -10,13 +13,11 @@ import torch
 import torch.distributed as dist
 
 from hjepa_dist_metrics import DistributedMetric, MetricCollection
-from hjepa_dist_metrics.distributed.messages import Messages
+from hjepa_dist_metrics.distributed.transport import MemoryWorld
+from hjepa_dist_metrics.distributed.transport.channel import LEAST_FRAME
 from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Min, Moments, Sample, State, Sum
-from hjepa_dist_metrics.sync import frame
-from tests.ranks import ThreadWorld, run_ranks
-
-# Of the groups themselves: whatever function of torch.distributed is called ends in one of them.
-COLLECTIVES = ("allgather", "_allgather_base", "allreduce", "broadcast", "barrier", "gather", "alltoall")
+from tests.processes import run_disposable
+from tests.ranks import run_ranks
 
 
 class Probe(DistributedMetric):
@@ -53,64 +54,109 @@ def everything() -> dict[str, DistributedMetric]:
     return metrics
 
 
-def counted(metrics, context=None, rank=None) -> int:
-    """Return how many collectives one compute calls, on groups and backends, with pickle out of order.
+def depth(world: int) -> int:
+    return math.ceil(math.log2(world)) if world > 1 else 0
 
-    A gather by messages is one: `tests/distributed/test_messages.py` counts what it sends.
-    """
-    collection = MetricCollection(metrics, context=context, sync_timeout=20)
-    for metric in collection.values():
-        metric.update(dist.get_rank() if rank is None else rank)
-    collection.compute()  # connects
-    calls: list[str] = []
 
-    def counting(name, original):
+class StoreTraffic:
+    """Count what is written to the job's store."""
+
+    names = ("set", "add", "compare_set", "multi_set", "append")
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.writes: list[str] = []
+        for kind in (dist.Store, dist.PrefixStore, dist.TCPStore):
+            for name in self.names:
+                if name in vars(kind):
+                    patch.setattr(kind, name, self.counting(name, getattr(kind, name)))
+
+    def counting(self, name, original):
         def call(*args, **kwargs):
-            calls.append(name)
+            self.writes.append(name)
             return original(*args, **kwargs)
 
         return call
+
+
+def sockets() -> int:
+    """Return how many descriptors of this process are sockets or belong to a poll."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sum(link.startswith(("socket:", "anon_inode:")) for link in links)
+
+
+def counted(metrics, world: int) -> tuple[int, int, int, int, int, list[str]]:
+    """Return rounds, messages, bytes each way, descriptors and store writes of a compute, with no pickle."""
+    before = sockets()
+    collection = MetricCollection(metrics, sync_timeout=30)
+    for metric in collection.values():
+        metric.update(dist.get_rank())
+    collection.compute()  # connects
+    opened = sockets() - before
+    if dist.get_rank() == 0:  # hosts the job's store, to which each rank has a connection of its own
+        opened -= world
 
     def refuse(*args, **kwargs):
         raise AssertionError("pickled")
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (dist.ProcessGroup, dist.ProcessGroupGloo):
-            for name in COLLECTIVES:
-                if hasattr(kind, name):
-                    patch.setattr(kind, name, counting(name, getattr(kind, name)))
-        patch.setattr(Messages, "gather", counting("messages", Messages.gather))
+        store = StoreTraffic(patch)
         patch.setattr(pickle, "dumps", refuse)
         patch.setattr(pickle, "loads", refuse)
         collection.compute()
-    report = collection.last_sync
+        report = collection.last_sync
     assert report is not None
-    assert report.collectives == len(calls)
-    return len(calls)
+    return (*report[:4], opened, store.writes)
 
 
-def count_scalars(count: int) -> int:
-    return counted(scalars(count))
+def count_scalars(count: int, world: int):
+    return counted(scalars(count), world)
 
 
-def count_everything() -> int:
-    return counted(everything())
+def count_everything(world: int):
+    return counted(everything(), world)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_one_metric_and_two_hundred_cost_the_same_over_gloo(gloo, world_size):
-    one, hundred, most = (gloo(world_size).run(count_scalars, n) for n in (1, 100, 200))
-    assert one == hundred == [1] * world_size
-    assert max(most) <= 2
+@pytest.mark.parametrize("world", [2, 3, 4, 5, 7, 8])
+def test_one_metric_and_a_hundred_cost_the_same_rounds_and_nothing_at_the_store(gloo, world):
+    one, many = (gloo(world).run(count_scalars, n, world) for n in (1, 60))
+    for cost in (*one, *many):
+        rounds, messages, sent, received, opened, writes = cost
+        assert rounds <= depth(world) + 2
+        assert messages == rounds
+        assert max(sent, received) <= (depth(world) + 2) * LEAST_FRAME
+        assert opened <= 2 * depth(world) + 6
+        assert writes == []
+    assert [cost[:4] for cost in one] == [cost[:4] for cost in many]
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_all_kinds_of_states_need_four_at_most_over_gloo(gloo, world_size):
-    assert gloo(world_size).run(count_everything) == [4] * world_size
+@pytest.mark.parametrize("world", [2, 4])
+def test_all_kinds_of_states_take_a_second_message_a_round(gloo, world):
+    for rounds, messages, *_, writes in gloo(world).run(count_everything, world):
+        assert rounds == depth(world)
+        assert messages <= 2 * rounds
+        assert writes == []
 
 
-def threads(world_size: int, make) -> ThreadWorld:
-    world = ThreadWorld(world_size)
+def large(rank: int, world: int):
+    return counted(scalars(60), world)
+
+
+@pytest.mark.parametrize("world", [16, 32])
+def test_many_real_ranks(world):
+    results = run_disposable(world, large, world, timeout=250)
+    assert len(results) == world
+    for rounds, messages, sent, received, opened, writes in results.values():
+        assert messages == rounds == depth(world)
+        assert max(sent, received) <= (depth(world) + 2) * LEAST_FRAME
+        assert opened <= 2 * depth(world) + 6
+        assert writes == []
+
+
+def threads(world_size: int, make) -> MemoryWorld:
+    world = MemoryWorld(world_size)
 
     def body(context):
         collection = MetricCollection(make(), context=context)
@@ -123,21 +169,20 @@ def threads(world_size: int, make) -> ThreadWorld:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_one_metric_and_two_hundred_cost_the_same_over_threads(world_size):
-    assert threads(world_size, lambda: scalars(1)).collectives == 1
-    assert threads(world_size, lambda: scalars(200)).collectives <= 2
-    assert threads(world_size, everything).collectives == 4
+def test_one_metric_and_two_hundred_cost_the_same_messages_over_threads(world_size):
+    one, many = (threads(world_size, lambda n=n: scalars(n)) for n in (1, 60))
+    assert (one.messages, one.bytes) == (many.messages, many.bytes)
 
 
 def test_a_world_of_one_needs_none():
     collection = scalars(3)
     collection.compute()
     assert collection.last_sync is not None
-    assert collection.last_sync.collectives == 0
+    assert collection.last_sync[:4] == (0, 0, 0, 0)
 
 
 def test_off_cadence_nothing_is_sent():
-    world = ThreadWorld(2)
+    world = MemoryWorld(2)
 
     def body(context):
         collection = MetricCollection(dict(scalars(3)), context=context)
@@ -146,62 +191,49 @@ def test_off_cadence_nothing_is_sent():
                 metric.update(context.rank)
 
     run_ranks(2, body, world)
-    assert world.collectives == 0
+    assert world.messages == 0
 
 
-@pytest.mark.parametrize("dim", [8, 64, 200])
-def test_a_covariance_sends_its_triangle(dim):
-    def make():
-        return {"c": Probe("c", cov=Covariance(dim))}
-
-    world = ThreadWorld(2)
+def bytes_of(dim: int, rows: int) -> int:
+    world = MemoryWorld(2)
 
     def body(context):
-        collection = MetricCollection(make(), context=context)
-        collection["c"].states["cov"].update(torch.randn(10, dim))
+        collection = MetricCollection({"c": Probe("c", cov=Covariance(dim))}, context=context)
+        collection["c"].states["cov"].update(torch.randn(rows, dim))
         collection.compute()
 
     run_ranks(2, body, world)
+    return world.bytes
+
+
+@pytest.mark.parametrize("dim", [64, 200])
+def test_a_covariance_sends_its_triangle(dim):
     triangle = dim * (dim + 1) // 2
-    vectors = 2 * dim + 2  # the pivot with its two counts, and the sum about it
-    assert world.bytes == frame.frame_bytes(2) + 8 * (triangle + vectors)
+    numbers = triangle + dim + 2  # the mean, rows and nonfinite rows
+    least = 2 * (LEAST_FRAME + 8 * numbers)
+    assert least <= bytes_of(dim, 10) <= least + 2 * 256
 
 
 def test_the_payload_of_a_covariance_does_not_grow_with_its_rows():
-    def size(rows):
-        world = ThreadWorld(2)
-
-        def body(context):
-            collection = MetricCollection({"c": Probe("c", cov=Covariance(4))}, context=context)
-            collection["c"].states["cov"].update(torch.randn(rows, 4))
-            collection.compute()
-
-        run_ranks(2, body, world)
-        return world.bytes
-
-    assert size(10) == size(10_000)
+    assert bytes_of(100, 10) == bytes_of(100, 10_000)
 
 
-def test_rows_beyond_the_frame_go_in_a_second_collective_and_stay_exact():
-    world = ThreadWorld(3)
-    width = 3 * frame.frame_bytes(3) // 8 + 5
+def test_the_frame_grows_to_what_was_needed_and_stays_so():
+    width = LEAST_FRAME // 8 + 5
 
     def body(context):
         collection = MetricCollection({"m": Probe("m", wide=Sum(shape=(width,)))}, context=context)
-        collection["m"].states["wide"].update(torch.arange(width) + context.rank)
-        return collection.compute(lambda _, merged: merged["m"]["wide"].value)
+        costs = []
+        for _ in range(3):
+            collection["m"].states["wide"].update(torch.arange(width) + context.rank)
+            value = collection.compute(lambda _, merged: merged["m"]["wide"].value)
+            costs.append(collection.last_sync[1:4])
+        np.testing.assert_array_equal(value, 3 * (2 * np.arange(width) + 1))
+        return costs
 
-    for value in run_ranks(3, body, world):
-        np.testing.assert_array_equal(value, 3 * np.arange(width) + 3)
-    assert world.collectives == 2
-
-
-def test_the_frame_shrinks_in_large_worlds_and_stays_whole_words():
-    sizes = [frame.frame_bytes(world) for world in (1, 2, 64, 100, 1000, 16384)]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 8192
-    assert sizes[-1] == 512
-    assert all(size % 8 == 0 for size in sizes)
+    for first, *later in run_ranks(2, body):
+        assert first == (2, LEAST_FRAME + 8 * width, LEAST_FRAME + 8 * width)
+        assert later == [(1, 2 * LEAST_FRAME, 2 * LEAST_FRAME)] * 2
 
 
 def merged_bits() -> bytes:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from hjepa_dist_metrics import DesyncError, MetricCollection, ProcessContext, __version__
 from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Replicated, Sample, State, Sum
-from hjepa_dist_metrics.sync import schema
+from hjepa_dist_metrics.sync import manifest, verdict
 from tests.ranks import run_ranks, try_ranks
 from tests.sync.test_counts import Probe
 
@@ -56,12 +56,12 @@ def usable(context: ProcessContext) -> bool:
     return check.compute(lambda _, merged: merged["check"]["s"].value) == context.world_size
 
 
-def desync(context: ProcessContext, collection: MetricCollection) -> tuple[str, bool]:
+def desync(context: ProcessContext, collection: MetricCollection, check: bool = True) -> tuple[str, bool]:
     try:
         collection.compute()
     except DesyncError as error:
-        return str(error), usable(context)
-    return "no error", usable(context)
+        return str(error), not check or usable(context)
+    return "no error", not check or usable(context)
 
 
 def disagree(case: str, context: ProcessContext | None = None) -> tuple[str, bool]:
@@ -158,19 +158,11 @@ def test_collections_computed_in_another_order():
 
 def mixed_versions() -> tuple[str, bool]:
     context = ProcessContext.current()
-    original = schema.__version__
-    try:
+    with pytest.MonkeyPatch.context() as patch:
         if dist.get_rank() == 1:
-            schema.__version__ = "9.9.9"
-        collection = build({"a": {"s": Sum()}}, context)
-        try:
-            collection.compute()
-        except DesyncError as error:
-            text = str(error)
-        else:
-            text = "no error"
-    finally:
-        schema.__version__ = original
+            for module in (manifest, verdict):
+                patch.setattr(module, "__version__", "9.9.9")
+        text, _ = desync(context, build({"a": {"s": Sum()}}, context), check=False)
     return text, usable(context)
 
 
@@ -215,16 +207,27 @@ def test_a_missing_metric_is_one_line_however_many_states_it_has():
     assert "s1" not in results[0][0]
 
 
+def entry(ranks, number=0, failures=()):
+    return verdict.Entry([[ranks.start, ranks.stop]], number, "v", "", (), tuple(failures))
+
+
 def test_an_error_of_many_words_and_many_ranks_stays_short():
-    reports = [
-        schema.Report(0, {f"m{i}": "x" * 10_000 for i in range(20)} if rank else {}, "v", [])
-        for rank in range(3000)
-    ]
-    reports += [schema.Report(1, {}, "v", [])]
-    assert len(str(schema.disagreement(reports))) < 5000
-    assert "3001" not in str(schema.disagreement(reports[:1] * 3000 + reports[-1:]))
-    many = str(schema.disagreement(reports[:1] * 3000 + reports[-1:]))
+    failing = [entry(range(r, r + 1), 0, [(f"m{i}", "x" * 10_000) for i in range(20)]) for r in range(3000)]
+    assert len(str(verdict.disagreement([*failing, entry(range(3000, 3001), 1)]))) < 5000
+    many = str(verdict.disagreement([entry(range(3000)), entry(range(3000, 3001), 1)]))
     assert "0 on ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2992 more, 1 on rank 3000" in many
+
+
+def test_a_report_stays_small_however_many_ranks_differ():
+    lines = tuple((f"metric{i}.state", "Sum[]") for i in range(200))
+    merged = verdict.Report()
+    for rank in range(1000):
+        own = verdict.Report.own(range(rank, rank + 1), rank, "", lines, {"m": "x" * 10_000})
+        merged = merged.merge(own)
+    assert len(merged.encode()) < 100_000
+    assert len(merged.entries) == 17
+    assert sum(beyond - first for e in merged.entries for first, beyond in e.ranks) == 1000
+    assert len(str(merged.exception())) < 5000
 
 
 def two_alike(names, context):
@@ -245,3 +248,80 @@ def test_collections_that_are_alike_are_told_apart_by_name():
     told = run_ranks(3, lambda context: two_alike(["train", "validation"], context))
     expected = "collections differ: 'validation' on rank 0, 'train' on ranks 1, 2"
     assert set(told) == {f"the ranks cannot sync their metrics: {expected}"}
+
+
+def other_order(context: ProcessContext | None = None):
+    """Two collections with the same metrics and no names, which one rank syncs the other way round."""
+    where = context or ProcessContext.current()
+    return two_alike(["", ""], where)
+
+
+def test_collections_that_are_alike_are_told_apart_by_the_order_of_their_making(gloo):
+    for told in (gloo(2).run(other_order), run_ranks(3, other_order)):
+        (text,) = set(told)
+        assert text.startswith("the ranks cannot sync their metrics: collections differ: 'MetricCollection ")
+
+
+class OddFormula(Probe):
+    """Returns another tag on the last rank, or fails there."""
+
+    def compute_from(self, states):
+        if self.name == "fails":
+            raise ZeroDivisionError("no samples")
+        return {self.name: 1.0}
+
+
+def odd_formula(kind: str, context: ProcessContext | None = None) -> tuple[str, bool]:
+    where = context or ProcessContext.current()
+    name = kind if where.rank == where.world_size - 1 else "right"
+    collection = MetricCollection({"m": OddFormula(name, s=Sum())}, context=where, sync_timeout=20)
+    if name == "fails":
+        with pytest.raises(ZeroDivisionError):
+            collection.compute()
+    else:
+        collection.compute()
+    return desync(where, collection)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("other", ["in the last sync rank {} got 'other' and rank", "got 'right' and rank {} did not"]),
+        ("fails", ["rank {} got 'ZeroDivisionError: no samples' and rank"]),
+    ],
+)
+def test_a_formula_that_differs_on_one_rank_is_told_at_the_next_sync(gloo, kind, words):
+    check(gloo(2).run(odd_formula, kind), words, 2)
+    check(try_ranks(3, lambda context: odd_formula(kind, context)), words, 3)
+
+
+class OddStates(Probe):
+    """Cannot give its states on the last rank."""
+
+    broken = False
+
+    @property
+    def states(self):
+        if self.broken:
+            raise RuntimeError("shape changed")
+        return self._states
+
+
+def failing_states(context: ProcessContext | None = None) -> tuple[str, bool]:
+    where = context or ProcessContext.current()
+    metric = OddStates("m", s=Sum())
+    metric.broken = where.rank == where.world_size - 1
+    return desync(where, MetricCollection({"m": metric}, context=where, sync_timeout=20))
+
+
+def test_states_that_one_rank_cannot_give_are_everybodys_error(gloo):
+    words = ["metric 'm' failed to give its states on rank {} (RuntimeError: shape changed)"]
+    check(gloo(2).run(failing_states), words, 2)
+    check(try_ranks(3, failing_states), words, 3)
+
+
+def test_alone_the_error_is_raised_as_it_is():
+    metric = OddStates("m", s=Sum())
+    metric.broken = True
+    with pytest.raises(RuntimeError, match="shape changed"):
+        MetricCollection({"m": metric}).compute()

@@ -4,60 +4,57 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 
-from hjepa_dist_metrics.distributed import ProcessContext, open_channel
 from hjepa_dist_metrics.states import ClassScatter, Concat, Covariance, Distinct, Max, Moments, Sum
-from hjepa_dist_metrics.sync import Plan, Snapshot, Ticket, exchange, snapshot, snapshot as take
+from hjepa_dist_metrics.sync.manifest import Manifest
+from hjepa_dist_metrics.sync.payload import Payload
+from hjepa_dist_metrics.sync.snapshot import Snapshot, snapshot
 from tests.states.splits import same_bits
 
 
-def test_a_plan_is_kept_while_the_set_of_states_stays_what_it_is():
-    states = {"a": Sum(), "b": Moments((2,)), "c": Covariance(2)}
-    plan = Plan.of(states)
-    states["a"].update(3.0)
-    assert Plan.of(states, plan) is plan
-    assert Plan.of({**states, "d": Sum()}, plan) is not plan
-    assert Plan.of({**states, "a": Max()}, plan).schema != plan.schema
-    assert Plan.of(dict(reversed(states.items())), plan).schema == plan.schema
+def test_a_manifest_describes_the_set_of_states_while_it_stays_what_it_is():
+    states = {"a.s": Sum(), "b.s": Moments((2,)), "c.s": Covariance(2)}
+    manifest = Manifest(states)
+    states["a.s"].update(3.0)
+    assert manifest.describes(states, None)
+    assert not manifest.describes({**states, "d.s": Sum()}, None)
+    assert not manifest.describes({**states, "a.s": Max()}, None)
+    assert Manifest({**states, "a.s": Max()}).digest != manifest.digest
+    assert Manifest(dict(reversed(states.items()))).digest == manifest.digest
 
 
-def test_row_states_of_one_class_travel_as_one_block():
-    states = {f"m{i}": Moments() for i in range(5)} | {"s": Sum(), "wide": Moments((3,))}
-    plan = Plan.of(states)
-    assert {(group.kind.__name__, group.scalar, group.shape) for group in plan.groups} == {
-        ("Moments", True, (4, 5)),
-        ("Moments", False, (4, 3)),
-        ("Sum", True, (1, 1)),
-    }
+def test_row_states_of_one_class_lie_in_one_block():
+    states = {f"m{i}.s": Moments() for i in range(5)} | {"s.s": Sum(), "w.s": Moments((3,))}
+    manifest = Manifest(states)
+    shapes = {(group.kind, group.kind.fields, group.columns) for group in manifest.groups}
+    assert shapes == {(Moments, 4, 8), (Sum, 1, 1)}
+    assert manifest.numbers == 33
 
 
 def test_later_updates_do_not_show_in_a_copy():
-    states = {"s": Sum(), "c": Covariance(2), "x": Concat(9, 2)}
+    states = {"s.s": Sum(), "c.s": Covariance(2), "x.s": Concat(9, 2)}
     for name, state in states.items():
-        state.update(torch.ones(2, 2) if name != "s" else torch.ones(2))
-    plan = Plan.of(states)
-    taken = snapshot(states, plan)
+        state.update(torch.ones(2, 2) if name != "s.s" else torch.ones(2))
+    taken = snapshot(states, Manifest(states))
     before = {name: state.adopt(dict(state.pack())) for name, state in taken.others.items()}
-    for tensor in states["c"].pack().values():
+    for tensor in states["c.s"].pack().values():
         tensor.add_(7.0)
-    states["s"].data.add_(7.0)
-    assert taken.rows()[0].tolist() == [[2.0]]
-    assert all(same_bits(state, before[name]) for name, state in taken.others.items())
-    assert taken.others["c"].count == 2
-
-
-def test_without_a_copy_host_states_are_taken_as_they_are():
-    states = {"c": Covariance(2)}
-    assert take(states, Plan.of(states), copy=False).others["c"] is states["c"]
+    states["s.s"].data.add_(7.0)
+    payload = taken.payload()
+    assert payload.numbers.tolist() == [2.0]
+    assert all(same_bits(state, before[name]) for name, state in payload.others.items())
+    assert payload.others["c.s"].count == 2
 
 
 def test_columns_from_several_devices_come_back_in_place():
-    states = {name: Sum((2,)) for name in ("a", "b", "c")}
-    plan = Plan.of(states)
+    states = {name: Sum((2,)) for name in ("a.s", "b.s", "c.s")}
+    manifest = Manifest(states)
+    (group,) = manifest.groups
     near, far = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 2.0, 5.0, 6.0]])
-    pieces = [(far, torch.tensor([0, 1, 4, 5])), (near, torch.tensor([2, 3]))]
-    assert Snapshot(plan, states, [pieces]).rows()[0].tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+    pieces = [(group, far, np.array([0, 1, 4, 5])), (group, near, np.array([2, 3]))]
+    assert Snapshot(manifest, pieces).payload().numbers.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 class LateEvent:
@@ -71,14 +68,15 @@ class LateEvent:
 
 
 def test_nothing_is_read_before_its_copy_from_a_device_has_arrived(monkeypatch):
-    states = {"s": Sum(), "c": Covariance(2), "x": Concat(9, 2), "i": ClassScatter(2), "d": Distinct(8)}
+    states = {"s.s": Sum(), "c.s": Covariance(2), "x.s": Concat(9, 2), "i.s": ClassScatter(2)}
+    states["d.s"] = Distinct(8)
     rows = torch.arange(12.0).reshape(6, 2)
-    for state in (states["s"], states["c"], states["x"]):
-        state.update(rows)
-    states["i"].update(rows, None, rows[:, None] - 1.0, None)
-    states["d"].update(torch.tensor([3, 3, 5]))
-    plan, context = Plan.of(states), ProcessContext.current()
-    expected, _ = exchange(snapshot(states, plan), open_channel(context, 1.0), Ticket(1, {}))
+    for name in ("s.s", "c.s", "x.s"):
+        states[name].update(rows)
+    states["i.s"].update(rows, None, rows[:, None] - 1.0, None)
+    states["d.s"].update(torch.tensor([3, 3, 5]))
+    manifest = Manifest(states)
+    expected = snapshot(states, manifest).payload().encode()
 
     def late(taken, flat):
         host = torch.full_like(flat, 77)
@@ -86,5 +84,21 @@ def test_nothing_is_read_before_its_copy_from_a_device_has_arrived(monkeypatch):
         return host
 
     monkeypatch.setattr(sys.modules[snapshot.__module__], "_to_host", late)
-    found, _ = exchange(snapshot(states, plan), open_channel(context, 1.0), Ticket(1, {}))
-    assert all(same_bits(found[name], expected[name]) for name in states)
+    assert snapshot(states, manifest).payload().encode().tobytes() == expected.tobytes()
+
+
+def test_a_payload_is_read_as_it_was_written():
+    states = {
+        "s.s": Sum((3,)),
+        "c.s": Covariance(5),
+        "x.s": Concat(9, 5, torch.bfloat16),
+        "e.s": Concat(2, 1),
+    }
+    for name in ("c.s", "x.s"):
+        states[name].update(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
+    manifest = Manifest(states)
+    payload = snapshot(states, manifest).payload()
+    again = Payload.decode(manifest, payload.encode())
+    assert again.numbers.tolist() == payload.numbers.tolist()
+    assert list(again.others) == list(payload.others)
+    assert all(same_bits(again.others[name], state) for name, state in payload.others.items())

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from hjepa_dist_metrics import ProcessContext
+from hjepa_dist_metrics.figures.gather import gather_rows
 from hjepa_dist_metrics.reference.data.images import ImageSet, ImageSplits, stack_images
 
 Features: TypeAlias = npt.NDArray[np.float64]
 Labels: TypeAlias = npt.NDArray[np.int64]
-Gather: TypeAlias = Callable[[Any], list[Any]]
 
 NEIGHBOURS, DRAWS, _CHUNK = 5, 5, 64
 _STD_FLOOR = 1e-6
-
-
-def alone(obj: Any) -> list[Any]:
-    """Gather over the ranks of a world of one."""
-    return [obj]
 
 
 def knn_predict(features: Features, labels: Labels, queries: Features, k: int = NEIGHBOURS) -> Labels:
@@ -51,17 +47,14 @@ def knn_accuracy(
     data: ImageSplits,
     *,
     labels_per_class: int = 10,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Gather = alone,
+    context: ProcessContext | None = None,
 ) -> float | None:
     """Return the share of validation images whose class is found, averaged over 5 draws of the labelled
     images.
 
     `encode` maps images [B, C, H, W] to token features [B, N, D], such as `HJEPA.extract_features`. Features
-    are averaged over tokens and standardised by the labelled images' statistics. `gather` returns one object
-    of every rank, in the order of ranks; every rank gets the same result. None where the images have no
-    classes.
+    are averaged over tokens and standardised by the labelled images' statistics. The ranks of `context` share
+    the images, and every rank gets the same result. None where the images have no classes.
     """
     if not data.class_names:
         return None
@@ -69,9 +62,9 @@ def knn_accuracy(
     draws = [draw_labelled(train_labels, labels_per_class, draw) for draw in range(DRAWS)]
     labelled = np.unique(np.concatenate(draws))
     everything = np.arange(len(data.val))
-    shares = (rank, world_size, gather)
-    known = _encode_over_ranks(encode, data.train, labelled, *shares)
-    queries = _encode_over_ranks(encode, data.val, everything, *shares)
+    where = context or ProcessContext.current()
+    known = _encode_over_ranks(encode, data.train, labelled, where)
+    queries = _encode_over_ranks(encode, data.val, everything, where)
     mean, std = known.mean(axis=0), known.std(axis=0) + _STD_FLOOR
     known, queries = (known - mean) / std, (queries - mean) / std
     truth = data.val.labels.numpy()
@@ -86,17 +79,15 @@ def _encode_over_ranks(
     encode: Callable[[torch.Tensor], torch.Tensor],
     images: ImageSet,
     indices: Labels,
-    rank: int,
-    world_size: int,
-    gather: Gather,
+    context: ProcessContext,
 ) -> Features:
     """Return pooled features [len(indices), D]; chunks are fixed, so every world size gives the same bits."""
     chunks = [torch.from_numpy(indices[i : i + _CHUNK]) for i in range(0, len(indices), _CHUNK)]
-    own = {i: _pooled(encode, stack_images(images, chunks[i])) for i in range(rank, len(chunks), world_size)}
-    merged: dict[int, Features] = {}
-    for share in gather(own):
-        merged |= share
-    return np.concatenate([merged[i] for i in range(len(chunks))])
+    shares = [range(rank, len(chunks), context.world_size) for rank in range(context.world_size)]
+    own = [_pooled(encode, stack_images(images, chunks[i])) for i in shares[context.rank]]
+    rows = gather_rows(np.concatenate(own) if own else np.zeros((0, 1)), context)
+    order = np.concatenate([chunks[i].numpy() for share in shares for i in share])
+    return rows[np.argsort(order)]  # the indices rise
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hjepa_dist_metrics import HierarchicalLoss, MetricCollection, ProcessContext, TrainingMonitor
-from hjepa_dist_metrics.distributed import all_gather_objects, all_reduce_sum
+from hjepa_dist_metrics.distributed import all_reduce_sum
 from hjepa_dist_metrics.reference.data import (
     GlobalBatchSampler,
     ImageItem,
@@ -138,9 +138,7 @@ class HJEPAWorkload:
             self._encode,
             self.splits,
             labels_per_class=self.labels_per_class,
-            rank=self.context.rank,
-            world_size=self.context.world_size,
-            gather=lambda value: all_gather_objects(value, self.context),
+            context=self.context,
         )
         self.model.train()
         return values if accuracy is None else {**values, "val/knn_accuracy": accuracy}

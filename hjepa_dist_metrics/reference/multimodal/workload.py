@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from hjepa_dist_metrics import (
     ProcessContext,
     TrainingMonitor,
 )
-from hjepa_dist_metrics.distributed import all_gather_objects
+from hjepa_dist_metrics.figures.gather import gather_rows
 from hjepa_dist_metrics.monitor.graph import trace_graph
 from hjepa_dist_metrics.monitor.parameters import weight_histograms
 from hjepa_dist_metrics.reference.data import GlobalBatchSampler
@@ -173,9 +174,9 @@ class MultimodalWorkload:
 
     def _everywhere(self, own: Tensor, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return every rank's embeddings in the order of the samples."""
-        parts = all_gather_objects((own, dict(mine)), self.context)
-        order = torch.argsort(torch.cat([index for index, _ in parts]))
-        return {name: torch.cat([rows[name] for _, rows in parts])[order] for name in mine}
+        order = np.argsort(gather_rows(own.double().numpy()[:, None], self.context)[:, 0])
+        rows = {name: gather_rows(values.double().numpy(), self.context) for name, values in mine.items()}
+        return {name: torch.from_numpy(found[order]).float() for name, found in rows.items()}
 
     def _to_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: rows.to(self.context.device, non_blocking=True) for name, rows in inputs.items()}

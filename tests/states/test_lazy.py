@@ -1,23 +1,25 @@
+import json
+
 import pytest
 import torch
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states import Moments, Sum, Unsized, of_width, resolved
+from hjepa_dist_metrics.states import Lazy, Moments, State, Sum, of_width, resolved
 
 
-def make(width):
-    return Sum((width,))
+def blank():
+    return Lazy(Sum, {"shape": [Lazy.WIDTH]})
 
 
 def fed(*rows):
-    state = Unsized(make)
+    state = blank()
     for row in rows:
         state.update(torch.tensor([row]))
     return state
 
 
 def test_the_width_comes_with_the_first_rows():
-    state = Unsized(make)
+    state = blank()
     assert resolved(state) is None
     state.update(torch.zeros((0, 5)))  # no rows say nothing
     assert resolved(state) is None
@@ -30,7 +32,7 @@ def test_the_width_comes_with_the_first_rows():
 
 
 def test_merging_leaves_both_apart():
-    one, other, nothing = fed([1.0, 2.0]), fed([10.0, 20.0]), Unsized(make)
+    one, other, nothing = fed([1.0, 2.0]), fed([10.0, 20.0]), blank()
     for merged, expected in (
         (one.merge(other), [11.0, 22.0]),
         (one.merge(nothing), [1.0, 2.0]),
@@ -43,13 +45,13 @@ def test_merging_leaves_both_apart():
     assert resolved(nothing) is None
     with pytest.raises(ConfigError, match="cannot merge"):
         one.merge(fed([1.0, 2.0, 3.0]))
-    with pytest.raises(ConfigError, match=r"Unsized\[Moments\[1\]\]"):
-        one.merge(Unsized(lambda width: Moments((width,))))
+    with pytest.raises(ConfigError, match=r"Lazy\[Moments\[1\]\]"):
+        one.merge(Lazy(Moments, {"shape": [Lazy.WIDTH]}))
 
 
-@pytest.mark.parametrize("state", [fed([1.0, 2.0]), Unsized(make)])
+@pytest.mark.parametrize("state", [fed([1.0, 2.0]), blank()])
 def test_packed_and_unpacked_it_is_the_same(state):
-    copy = Unsized(make).unpack(state.pack())
+    copy = blank().unpack(state.pack())
     assert {name: t.tolist() for name, t in copy.pack().items()} == {
         name: t.tolist() for name, t in state.pack().items()
     }
@@ -58,5 +60,14 @@ def test_packed_and_unpacked_it_is_the_same(state):
 
 
 def test_a_known_width_needs_no_wrapper():
-    assert isinstance(of_width(3, make), Sum)
-    assert isinstance(of_width(None, make), Unsized)
+    assert isinstance(of_width(3, Sum, shape=[Lazy.WIDTH]), Sum)
+    assert isinstance(of_width(None, Sum, shape=[Lazy.WIDTH]), Lazy)
+
+
+def test_it_is_made_again_from_its_parameters():
+    state = fed([1.0, 2.0])
+    made = State.kinds[state.kind()](**json.loads(json.dumps(state.parameters)))
+    assert made.signature == state.signature
+    assert resolved(made.merge(state)).value.tolist() == [1.0, 2.0]
+    compact = state.expand(state.compact(state.pack()))
+    assert resolved(made.adopt(compact)).value.tolist() == [1.0, 2.0]

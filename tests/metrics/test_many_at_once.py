@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection, WeightedMean
-from hjepa_dist_metrics.metrics.roster import Roster
 from hjepa_dist_metrics.states import Max, Mean, Moments, Sum
 from tests.ranks import run_ranks
 from tests.sync.test_counts import Probe
@@ -34,20 +33,12 @@ class Extended(WeightedMean):
         self.add_state("largest", Max())
 
 
-def test_a_roster_is_kept_until_the_metrics_hold_other_states():
+def test_a_metric_that_gets_one_more_state_is_synced_with_it():
     metrics = means(3)
-    roster = Roster.of(metrics)
-    metrics["m1"].update(3.0)
-    assert Roster.of(metrics, roster) is roster
-    metrics["m1"].reset()
-    after = Roster.of(metrics, roster)
-    assert after is not roster
-    assert after.plan is roster.plan
-    assert after.states["m1.mean"] is metrics["m1"].states["mean"]
+    collection = MetricCollection(metrics)
+    collection.compute()
     metrics["m1"].add_state("more", Sum())
-    grown = Roster.of(metrics, after)
-    assert "m1.more" in grown.states
-    assert grown.plan.schema != roster.plan.schema
+    assert set(collection.compute(lambda _, merged: merged["m1"])) == {"mean", "more"}
 
 
 class Counting(DistributedMetric):
@@ -134,8 +125,8 @@ def test_a_state_of_another_kind_under_the_same_name_is_computed_one_by_one():
 
         @classmethod
         def compute_many(cls, metrics, merged):
-            assert merged.numbers(metrics, "mean") is None
-            assert merged.numbers(metrics, "absent") is None
+            assert merged.columns(list(metrics), "mean") is None
+            assert merged.columns(list(metrics), "absent") is None
             return super(WeightedMean, cls).compute_many({}, merged)
 
     assert MetricCollection({"a": Odd("single"), "b": Odd("wide")}).compute() == {}

@@ -1,0 +1,71 @@
+"""Every private or new name of torch that the package uses, with the version that brought it.
+
+Each has a test in `tests/distributed/test_compat.py`: a torch that lacks one fails there and says which.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+
+def pair_group(store: Store, place: int, timeout: float) -> Any:
+    """Return a gloo group of two ranks, connected: `ProcessGroupGloo._Options` (torch 1.8)."""
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [_device(os.getpid())]
+    options._threads = 1
+    options._timeout = timedelta(seconds=timeout)
+    return gloo(store, place, 2, options)
+
+
+@functools.lru_cache(maxsize=1)
+def _device(process: int) -> Any:
+    """Return the network device that all groups of a process share; a fork makes its own."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+    if interface:
+        return dist.ProcessGroupGloo.create_device(interface=interface)
+    return dist.ProcessGroupGloo.create_default_device()
+
+
+def prefixed(prefix: str, store: Store) -> Store:
+    """Return a store whose keys get a prefix (`PrefixStore`)."""
+    return PrefixStore(prefix, store)
+
+
+def job_store() -> Store:
+    """Return the key-value store of the job: `_get_default_store` (torch 1.11)."""
+    store: Store = dist.distributed_c10d._get_default_store()
+    return store
+
+
+def own_connection(store: Store, timeout: float) -> Store:
+    """Return a connection of our own to a store, where it can be had (`Store.clone`, torch 2.7).
+
+    A wait on a shared one blocks its other users. Raises RuntimeError where the store is gone, and lets later
+    calls do so after `timeout` seconds.
+    """
+    store.check(["hjepa_dist_metrics"])  # at once where the store is gone; `clone` would go on trying
+    if not hasattr(store, "clone"):
+        return store
+    own: Store = store.clone()
+    own.set_timeout(timedelta(seconds=timeout))
+    return own
+
+
+def underlying(store: Store) -> Store:
+    """Return the store below all prefixes."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return store
+
+
+def hosts_store(store: Store) -> bool:
+    """Return whether this process serves a store; its client alone does not say."""
+    server = underlying(store)
+    return isinstance(server, TCPStore) and "server=TCPServer" in repr(server)

@@ -1,0 +1,151 @@
+"""The numbers of a block of ranks: row states as one vector, other states each in its own bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.states import State
+from hjepa_dist_metrics.sync.manifest import Manifest
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+_ALIGN = 8
+_DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+
+
+class MergeError(Exception):
+    """Two states of one signature cannot be merged all the same: rows of different widths, for instance."""
+
+
+class Payload(NamedTuple):
+    """Hold the numbers of the row states, in the manifest's layout, and the other states by name."""
+
+    numbers: Floats
+    others: Mapping[str, State]
+
+    def signed(self, manifest: Manifest, rank: int, steps: int) -> Payload:
+        """Write into the states which rank they are of; the numbers are changed in place."""
+        for group in manifest.groups:
+            group.kind.sign_rows(group.block(self.numbers), rank, steps)
+        return Payload(self.numbers, {name: s.signed(rank, steps) for name, s in self.others.items()})
+
+    def merge(self, manifest: Manifest, upper: Payload) -> Payload:
+        """Merge with the payload of the block of higher ranks."""
+        numbers = np.empty(manifest.numbers)
+        with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, reported as such
+            for group in manifest.groups:
+                lower, other = group.block(self.numbers), group.block(upper.numbers)
+                with _named(group.names[0]):
+                    group.block(numbers)[:] = group.kind.merge_rows(lower, other)
+        others = {}
+        for name, state in self.others.items():
+            with _named(name):
+                others[name] = state.merge(upper.others[name])
+        return Payload(numbers, others)
+
+    def encode(self) -> Bytes:
+        """Return the payload as bytes, a multiple of 8."""
+        numbers = self.numbers.view(np.uint8)
+        if not self.others:
+            return numbers
+        parts = [numbers]
+        for state in self.others.values():
+            parts += _encoded(state.compact(state.pack()))
+        return np.concatenate(parts)
+
+    @classmethod
+    def decode(cls, manifest: Manifest, data: Bytes) -> Payload:
+        """Read what `encode` wrote; the numbers may be a view of `data`, other states are copies."""
+        size = 8 * manifest.numbers
+        numbers = data[:size].view(np.float64)
+        if not manifest.others:
+            return cls(numbers, {})
+        tensors = _decoded(data[size:].copy())
+        prototypes = ((name, manifest.states[name]) for name in manifest.others)
+        return cls(numbers, {name: s.adopt(s.expand(next(tensors))) for name, s in prototypes})
+
+    def lifted(self, own: Manifest, union: Manifest) -> Payload:
+        """Return the payload in the layout of a manifest that has all states of `own`, and more."""
+        if own is union:
+            return self
+        numbers = np.empty(union.numbers)
+        for group in union.groups:
+            block = group.block(numbers)
+            for name, start in zip(group.names, group.starts, strict=True):
+                state: Any = union.states[name]
+                columns = slice(start, start + state.size)
+                if name in own.places:
+                    mine, at = own.places[name]
+                    block[:, columns] = mine.block(self.numbers)[:, at : at + state.size]
+                else:
+                    block[:, columns] = state.empty().data.numpy()
+        missing = (name for name in union.others if name not in self.others)
+        others = {**self.others, **{name: union.states[name].empty() for name in missing}}
+        return Payload(numbers, {name: others[name] for name in union.others})
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the state in the error of a merge that fails."""
+    try:
+        yield
+    except Exception as error:
+        raise MergeError(f"state {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _encoded(tensors: Mapping[str, Tensor]) -> list[Bytes]:
+    """Return a state's tensors: how many, then of each its name, dtype and shape, and its bytes."""
+    parts = [_words([len(tensors)])]
+    for name, tensor in tensors.items():
+        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        text = name.encode()
+        parts.append(_words([len(text), _DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape]))
+        parts += [_padded(np.frombuffer(text, dtype=np.uint8)), _padded(data)]
+    return parts
+
+
+def _decoded(data: Bytes) -> Iterator[dict[str, Tensor]]:
+    words, at = data.view(np.int64), 0
+    while at < len(words):
+        count, at, tensors = int(words[at]), at + 1, {}
+        for _ in range(count):
+            length, code, ndim = words[at : at + 3].tolist()
+            shape, at = words[at + 3 : at + 3 + ndim].tolist(), at + 3 + ndim
+            name, at = data[8 * at : 8 * at + length].tobytes().decode(), at + _word_count(length)
+            dtype = _DTYPES[code]
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            flat = torch.from_numpy(data[8 * at : 8 * at + size]).view(dtype)
+            tensors[name], at = flat.reshape(shape), at + _word_count(size)
+        yield tensors
+
+
+def _words(numbers: Sequence[int]) -> Bytes:
+    return np.array(numbers, dtype=np.int64).view(np.uint8)
+
+
+def _word_count(size: int) -> int:
+    return -(-size // _ALIGN)
+
+
+def _padded(data: Bytes) -> Bytes:
+    missing = _word_count(len(data)) * _ALIGN - len(data)
+    return np.concatenate([data, np.zeros(missing, dtype=np.uint8)]) if missing else data
