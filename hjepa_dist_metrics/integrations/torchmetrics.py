@@ -83,7 +83,7 @@ class TorchMetric(DistributedMetric):
         self._states = {slot.key: slot.how.empty() for slot in self._slots} | updates
 
     @property
-    def states(self) -> Mapping[str, State]:
+    def states(self) -> Mapping[str, State]:  # type: ignore[override]
         """Return the local states by name: the wrapped metric's own, and what was restored before."""
         return {name: state.merge(self._states[name]) for name, state in self._live().items()}
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, TypeAlias
 
@@ -21,7 +21,7 @@ from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync import DEFAULT_SYNC_TIMEOUT, Merged, SyncRequest, SyncResult, SyncSession
 from hjepa_dist_metrics.values import Scalar, Value
 
-Values: TypeAlias = Iterable[tuple[str, Value | float]]
+Values: TypeAlias = Sequence[tuple[str, Value]]
 
 # The kinds of devices that know autocast.
 _AUTOCASTING = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
@@ -95,10 +95,9 @@ class DistributedMetric(ABC):
             return states[name]
         raise AttributeError(f"{type(self).__name__} has no attribute or state {name!r}")
 
-    @property
-    def states(self) -> Mapping[str, State]:
-        """Return the local states by name."""
-        return self._states
+    states: Mapping[str, State] = property(  # type: ignore[assignment]
+        operator.attrgetter("_states"), doc="The local states by name; a sync asks hundreds of metrics, in C."
+    )
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -114,8 +113,11 @@ class DistributedMetric(ABC):
 
         A class of which there are hundreds can do that faster than with a call of `compute_from` for each.
         """
-        found = (metric.compute_from(merged.get(name, {})).items() for name, metric in metrics.items())
-        return itertools.chain.from_iterable(found)
+        return [
+            (tag, as_value(value, tag, cls))
+            for name, metric in metrics.items()
+            for tag, value in metric.compute_from(merged.get(name, {})).items()
+        ]
 
     def compute(
         self, context: ProcessContext | None = None, timeout: float = DEFAULT_SYNC_TIMEOUT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import operator
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.base import DistributedMetric, as_value, pack_states, unpack_states
+from hjepa_dist_metrics.metrics.base import DistributedMetric, pack_states, unpack_states
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
 from hjepa_dist_metrics.sync import (
     DEFAULT_SYNC_TIMEOUT,
@@ -25,9 +24,10 @@ from hjepa_dist_metrics.sync import (
     SyncResult,
     SyncSession,
 )
-from hjepa_dist_metrics.values import Scalar, Value
+from hjepa_dist_metrics.values import Value
 
 R = TypeVar("R")
+_Run = tuple[type[DistributedMetric], dict[str, DistributedMetric]]
 Formulas = Callable[[Mapping[str, DistributedMetric], Merged], Any]
 
 # How many collections of a class were made with the same metrics: what tells apart those without a name. Each
@@ -60,6 +60,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         self._context = context
         self.sync_timeout = float(sync_timeout)
         self._metrics: dict[str, DistributedMetric] = {}
+        self._runs: list[_Run] | None = None
         self._session = SyncSession(name or self._default_name(metrics or {}))
         self._handles: list[SyncHandle[Any]] = []
         self._raised: BaseException | None = None
@@ -84,6 +85,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             raise ConfigError(f"metric {name!r} must be a DistributedMetric, got {type(metric).__name__}")
         metric.require_added()
         self._metrics[name] = metric
+        self._runs = None
 
     def __getitem__(self, name: str) -> DistributedMetric:
         return self._metrics[name]
@@ -115,7 +117,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         if not self.context.is_member:
             return {}
         metrics = self._select(names)
-        return self._session.run(self._request(metrics), _then(metrics, formulas))
+        return self._session.run(self._request(metrics), self._then(metrics, formulas, names))
 
     def compute_async(
         self, formulas: Formulas | None = None, names: Sequence[str] | None = None
@@ -129,7 +131,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         if not self.context.is_member:
             return SyncHandle(_completed({}))
         metrics = self._select(names)
-        return self._submit(self._request(metrics), _then(metrics, formulas))
+        return self._submit(self._request(metrics), self._then(metrics, formulas, names))
 
     def compute_uneven(
         self,
@@ -154,6 +156,20 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             patience=patience,
         )
         return self._submit(request, lambda result: then(UnevenResult(metrics, result)))
+
+    def _then(
+        self,
+        metrics: Mapping[str, DistributedMetric],
+        formulas: Formulas | None,
+        names: Sequence[str] | None,
+    ) -> Callable[[SyncResult], Any]:
+        if formulas is not None:
+            return lambda result: formulas(metrics, result.merged)
+        if names is not None:
+            runs = _runs_of(metrics)
+        else:
+            runs = self._runs = self._runs or _runs_of(metrics)
+        return lambda result: result.session.judged(lambda: _apply(runs, metrics, result.merged))
 
     def _request(self, metrics: Mapping[str, DistributedMetric]) -> SyncRequest:
         return SyncRequest(metrics, self.context, self.sync_timeout)
@@ -232,29 +248,29 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         return dict(self._metrics) if names is None else {name: self._metrics[name] for name in names}
 
 
-def _then(metrics: Mapping[str, DistributedMetric], formulas: Formulas | None) -> Callable[[SyncResult], Any]:
-    if formulas is not None:
-        return lambda result: formulas(metrics, result.merged)
-    return lambda result: result.session.judged(lambda: apply_formulas(metrics, result.merged))
-
-
 def apply_formulas(metrics: Mapping[str, DistributedMetric], merged: Merged) -> dict[str, Value]:
     """Return every metric's values by tag; ConfigError where two metrics write one tag."""
+    return _apply(_runs_of(metrics), metrics, merged)
+
+
+def _runs_of(metrics: Mapping[str, DistributedMetric]) -> list[_Run]:
+    """Return the metrics in order, those of one class that follow each other together."""
+    grouped = itertools.groupby(metrics.items(), lambda item: type(item[1]))
+    return [(kind, dict(items)) for kind, items in grouped]
+
+
+def _apply(
+    runs: Sequence[_Run], metrics: Mapping[str, DistributedMetric], merged: Merged
+) -> dict[str, Value]:
     results: dict[str, Value] = {}
     expected = 0
-    for kind, names in itertools.groupby(metrics, lambda name: type(metrics[name])):
-        values = list(kind.compute_many({name: metrics[name] for name in names}, merged))
-        if set(map(type, map(_second, values))) == {Scalar}:
-            results.update(values)  # type: ignore[arg-type]
-        else:
-            results.update({tag: as_value(value, tag, kind) for tag, value in values})
+    for kind, run in runs:
+        values = kind.compute_many(run, merged)
+        results.update(values)
         expected += len(values)
         if len(results) != expected:
             raise _two_writers(metrics, merged)
     return results
-
-
-_second = operator.itemgetter(1)
 
 
 def _pack(merged: Merged) -> dict[str, Any]:

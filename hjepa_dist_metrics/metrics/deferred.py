@@ -34,7 +34,7 @@ class Deferred(DistributedMetric, Generic[Step]):
         return metric
 
     @property
-    def states(self) -> Mapping[str, State]:
+    def states(self) -> Mapping[str, State]:  # type: ignore[override]
         """Return the local states by name."""
         self._settle()
         return self._states

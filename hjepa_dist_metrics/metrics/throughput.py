@@ -77,7 +77,7 @@ class Throughput(DistributedMetric):
         self._seconds.setdefault(phase, []).append(seconds)
 
     @property
-    def states(self) -> Mapping[str, State]:
+    def states(self) -> Mapping[str, State]:  # type: ignore[override]
         """Return the local states by name."""
         self._settle()
         return self._states

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MAGIC = 0x686A657061_04  # "hjepa", layout 4
 _FORMAT = struct.Struct("=18q")
 SIZE = _FORMAT.size
+NO_WAIT = (1 << 63) - 1
 
 
 class Participation(NamedTuple):
@@ -40,52 +42,102 @@ class Participation(NamedTuple):
         )
 
 
-class Header(NamedTuple):
-    """Describe one block's frame; the first five fields must be the same in all blocks.
+_STRICT = Participation()
+
+
+class Header:
+    """Describe one block's frame in 18 words, of which the first five must be the same in all blocks.
 
     `manifest` is the digest of the states, which must be the same too unless the sync is `uneven`. A block
     has `failed` where its ranks disagree or one of them has an error: a report takes the payload's place.
-    `wait` is the shortest time, in ns, for which a rank waited in the last sync, `slowest` that rank.
+    `most_bytes` is the largest payload of any block so far, `wait` the shortest time, in ns, for which a rank
+    waited in the last sync, and `slowest` that rank.
     """
 
-    magic: int
-    collection: int
-    number: int
-    uneven: int
-    results: int
-    manifest: tuple[int, int]
-    failed: int
-    payload_bytes: int
-    most_bytes: int
-    wait: int
-    slowest: int
-    participation: Participation
+    __slots__ = ("words",)
 
-    def write(self, frame: bytearray | memoryview) -> None:
-        """Write the header to the beginning of a frame."""
-        _FORMAT.pack_into(frame, 0, *self[:5], *self.manifest, *self[6:11], *self.participation)
+    def __init__(self, words: Sequence[int]) -> None:
+        self.words = words
 
     @classmethod
-    def read(cls, frame: bytes | memoryview) -> Header:
-        """Read the header from the beginning of a frame."""
-        words = _FORMAT.unpack_from(frame, 0)
-        manifest, participation = words[5:7], Participation(*words[12:])
-        return cls._make((*words[:5], manifest, *words[7:12], participation))
+    def of(
+        cls,
+        collection: int,
+        number: int,
+        results: int,
+        manifest: tuple[int, int],
+        wait: int,
+        rank: int,
+        participation: Participation | None,
+    ) -> Header:
+        """Return the header of one rank: uneven where it has a participation."""
+        uneven, part = (0, _STRICT) if participation is None else (1, participation)
+        return cls((MAGIC, collection, number, uneven, results, *manifest, 0, 0, 0, wait, rank, *part))
+
+    @property
+    def uneven(self) -> bool:
+        """Return whether the ranks need not hold the same states."""
+        return bool(self.words[3])
+
+    @property
+    def manifest(self) -> tuple[int, int]:
+        """Return the digest of the states."""
+        return self.words[5], self.words[6]
+
+    @property
+    def failed(self) -> bool:
+        """Return whether a report takes the payload's place."""
+        return bool(self.words[7])
+
+    @property
+    def payload_bytes(self) -> int:
+        """Return the size of the block's payload."""
+        return self.words[8]
+
+    @property
+    def most_bytes(self) -> int:
+        """Return the size of the largest payload so far."""
+        return self.words[9]
+
+    @property
+    def slowest(self) -> int | None:
+        """Return the rank that waited least in the last sync; None where none has waited."""
+        return self.words[11] if self.words[10] < NO_WAIT else None
+
+    @property
+    def participation(self) -> Participation:
+        """Return how the block's ranks take part."""
+        return Participation(*self.words[12:])
 
     def agrees(self, other: Header) -> bool:
         """Return whether two blocks are at the same sync and neither has failed."""
-        same = self[:5] == other[:5] and not self.failed and not other.failed
-        return same and (self.manifest == other.manifest or bool(self.uneven))
+        mine, theirs = self.words, other.words
+        if mine[:5] != theirs[:5] or mine[7] or theirs[7]:
+            return False
+        return bool(mine[3]) or mine[5:7] == theirs[5:7]
 
-    def merge(self, other: Header) -> Header:
-        """Return the header of both blocks together, where they agree; sizes are the caller's to set."""
-        quick = self if self.wait <= other.wait else other
-        return self._replace(
-            most_bytes=max(self.most_bytes, other.most_bytes),
-            wait=quick.wait,
-            slowest=quick.slowest,
-            participation=self.participation.merge(other.participation),
-        )
+    def merge(self, other: Header, manifest: tuple[int, int]) -> Header:
+        """Return the header of both blocks together, where they agree."""
+        mine, theirs = self.words, other.words
+        quick = mine if mine[10] <= theirs[10] else theirs
+        part = self.participation.merge(other.participation) if mine[3] else _STRICT
+        sizes = 0, 0, max(mine[9], theirs[9])
+        return Header((*mine[:5], *manifest, *sizes, quick[10], quick[11], *part))
+
+    def failing(self) -> Header:
+        """Return the header of a block that has failed."""
+        return Header((*self.words[:7], 1, 0, *self.words[9:]))
+
+    def write(self, frame: memoryview, payload_bytes: int) -> None:
+        """Write the header, with the size of the payload, to the beginning of a frame."""
+        words = self.words
+        most = max(words[9], payload_bytes)
+        _FORMAT.pack_into(frame, 0, *words[:8], payload_bytes, most, *words[10:])
+
+    @classmethod
+    def read(cls, frame: memoryview) -> Header:
+        """Read the header from the beginning of a frame."""
+        return cls(_FORMAT.unpack_from(frame, 0))
 
 
 @functools.lru_cache(maxsize=256)

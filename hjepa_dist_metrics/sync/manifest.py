@@ -22,17 +22,17 @@ class Group(NamedTuple):
     kind: type[RowState]
     names: tuple[str, ...]
     starts: tuple[int, ...]
-    columns: int
-    first: int  # place of the block's first number in the payload
+    shape: tuple[int, int]
+    place: slice  # of the block's numbers in the payload
 
     @property
-    def numbers(self) -> int:
-        """Return how many numbers the block has."""
-        return self.kind.fields * self.columns
+    def columns(self) -> int:
+        """Return how many columns the block has."""
+        return self.shape[1]
 
     def block(self, numbers: Any) -> Any:
         """Return the block within a payload's numbers."""
-        return numbers[self.first : self.first + self.numbers].reshape(self.kind.fields, self.columns)
+        return numbers[self.place].reshape(self.shape)
 
 
 class ConflictError(Exception):
@@ -75,7 +75,7 @@ class Manifest:
         rows = {name: state for name, state in self.states.items() if isinstance(state, RowState)}
         self.others = tuple(name for name in self.states if name not in rows)
         self.groups = _groups(rows)
-        self.numbers = sum(group.numbers for group in self.groups)
+        self.numbers = self.groups[-1].place.stop if self.groups else 0
         self.places = {
             name: (group, start)
             for group in self.groups
@@ -101,15 +101,17 @@ class Manifest:
         key = metrics, state
         if key not in self._columns:
             names = [self.members.get(metric, {}).get(state, "") for metric in metrics]
-            places = [self.places.get(name) for name in names]
-            groups = {place[0] for place in places if place is not None}
-            single = all(name in self.places and not self.states[name].shape for name in names)  # type: ignore[attr-defined]
+            places = [self.places[name] for name in names if self._is_single(name)]
             self._columns[key] = None
-            if single and len(groups) == 1:
-                starts = [place[1] for place in places if place is not None]
-                whole = starts == list(range(groups.copy().pop().columns))
-                self._columns[key] = groups.pop(), slice(None) if whole else np.array(starts)
+            if len(places) == len(names) and len({group.kind for group, _ in places}) == 1:
+                group, starts = places[0][0], [start for _, start in places]
+                whole = starts == list(range(group.columns))
+                self._columns[key] = group, slice(None) if whole else np.array(starts)
         return self._columns[key]
+
+    def _is_single(self, name: str) -> bool:
+        state = self.states.get(name)
+        return isinstance(state, RowState) and not state.shape
 
     def encode(self) -> bytes:
         """Return all that another rank needs to make these states."""
@@ -154,8 +156,9 @@ def _groups(rows: Mapping[str, RowState]) -> tuple[Group, ...]:
     groups, first = [], 0
     for kind, names in sorted(by_kind.items(), key=lambda item: item[0].kind()):
         ends = np.cumsum([rows[name].size for name in names]).tolist()
-        groups.append(Group(kind, tuple(names), (0, *ends[:-1]), ends[-1], first))
-        first += groups[-1].numbers
+        place = slice(first, first + kind.fields * ends[-1])
+        groups.append(Group(kind, tuple(names), (0, *ends[:-1]), (kind.fields, ends[-1]), place))
+        first = place.stop
     return tuple(groups)
 
 

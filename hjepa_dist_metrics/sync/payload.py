@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,15 +50,16 @@ class Payload(NamedTuple):
     def merge(self, manifest: Manifest, upper: Payload) -> Payload:
         """Merge with the payload of the block of higher ranks."""
         numbers = np.empty(manifest.numbers)
-        with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, reported as such
-            for group in manifest.groups:
-                lower, other = group.block(self.numbers), group.block(upper.numbers)
-                with _named(group.names[0]):
+        others, name = {}, ""
+        try:
+            with np.errstate(all="ignore"):  # infinities cancel to NaN: a finding, reported as such
+                for group in manifest.groups:
+                    lower, other, name = group.block(self.numbers), group.block(upper.numbers), group.names[0]
                     group.block(numbers)[:] = group.kind.merge_rows(lower, other)
-        others = {}
-        for name, state in self.others.items():
-            with _named(name):
+            for name, state in self.others.items():
                 others[name] = state.merge(upper.others[name])
+        except Exception as error:
+            raise MergeError(f"state {name!r}: {type(error).__name__}: {error}") from error
         return Payload(numbers, others)
 
     def encode(self) -> Bytes:
@@ -101,15 +101,6 @@ class Payload(NamedTuple):
         missing = (name for name in union.others if name not in self.others)
         others = {**self.others, **{name: union.states[name].empty() for name in missing}}
         return Payload(numbers, {name: others[name] for name in union.others})
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Name the state in the error of a merge that fails."""
-    try:
-        yield
-    except Exception as error:
-        raise MergeError(f"state {name!r}: {type(error).__name__}: {error}") from error
 
 
 def _encoded(tensors: Mapping[str, Tensor]) -> list[Bytes]:

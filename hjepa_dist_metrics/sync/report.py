@@ -46,7 +46,7 @@ class Meter:
 
     def report(self, slowest_rank: int | None) -> SyncReport:
         """Return the cost until now."""
-        rounds = sum(1 for _ in steps(self.channel.rank, self.channel.world_size))
+        rounds = len(steps(self.channel.rank, self.channel.world_size))
         counts = rounds, self.messages, self.sent_bytes, self.received_bytes
         return SyncReport(*counts, time.perf_counter() - self.started, self.waited, slowest_rank)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -14,12 +16,12 @@ from hjepa_dist_metrics.distributed import ProcessContext, open_channel
 from hjepa_dist_metrics.distributed.transport import Channel
 from hjepa_dist_metrics.errors import DesyncError, RankFailureError, SyncTimeoutError
 from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.sync.header import MAGIC, SIZE, Header, Participation, word_of
+from hjepa_dist_metrics.sync.header import NO_WAIT, SIZE, Header, Participation, word_of
 from hjepa_dist_metrics.sync.manifest import Lines, Manifest, Membership
 from hjepa_dist_metrics.sync.merged import Merged
 from hjepa_dist_metrics.sync.payload import Payload
 from hjepa_dist_metrics.sync.report import Meter, SyncReport, run
-from hjepa_dist_metrics.sync.snapshot import Snapshot, snapshot
+from hjepa_dist_metrics.sync.snapshot import Snapshot, StateIndex, snapshot
 from hjepa_dist_metrics.sync.thread import SyncThread
 from hjepa_dist_metrics.sync.tree import Block, steps
 from hjepa_dist_metrics.sync.verdict import Report
@@ -28,11 +30,14 @@ R = TypeVar("R")
 DEFAULT_SYNC_TIMEOUT = 60.0
 _HOST = torch.device("cpu")
 _MOST_CONFLICTS = 10
-_NO_WAIT = (1 << 63) - 1
 
 # One for the process: the order in which syncs are asked for is then the order in which they run, also over
 # several owners and groups.
 _thread = SyncThread()
+
+
+_states: Callable[[Syncable], Mapping[str, State]] = operator.attrgetter("states")
+_failure: Callable[[Syncable], str | None] = operator.attrgetter("failure")
 
 
 class Syncable(Protocol):
@@ -64,20 +69,28 @@ class SyncRequest(NamedTuple):
     patience: str = ""
 
 
-@dataclass(frozen=True)
-class SyncResult:
+class SyncResult(NamedTuple):
     """Hold what a sync brought back: merged states of this rank's and other ranks' metrics.
 
-    `asked` are the metrics that some rank asked for; `complete` tells that all ranks know all of them.
-    `request` and `channel` allow for one more reduction, of what only some ranks can compute.
+    `channel` allows for one more reduction, of what only some ranks can compute.
     """
 
     merged: Merged
     participation: Participation
-    asked: frozenset[str]
-    complete: bool
     session: SyncSession
     channel: Channel
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Return the metrics that some rank asked for."""
+        member = self.merged.manifest.membership
+        return frozenset(self.merged) if member is None else member.asked
+
+    @property
+    def complete(self) -> bool:
+        """Return whether all ranks know all metrics that are asked for."""
+        member = self.merged.manifest.membership
+        return member is None or member.complete
 
 
 @dataclass
@@ -105,17 +118,21 @@ class SyncSession:
     """
 
     def __init__(self, name: str = "") -> None:
-        self.name = name
+        self.name, self._name_word = name, word_of(name)
         self.number = 0
         self.report: SyncReport | None = None
         self.outcome: tuple[str, ...] = ()
+        self._outcome_word = 0
         self._wave = _Wave()
         self._manifests: dict[tuple[str, ...], Manifest] = {}
+        self._index: StateIndex | None = None
         self._most_done = 0
+        self._tags: tuple[str, ...] = ()
+        self._sorted_tags: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what holds for this process alone: a copy looks for itself."""
-        return {**vars(self), "_manifests": {}}
+        return {**vars(self), "_manifests": {}, "_index": None}
 
     def run(self, request: SyncRequest, then: Callable[[SyncResult], R]) -> R:
         """Merge here and now, after the syncs that are under way, and return `then(result)`."""
@@ -160,10 +177,17 @@ class SyncSession:
         try:
             values = formulas()
         except Exception as error:
-            self.outcome = (f"{type(error).__name__}: {error}",)
+            self._set_outcome((f"{type(error).__name__}: {error}",))
             raise
-        self.outcome = tuple(sorted(values))  # ranks may have their metrics in another order
+        if tuple(values) != self._tags:
+            # Ranks may have their metrics in another order.
+            self._tags, self._sorted_tags = tuple(values), tuple(sorted(values))
+        self._set_outcome(self._sorted_tags)
         return values
+
+    def _set_outcome(self, outcome: tuple[str, ...]) -> None:
+        if outcome is not self.outcome:
+            self.outcome, self._outcome_word = outcome, word_of("\0".join(outcome))
 
     def acknowledge(self) -> None:
         """Let syncs that are asked for from now on run: the owner has seen the failure."""
@@ -183,7 +207,7 @@ class SyncSession:
         return job
 
     def _begin(self, channel: Channel, patience: str) -> None:
-        peers = dict.fromkeys(step.peer for step in steps(channel.rank, channel.world_size))
+        peers = [step.peer for step in steps(channel.rank, channel.world_size)]
         seen = f"; at the last sync the others had done {self._most_done} steps at most"
         channel.begin(peers, patience and patience + seen)
 
@@ -194,20 +218,18 @@ class SyncSession:
         if merged.report is not None:
             self._fail(merged.report, channel)
         header = merged.header
-        self.report = meter.report(header.slowest if header.wait != _NO_WAIT else None)
-        self._most_done = header.participation.steps_done
+        self.report = meter.report(header.slowest)
+        participation = header.participation
+        self._most_done = participation.steps_done
         channel.end(header.most_bytes + SIZE)
         states = Merged(merged.manifest, merged.payload)
         if found := states.conflicts():
             shown = "; ".join(found[:_MOST_CONFLICTS])
             raise DesyncError(f"the ranks disagree on replicated values: {shown}")
-        member = merged.manifest.membership
-        asked = frozenset(states) if member is None else member.asked
-        complete = member is None or member.complete
-        return SyncResult(states, header.participation, asked, complete, self, channel)
+        return SyncResult(states, participation, self, channel)
 
     def _fail(self, report: Report, channel: Channel) -> None:
-        self.outcome = ()
+        self._set_outcome(())
         error = report.exception()
         if isinstance(error, (RankFailureError, SyncTimeoutError)):
             channel.close(error)
@@ -218,50 +240,70 @@ class SyncSession:
         number, outcome, manifest = self.number, self.outcome, prepared.manifest
         part = request.participation
         wait = 0 if self.report is None else int(self.report.waited * 1e9)
-        header = Header(
-            magic=MAGIC,
-            collection=word_of(self.name),
-            number=number,
-            uneven=int(part is not None),
-            results=word_of("\0".join(outcome)),
-            manifest=manifest.digest,
-            failed=0,
-            payload_bytes=0,
-            most_bytes=0,
-            wait=wait or _NO_WAIT,
-            slowest=channel.rank,
-            participation=part or Participation(),
+        header = Header.of(
+            self._name_word,
+            number,
+            self._outcome_word,
+            manifest.digest,
+            wait or NO_WAIT,
+            channel.rank,
+            part,
         )
 
-        def describe(ranks: range, lines: Lines, failures: Mapping[str, str]) -> Report:
-            return Report.own(ranks, number, self.name, lines, failures, outcome)
-
+        describe = partial(Report.own, number, self.name, outcome)
         ranks = range(channel.rank, channel.rank + 1)
         if prepared.taken is None:
             nothing = Payload(np.zeros(0), {})
             block = Block(header, manifest, nothing, ranks, describe)
             return block.failed(describe(ranks, manifest.lines, prepared.failures))
-        payload = prepared.taken.payload().signed(manifest, channel.rank, header.participation.steps_done)
+        payload = prepared.taken.payload().signed(manifest, channel.rank, part.steps_done if part else 0)
         return Block(header, manifest, payload, ranks, describe)
 
     def _prepare(self, request: SyncRequest) -> _Prepared:
         """Take a snapshot of all states; what fails is for all ranks to hear of."""
-        members = {**request.offered, **request.members}
-        failed = {name: text for name, metric in members.items() if (text := metric.failure) is not None}
-        failures = {f"metric {name!r} failed to update": text for name, text in failed.items()}
-        name, states, cause = "", {}, None
-        try:
-            for name, metric in members.items():
-                states.update({f"{name}.{state}": held for state, held in metric.states.items()})
-        except Exception as error:
-            failures[f"metric {name!r} failed to give its states"] = f"{type(error).__name__}: {error}"
-            cause = error
+        members = {**request.offered, **request.members} if request.offered else request.members
+        failures: dict[str, str] = {}
+        if any(map(_failure, members.values())):
+            failed = ((name, metric.failure) for name, metric in members.items())
+            failures = {
+                f"metric {name!r} failed to update": text for name, text in failed if text is not None
+            }
         membership = None
         if request.participation is not None:
             membership = Membership(frozenset(request.members), frozenset(request.known))
-        manifest = self._manifest(states, membership)
-        taken = None if failures else snapshot(states, manifest)
-        return _Prepared(manifest, taken, failures, cause)
+        try:
+            held = [*map(_states, members.values())]
+        except Exception as error:
+            return self._without_states(members, membership, failures, error)
+        index = self._index
+        if index is None or not index.holds(tuple(members), held) or index.manifest.membership != membership:
+            index = self._index = self._indexed(members, held, membership)
+        return _Prepared(index.manifest, None if failures else index.snapshot(), failures)
+
+    def _without_states(
+        self,
+        members: Mapping[str, Syncable],
+        membership: Membership | None,
+        failures: dict[str, str],
+        error: Exception,
+    ) -> _Prepared:
+        """Return what a rank takes to a sync whose states it cannot have."""
+        name = next(name for name, metric in members.items() if not _has_states(metric))
+        failures[f"metric {name!r} failed to give its states"] = f"{type(error).__name__}: {error}"
+        return _Prepared(Manifest({}, membership), None, failures, error)
+
+    def _indexed(
+        self,
+        members: Mapping[str, Syncable],
+        held: Sequence[Mapping[str, State]],
+        membership: Membership | None,
+    ) -> StateIndex:
+        states = {
+            f"{name}.{state}": value
+            for name, own in zip(members, held, strict=True)
+            for state, value in own.items()
+        }
+        return StateIndex(tuple(members), held, states, self._manifest(states, membership))
 
     def _manifest(self, states: Mapping[str, State], membership: Membership | None) -> Manifest:
         """Return the manifest of these states: the last one of the same names where it still holds."""
@@ -270,3 +312,10 @@ class SyncSession:
         if known is None or not known.describes(states, membership):
             known = self._manifests[names] = Manifest(states, membership)
         return known
+
+
+def _has_states(metric: Syncable) -> bool:
+    try:
+        return metric.states is not None
+    except Exception:  # it is the one that failed before, whose error is raised
+        return False

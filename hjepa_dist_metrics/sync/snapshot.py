@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,28 +31,55 @@ class Snapshot:
         """Wait for the copies and return them."""
         for copied in self.copies:
             copied.synchronize()
+        if len(self.pieces) == 1 and self.pieces[0][2] is None:
+            return Payload(self.pieces[0][1].numpy().reshape(-1), self.others)
         numbers: Floats = np.empty(self.manifest.numbers)
         for group, data, columns in self.pieces:
             block = group.block(numbers)
             block[:, slice(None) if columns is None else columns] = data.numpy()
-        return Payload(numbers, {name: self.others[name] for name in self.manifest.others})
+        return Payload(numbers, self.others)
+
+
+class StateIndex:
+    """Keep the states of a set of metrics in the order of their payload, while the metrics hold the same ones."""
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        held: Sequence[Mapping[str, State]],
+        states: Mapping[str, State],
+        manifest: Manifest,
+    ) -> None:
+        self.names, self.held, self.manifest = names, held, manifest
+        self._rows = [(group, [states[name] for name in group.names]) for group in manifest.groups]
+        self._others = {name: states[name] for name in manifest.others}
+
+    def holds(self, names: tuple[str, ...], held: Sequence[Mapping[str, State]]) -> bool:
+        """Return whether metrics of these names hold the same states as before."""
+        return names == self.names and held == self.held
+
+    def snapshot(self) -> Snapshot:
+        """Take the states to the host; later updates of the originals do not show in the copies.
+
+        On CUDA the copies are queued on the current stream, into pinned memory, and not waited for.
+        """
+        taken = Snapshot(self.manifest)
+        for group, states in self._rows:
+            _take_rows(taken, group, [*map(_data, states)])
+        if self._others:
+            _take_others(taken, self._others)
+        return taken
 
 
 def snapshot(states: Mapping[str, State], manifest: Manifest) -> Snapshot:
-    """Take the states to the host; later updates of the originals do not show in the copies.
-
-    On CUDA the copies are queued on the current stream, into pinned memory, and not waited for.
-    """
-    taken = Snapshot(manifest)
-    for group in manifest.groups:
-        _take_rows(taken, states, group)
-    if manifest.others:
-        _take_others(taken, {name: states[name] for name in manifest.others})
-    return taken
+    """Take states by full name to the host."""
+    return StateIndex((), [], states, manifest).snapshot()
 
 
-def _take_rows(taken: Snapshot, states: Mapping[str, State], group: Group) -> None:
-    data: list[Tensor] = [states[name].data for name in group.names]  # type: ignore[attr-defined]
+_data: Callable[[State], Tensor] = operator.attrgetter("data")
+
+
+def _take_rows(taken: Snapshot, group: Group, data: list[Tensor]) -> None:
     joined = _joined(data)
     if joined is not None:
         taken.pieces.append((group, _to_host(taken, joined), None))

@@ -10,6 +10,7 @@ them may be a connection, a queue between threads, or a loop over sixteen thousa
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import NamedTuple
@@ -50,8 +51,13 @@ class Step(NamedTuple):
     way: int = 0
 
 
-def steps(rank: int, world_size: int) -> Iterator[Step]:
-    """Yield a rank's rounds in their order."""
+@functools.lru_cache(maxsize=64)
+def steps(rank: int, world_size: int) -> tuple[Step, ...]:
+    """Return a rank's rounds in their order."""
+    return tuple(_steps(rank, world_size))
+
+
+def _steps(rank: int, world_size: int) -> Iterator[Step]:
     core = 1 << (world_size.bit_length() - 1)
     paired = 2 * (world_size - core)  # ranks that share a place among the `core`
     everyone = range(world_size)
@@ -89,7 +95,7 @@ class Block(NamedTuple):
 
     def failed(self, report: Report) -> Block:
         """Return the block with a report in place of numbers."""
-        return self._replace(report=report, header=self.header._replace(failed=1, payload_bytes=0))
+        return self._replace(report=report, header=self.header.failing())
 
     def account(self, problem: str = "") -> Report:
         """Return what the block's ranks have to report."""
@@ -97,7 +103,7 @@ class Block(NamedTuple):
         return self.report or self.describe(self.ranks, self.manifest.lines, failures)
 
 
-def reduce(block: Block, rank: int, world_size: int, frame: bytearray) -> Messages:
+def reduce(block: Block, rank: int, world_size: int, frame: Bytes) -> Messages:
     """Merge the blocks of all ranks; `frame` is the memory of the first message of each round."""
     paired = block.manifest
     for step in steps(rank, world_size):
@@ -111,14 +117,14 @@ def reduce(block: Block, rank: int, world_size: int, frame: bytearray) -> Messag
         except LinkError as broken:
             error = Report.of_error(broken.error)
             block = block.failed(error if block.report is None else block.report.merge(error))
-            frame = bytearray(len(frame))  # the last one may still be on its way
-        block = block._replace(ranks=step.ranks)
+            block = block._replace(ranks=step.ranks)
+            frame = np.zeros(len(frame), dtype=np.uint8)  # the last one may still be on its way
         if len(step.ranks) == 2:
             paired = block.manifest
     return block
 
 
-def _meet(block: Block, step: Step, frame: bytearray) -> Messages:
+def _meet(block: Block, step: Step, frame: Bytes) -> Messages:
     """Exchange frames with the neighbour block, and merge."""
     sent, payload = _framed(block, frame)
     received = yield Exchange(step.peer, sent, len(frame))
@@ -140,29 +146,35 @@ def _meet(block: Block, step: Step, frame: bytearray) -> Messages:
     if payload is not None or data is None:
         more = yield Exchange(step.peer, payload, 0 if data is not None else header.payload_bytes)
         data = more if data is None else data
-    return _merged(block, step, header, Payload.decode(theirs, data).lifted(theirs, union), union)
+    own, other = block.payload, Payload.decode(theirs, data)
+    if union is not theirs or union is not block.manifest:
+        own, other = own.lifted(block.manifest, union), other.lifted(theirs, union)
+    return _merged(block, step, (own, other), header, union)
 
 
-def _merged(block: Block, step: Step, header: Header, other: Payload, union: Manifest) -> Block:
-    """Return both blocks as one; a merge that fails does so on both sides alike."""
-    own = block.payload.lifted(block.manifest, union)
-    lower, upper = (own, other) if step.lower else (other, own)
-    both = block.header.merge(header) if step.lower else header.merge(block.header)
-    block = block._replace(manifest=union, header=both._replace(manifest=union.digest))
+def _merged(
+    block: Block, step: Step, payloads: tuple[Payload, Payload], header: Header, union: Manifest
+) -> Block:
+    """Return both blocks as one, this rank's payload first; a merge that fails does so on both sides alike."""
+    lower, upper = payloads if step.lower else payloads[::-1]
+    both = block.header.merge(header, union.digest)
     try:
-        return block._replace(payload=lower.merge(union, upper))
+        payload = lower.merge(union, upper)
     except MergeError as error:
-        return block.failed(block.describe(step.ranks, union.lines, {"merging failed": str(error)}))
+        report = block.describe(step.ranks, union.lines, {"merging failed": str(error)})
+        return Block(both, union, block.payload, step.ranks, block.describe).failed(report)
+    return Block(both, union, payload, step.ranks, block.describe)
 
 
 def _disagree(block: Block, step: Step, size: int, problem: str = "") -> Messages:
     """Exchange reports with the neighbour block, and merge those."""
     own = block.account(problem)
     other = Report.decode((yield from _trade(step, size, own.encode())))
-    return block.failed(own.merge(other) if step.lower else other.merge(own))
+    failed = block.failed(own.merge(other) if step.lower else other.merge(own))
+    return failed._replace(ranks=step.ranks)
 
 
-def _give(block: Block, step: Step, frame: bytearray, paired: Manifest) -> Generator[Exchange, Bytes, None]:
+def _give(block: Block, step: Step, frame: Bytes, paired: Manifest) -> Generator[Exchange, Bytes, None]:
     """Send the result to the rank that joined this block; `paired` is the manifest that it knows."""
     sent, payload = _framed(block, frame)
     yield Exchange(step.peer, sent, 0)
@@ -192,18 +204,14 @@ def _take(block: Block, step: Step, size: int) -> Messages:
     return block._replace(header=header, manifest=manifest, payload=payload)
 
 
-def _framed(block: Block, frame: bytearray) -> tuple[Bytes, Bytes | None]:
+def _framed(block: Block, frame: Bytes) -> tuple[Bytes, Bytes | None]:
     """Return the first message, and the payload where that has no room in it."""
     data = block.payload.encode() if block.report is None else _NOTHING
-    header = block.header._replace(
-        payload_bytes=len(data), most_bytes=max(block.header.most_bytes, len(data))
-    )
-    header.write(frame)
-    sent = np.frombuffer(frame, dtype=np.uint8)
+    block.header.write(frame.data, len(data))
     if len(data) > len(frame) - SIZE:
-        return sent, data
-    sent[SIZE : SIZE + len(data)] = data
-    return sent, None
+        return frame, data
+    frame[SIZE : SIZE + len(data)] = data
+    return frame, None
 
 
 def _inline(received: Bytes, header: Header, size: int) -> Bytes | None:

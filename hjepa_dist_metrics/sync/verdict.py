@@ -58,12 +58,12 @@ class Report(NamedTuple):
     @classmethod
     def own(
         cls,
-        ranks: range,
         number: int,
         collection: str,
+        outcome: tuple[str, ...],
+        ranks: range,
         lines: Lines,
         failures: Mapping[str, str],
-        outcome: tuple[str, ...] = (),
     ) -> Report:
         """Return what ranks that agree were about to sync."""
         cut = tuple((name, _cut(text)) for name, text in sorted(failures.items())[:_MOST_DIFFERENCES])

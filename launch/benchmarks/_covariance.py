@@ -89,7 +89,7 @@ def _measure_dim(count: int, dim: int, rounds: int) -> list[Cell]:
             "seconds": median(times[name]),
             "peak_bytes": peaks[name],
             "sent_bytes": traffic[name].sent_bytes,
-            "collectives": traffic[name].collectives,
+            "calls": traffic[name].calls,
             "relative_error": abs(results[name] - exact) / exact,
         }
         for name in WAYS
@@ -162,14 +162,14 @@ def _status(key: str) -> int:
 
 def report(cells: Sequence[Cell]) -> str:
     """Return the table in Markdown."""
-    head = ["effective rank", "ms", "peak memory, MB", "sent, MB a rank", "collectives", "relative error"]
+    head = ["effective rank", "ms", "peak memory, MB", "sent, MB a rank", "calls", "relative error"]
     rows = [
         [
             f"{cell['way']}, {cell['ranks']} ranks, D={cell['dim']}, N={cell['rows']} a rank",
             milliseconds(cell["seconds"]),
             _megabytes(cell["peak_bytes"]),
             f"{cell['sent_bytes'] / 1e6:.1f}",
-            str(cell["collectives"]),
+            str(cell["calls"]),
             f"{cell['relative_error']:.0e}",
         ]
         for cell in cells

@@ -20,15 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hjepa_dist_metrics.distributed.messages import Messages
-
 _FILLING = (
     "allgather",
     "gather",
     "_allgather_base",
     "alltoall_base",
 )  # these take an output first, then what they send
-_OPERATIONS = (*_FILLING, "allreduce", "broadcast", "barrier", "reduce")
+_OPERATIONS = (*_FILLING, "allreduce", "broadcast", "barrier", "reduce", "send")
 _KINDS = (dist.ProcessGroup, dist.ProcessGroupGloo)
 
 
@@ -131,26 +129,20 @@ def timed(operation: Callable[[], Any]) -> float:
 
 @dataclass
 class Traffic:
-    """Count this rank's collectives and the bytes that it put into them."""
+    """Count this rank's collectives, or messages, and the bytes that it put into them."""
 
-    collectives: int = 0
+    calls: int = 0
     sent_bytes: int = 0
 
 
 @contextlib.contextmanager
 def counted() -> Iterator[Traffic]:
-    """Count every collective of the process, whatever library calls it, on groups and on bare backends.
-
-    Our gather by messages counts as the one that it is, with what each of the others is sent.
-    """
+    """Count every collective and message of the process, by whatever library, on groups and backends."""
     traffic = Traffic()
-    kinds: list[tuple[type[Any], Sequence[str]]] = [(kind, _OPERATIONS) for kind in _KINDS]
-    kinds.append((Messages, ["gather"]))
-    found = [(kind, name) for kind, names in kinds for name in names if hasattr(kind, name)]
-    saved = [(kind, name, vars(kind).get(name)) for kind, name in found]
+    found = [(kind, name) for kind in _KINDS for name in _OPERATIONS if hasattr(kind, name)]
+    saved: list[tuple[type[Any], str, Any]] = [(kind, name, vars(kind).get(name)) for kind, name in found]
     for kind, name, _ in saved:
-        place = int(kind is not Messages and name in _FILLING)
-        setattr(kind, name, _counting(traffic, place, getattr(kind, name)))
+        setattr(kind, name, _counting(traffic, int(name in _FILLING), getattr(kind, name)))
     try:
         yield traffic
     finally:
@@ -165,7 +157,7 @@ def _counting(traffic: Traffic, place: int, original: Callable[..., Any]) -> Cal
     """Count the calls of a method, and the bytes of the tensors that it is given at a place."""
 
     def count(self: Any, *arguments: Any, **options: Any) -> Any:
-        traffic.collectives += 1
+        traffic.calls += 1
         sent = arguments[place] if len(arguments) > place else ()  # a barrier sends nothing
         tensors = [sent] if isinstance(sent, Tensor) else list(sent) if isinstance(sent, Sequence) else []
         traffic.sent_bytes += sum(t.nbytes for t in tensors)

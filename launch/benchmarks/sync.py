@@ -123,7 +123,7 @@ def _measure_count(methods: Sequence[str], count: int, rounds: int, seconds: flo
             "seconds": median(times[name]),
             "quartile": lower_quartile(times[name]),
             "rounds": len(times[name]),
-            "collectives": traffic[name][0],
+            "calls": traffic[name][0],
             "sent_bytes": traffic[name][1],
         }
         for name in methods
@@ -138,7 +138,7 @@ def _check(name: str, sync: Sync, expected: Sequence[float]) -> tuple[int, int]:
         result = list(sync()) or _finish(sync)
     if not all(abs(a - b) < 1e-3 for a, b in zip(result, expected, strict=True)):
         raise RuntimeError(f"{name} returned {result[:3]}..., expected {expected[:3]}...")
-    return traffic.collectives, traffic.sent_bytes
+    return traffic.calls, traffic.sent_bytes
 
 
 def _finish(sync: Sync) -> list[float]:
@@ -189,7 +189,7 @@ def _table(cells: Sequence[Cell], world: int) -> str:
         quartile = cell["quartile"] / here["packed", most]["quartile"]
         ours = cell["seconds"] / here["ours", most]["seconds"]
         times = [milliseconds(here[method, count]["seconds"]) for count in counts]
-        cost = [str(cell["collectives"]), f"{cell['sent_bytes']:,}"]
+        cost = [str(cell["calls"]), f"{cell['sent_bytes']:,}"]
         rows.append([method, *times, f"{ratio:.2f}", f"{quartile:.2f}", f"{ours:.1f}", *cost])
     head = [
         f"{world} ranks, ms",
@@ -197,7 +197,7 @@ def _table(cells: Sequence[Cell], world: int) -> str:
         f"over packed at {most}",
         "of the lower quartiles",
         "over ours",
-        "collectives",
+        "calls",
         "bytes a rank",
     ]
     return markdown(head, rows)

@@ -11,7 +11,7 @@ import numpy as np
 
 from hjepa_dist_metrics.distributed.transport import LinkError
 from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.sync.header import MAGIC, Header, Participation
+from hjepa_dist_metrics.sync.header import Header, Participation
 from hjepa_dist_metrics.sync.manifest import Manifest, Membership
 from hjepa_dist_metrics.sync.snapshot import snapshot
 from hjepa_dist_metrics.sync.tree import Block, reduce
@@ -37,11 +37,10 @@ def block_of(
     made = manifest or Manifest(states, membership)
     part = participation or Participation()
     payload = snapshot(states, made).payload().signed(made, rank, part.steps_done)
-    uneven = int(participation is not None)
-    header = Header(MAGIC, hash(collection), number, uneven, 0, made.digest, 0, 0, 0, 1 + rank, rank, part)
+    header = Header.of(hash(collection), number, 0, made.digest, 1 + rank, rank, participation)
 
     def describe(ranks, lines, failing):
-        return Report.own(ranks, number, collection, lines, failing)
+        return Report.own(number, collection, (), ranks, lines, failing)
 
     block = Block(header, made, payload, range(rank, rank + 1), describe)
     return block if failures is None else block.failed(describe(block.ranks, made.lines, failures))
@@ -67,7 +66,7 @@ def simulate(
     """
     world = len(blocks)
     ranks: list[Generator[Any, Any, Block]] = [
-        reduce(block, rank, world, bytearray(FRAME)) for rank, block in enumerate(blocks)
+        reduce(block, rank, world, np.zeros(FRAME, np.uint8)) for rank, block in enumerate(blocks)
     ]
     traffic, results = [Traffic() for _ in blocks], list[Any]([None] * world)
     waiting: list[Any] = [None] * world

@@ -222,7 +222,7 @@ def test_a_report_stays_small_however_many_ranks_differ():
     lines = tuple((f"metric{i}.state", "Sum[]") for i in range(200))
     merged = verdict.Report()
     for rank in range(1000):
-        own = verdict.Report.own(range(rank, rank + 1), rank, "", lines, {"m": "x" * 10_000})
+        own = verdict.Report.own(rank, "", (), range(rank, rank + 1), lines, {"m": "x" * 10_000})
         merged = merged.merge(own)
     assert len(merged.encode()) < 100_000
     assert len(merged.entries) == 17

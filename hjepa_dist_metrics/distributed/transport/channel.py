@@ -32,7 +32,7 @@ class Channel(Protocol):
 
     rank: int
     world_size: int
-    frame: bytearray
+    frame: Bytes
 
     def begin(self, peers: Iterable[int], patience: str = "") -> None:
         """Begin a sync with these peers; the first one connects.
@@ -53,11 +53,16 @@ class Channel(Protocol):
         """Raise `error` at every further sync, for a connection broke."""
 
 
-def grown(frame: bytearray, most_bytes: int) -> bytearray:
+def new_frame(size: int = LEAST_FRAME) -> Bytes:
+    """Return the memory of a first message."""
+    return np.zeros(size, dtype=np.uint8)
+
+
+def grown(frame: Bytes, most_bytes: int) -> Bytes:
     """Return a frame that holds `most_bytes`, as far as frames may grow."""
     if len(frame) >= most_bytes or most_bytes > MOST_FRAME:
         return frame
-    return bytearray(1 << (most_bytes - 1).bit_length())
+    return new_frame(1 << (most_bytes - 1).bit_length())
 
 
 class LocalChannel:
@@ -67,7 +72,7 @@ class LocalChannel:
     world_size = 1
 
     def __init__(self) -> None:
-        self.frame = bytearray()
+        self.frame = new_frame(0)
 
     def begin(self, peers: Iterable[int], patience: str = "") -> None:
         """Do nothing: there is nobody to wait for."""

@@ -29,6 +29,7 @@ class Edge:
         self._group = compat.pair_group(store, place, timeout)
         self._peer = 1 - place
         self._rooms: dict[int, tuple[Bytes, Tensor]] = {}
+        self._sent: tuple[Bytes, Tensor] | None = None
         # What the last messages used: gloo's thread drops it a moment later, and must not be the last to.
         self._kept: list[Any] = []
 
@@ -39,10 +40,10 @@ class Edge:
         if size:
             works.append(self._group.recv([room], self._peer, size & _MOST_TAG))
         if sent is not None:
-            tensor = torch.from_numpy(sent)
-            works.append(self._group.send([tensor], self._peer, len(sent) & _MOST_TAG))
-            room = (room, tensor)
-        self._kept = [room, works]
+            if self._sent is None or self._sent[0] is not sent:
+                self._sent = sent, torch.from_numpy(sent)
+            works.append(self._group.send([self._sent[1]], self._peer, len(sent) & _MOST_TAG))
+        self._kept = [room, self._sent, works]
         for work in works:
             work.wait(timedelta(seconds=max(deadline - time.monotonic(), _LEAST)))
         return data
@@ -61,5 +62,5 @@ class Edge:
 
     def close(self) -> None:
         """Let go of the connection: whoever still holds this object, for a traceback, keeps none open."""
-        self._group = None
+        self._group = self._sent = None
         self._kept = []

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from hjepa_dist_metrics.distributed.transport.channel import (
-    LEAST_FRAME,
     Bytes,
     LinkError,
     grown,
+    new_frame,
 )
 from hjepa_dist_metrics.errors import RankFailureError, SyncTimeoutError
 
@@ -37,7 +37,7 @@ class MemoryChannel:
 
     def __init__(self, world: MemoryWorld, rank: int) -> None:
         self.world, self.rank, self.world_size = world, rank, world.world_size
-        self.frame = bytearray(LEAST_FRAME)
+        self.frame = new_frame()
         self._error: RankFailureError | SyncTimeoutError | None = None
 
     def begin(self, peers: Iterable[int], patience: str = "") -> None:

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from hjepa_dist_metrics.distributed import compat
 from hjepa_dist_metrics.distributed.transport.board import Verdict, WaitBoard, first_line
 from hjepa_dist_metrics.distributed.transport.channel import (
-    LEAST_FRAME,
     Bytes,
     Channel,
     LinkError,
     LocalChannel,
     grown,
+    new_frame,
 )
 from hjepa_dist_metrics.distributed.transport.edge import Edge
 from hjepa_dist_metrics.distributed.transport.watch import watch
@@ -54,7 +54,7 @@ class TreeChannel:
     def __init__(self, parent: dist.ProcessGroup, timeout: float) -> None:
         ranks = tuple(dist.get_process_group_ranks(parent))
         self.rank, self.world_size = dist.get_rank(parent), len(ranks)
-        self.frame, self._timeout = bytearray(LEAST_FRAME), timeout
+        self.frame, self._timeout = new_frame(), timeout
         store = compat.own_connection(compat.job_store(), max(timeout, _LEAST_TO_CONNECT))
         prefix = f"hjepa_dist_metrics/{parent.group_name}"
         # The store outlives groups: one made anew under the same name must not meet old keys.
@@ -206,7 +206,9 @@ def group_channel(group: dist.ProcessGroup | None, timeout: float) -> Channel:
     parent = group if group is not None else dist.group.WORLD
     if parent is None:
         raise ConfigError("the process group is gone: compute metrics before destroy_process_group()")
-    opened = _channels.setdefault(parent, {})
+    opened = _channels.get(parent)
+    if opened is None:
+        opened = _channels[parent] = {}
     if timeout not in opened:
         try:
             fake = dist.get_backend(parent) == "fake"  # of its ranks there is only one
