@@ -235,3 +235,22 @@ print(*sorted(set({optional}) & (set(sys.modules) - before)))
         [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, timeout=120, check=True
     )
     assert run.stdout.split() == []
+
+
+def pickle_uses(source: str) -> list[str]:
+    """Name what a module uses that unpickles what other processes send."""
+    words = ("pickle.loads", "pickle.load", "all_gather_object", "broadcast_object_list", "gather_object")
+    return [word for word in words if word in source]
+
+
+# The process that draws figures is this process's own child, on a pipe that nobody else has.
+OWN_PIPE = {"figures/worker.py"}
+
+
+@pytest.mark.parametrize("relative", [f for f in FILES if f not in OWN_PIPE])
+def test_nothing_that_other_ranks_send_is_unpickled(relative: str):
+    assert pickle_uses((ROOT / relative).read_text()) == []
+
+
+def test_the_check_sees_what_the_drawing_process_does():
+    assert all(pickle_uses((ROOT / relative).read_text()) for relative in OWN_PIPE)

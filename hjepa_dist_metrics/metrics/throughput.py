@@ -12,9 +12,10 @@ from typing_extensions import Self
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.flops import peak_flops as devices_peak
-from hjepa_dist_metrics.states import PerRank, State, Sum
-from hjepa_dist_metrics.states.rank_table import RankTable
+from hjepa_dist_metrics.states import PerRank, ShardedSum, State, Sum
+from hjepa_dist_metrics.states.sharded import SHARD
 
+_ITS_OWN = torch.tensor([SHARD], device="cpu")
 PHASES = ("forward", "backward", "data", "optimizer", "step")
 
 
@@ -44,7 +45,7 @@ class Throughput(DistributedMetric):
         self._counts = [0.0, 0.0]
         for name in ("samples", "tokens", "flops"):
             self.add_state(name, Sum())
-        self.add_state("peak", RankTable(1))
+        self.add_state("peak", ShardedSum())
         for phase in (*PHASES, "monitor"):
             self.add_state(f"{phase}_s", PerRank())
 
@@ -92,7 +93,7 @@ class Throughput(DistributedMetric):
             self._states["tokens"].update(tokens)
             if self.flops_per_sample is not None:
                 self._states["flops"].update(samples * self.flops_per_sample)
-                self._states["peak"].update([self.peak_flops or math.nan])
+                self._states["peak"].update(self.peak_flops or math.nan, _ITS_OWN)
         self._seconds, self._counts = {}, [0.0, 0.0]
 
     def merge(self, other: DistributedMetric) -> Self:
@@ -118,7 +119,7 @@ class Throughput(DistributedMetric):
             tags["performance/monitor_overhead_percent"] = 100.0 * states["monitor_s"].total / step.total
             if states["tokens"].value:
                 tags["performance/tokens_per_second"] = states["tokens"].value / step.longest
-            peak = float(states["peak"].table.sum())
+            peak = states["peak"].value
             if states["flops"].value and peak > 0:
                 tags["performance/mfu"] = states["flops"].value / step.longest / peak
         for phase in PHASES:

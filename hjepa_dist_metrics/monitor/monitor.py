@@ -33,6 +33,8 @@ from hjepa_dist_metrics.monitor.rules import RunRules
 from hjepa_dist_metrics.monitor.speed import SpeedWatch
 from hjepa_dist_metrics.monitor.uneven_ranks import LogRequest, UnevenRanks, WaitPhase
 from hjepa_dist_metrics.sinks import HParam
+from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
+from hjepa_dist_metrics.sinks.signals import SignalFlush
 from hjepa_dist_metrics.sync import SyncHandle, drain_syncs
 from hjepa_dist_metrics.values import Scalar
 
@@ -108,8 +110,10 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self.families, model, self.optimizers, self.config.gradients, self.due, self._observe_in_time
         )
 
-        # The last to be registered is the first to be called: before the files close.
+        # The last to be registered is the first to be called: before the files close. A signal goes to all
+        # ranks, and each is needed for the syncs that all have asked for already.
         atexit.register(self._release)
+        self._signals = SignalFlush(lambda: drain_syncs(SIGNAL_FLUSH_SECONDS))
 
     # -- observing -------------------------------------------------------------------------------------
 
@@ -417,6 +421,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
 
     def _release(self) -> None:
         atexit.unregister(self._release)
+        self._signals.restore()
         self._gradients.release()
         drain_syncs()  # what is still on its way is still written: it may tell why the run ends
         self._publisher.close()

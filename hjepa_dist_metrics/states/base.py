@@ -3,8 +3,8 @@
 States know neither groups nor files. Merging is associative, and merging with an empty state changes nothing,
 so that any split of the samples over batches and ranks gives what one process would get. `merge` is what a
 sync does with the states of two blocks of ranks, the lower block's first, and what happens to two stretches
-of one rank's steps, the earlier one first. Where the two differ, the state keeps the number of its rank, which
-`signed` fills in before a sync.
+of one rank's steps, the earlier one first. Where the two differ, the state keeps the number of its rank,
+which `signed` fills in before a sync.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ class State(ABC):
         return state
 
     def compact(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what has to be sent of packed tensors, which lie on the host."""
+        """Return what has to be sent of packed tensors, compact ones among them, which lie on the host.
+
+        In a sync states around compact tensors merge with each other.
+        """
         return tensors
 
     def expand(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

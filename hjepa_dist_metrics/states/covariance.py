@@ -112,11 +112,20 @@ class Covariance(State):
         delta = torch.where(n > 0, theirs["mean"] - self._mean, theirs["mean"])
         delta = torch.where(m > 0, delta, torch.zeros_like(delta))
         mean = torch.where(n > 0, self._mean, torch.zeros_like(delta)) + delta * (m / total.clamp(min=1))
-        m2 = self.m2 + theirs["m2"] + torch.outer(delta, delta) * (n * m / total.clamp(min=1))
+        m2 = self.m2 + theirs["m2"] + self._product(delta) * (n * m / total.clamp(min=1))
         return self.adopt({"head": self.head + theirs["head"], "mean": mean, "m2": m2})
+
+    def _product(self, delta: Tensor) -> Tensor:
+        """Return delta delta^T in the form of the moments, a matrix or its triangle."""
+        if self.m2.ndim == 2:
+            return torch.outer(delta, delta)
+        upper = _triangle(self.dim)
+        return delta[upper[0]] * delta[upper[1]]
 
     def compact(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keep the triangle of the moments."""
+        if tensors["m2"].ndim == 1:
+            return tensors
         upper = _triangle(self.dim)
         return {**tensors, "m2": tensors["m2"][upper[0], upper[1]]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -145,6 +146,17 @@ class Distinct(State):
         require_same_signature(self, other)
         mine = self.pack()
         theirs = {name: follow(tensor, self._keys) for name, tensor in other.pack().items()}
-        merged = self.adopt({**mine, "seen": mine["seen"] + theirs["seen"]})
-        merged._take(theirs["keys"], theirs["counts"])
-        return merged
+        seen = mine["seen"] + theirs["seen"]
+        if not mine["keys"].is_cpu:
+            merged = self.adopt({**mine, "seen": seen})
+            merged._take(theirs["keys"], theirs["counts"])
+            return merged
+        names = ("keys", "counts")
+        keys, counts = (np.concatenate([mine[name].numpy(), theirs[name].numpy()]) for name in names)
+        order = np.argsort(keys, kind="stable")
+        keys, counts = keys[order], counts[order]
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        unique = keys[first][: self.capacity], np.add.reduceat(counts, first)[: self.capacity]
+        packed = dict(zip(names, map(torch.from_numpy, unique), strict=True))
+        full = len(mine["keys"]) == len(theirs["keys"]) == self.capacity
+        return self.adopt({**(self.expand(packed) if full else packed), "seen": seen})

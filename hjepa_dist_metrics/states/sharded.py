@@ -8,7 +8,7 @@ because another rank counts for the same shard. Over time the latest replaces th
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ class _Sharded(Signed):
     """
 
     fields = 6
+    compares: ClassVar[bool] = True  # whether copies must agree
     _nothing: float
 
     @classmethod
@@ -62,17 +63,14 @@ class _Sharded(Signed):
         xp = namespace(lower)
         held, other_held = lower[1] + lower[2] > 0, upper[1] + upper[2] > 0
         merged = xp.where(held, lower, upper)
-        both = held & other_held
-        copies = both & (lower[2] > 0) & (upper[2] > 0)
-        shards = both & (lower[1] > 0) & (upper[1] > 0)
+        shards = (lower[1] > 0) & (upper[1] > 0)
         merged[0] = xp.where(shards, cls._together(lower[0], upper[0]), merged[0])
-        merged[1:3] = xp.where(both, lower[1:3] + upper[1:3], merged[1:3])
-        merged[-2], merged[-1] = cls.contradicted(lower, upper, copies & cls._differ(lower, upper))
-        return xp.where(cls.later(lower, upper) & other_held, upper, merged)
-
-    @classmethod
-    def _differ(cls, lower: Block, upper: Block) -> Block:
-        return cls.unlike(lower, upper)
+        merged[1:3] = xp.where(held & other_held, lower[1:3] + upper[1:3], merged[1:3])
+        if cls.compares:
+            copies = (lower[2] > 0) & (upper[2] > 0)
+            merged[-2], merged[-1] = cls.contradicted(lower, upper, copies & cls.unlike(lower, upper))
+        later = cls.later(lower, upper)
+        return xp.where(later & other_held, upper, merged) if later.any() else merged
 
     @classmethod
     @abstractmethod
@@ -87,11 +85,8 @@ class ShardedSum(_Sharded):
     where it cancels no tolerance is right. Extremes are exact, and what they are taken of is compared there.
     """
 
+    compares = False
     _nothing = 0.0
-
-    @classmethod
-    def _differ(cls, lower: Block, upper: Block) -> Block:
-        return lower[1] < 0  # nowhere
 
     @classmethod
     def conflicts(cls, block: Block) -> Block | None:

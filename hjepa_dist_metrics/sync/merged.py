@@ -21,7 +21,7 @@ class Merged(Mapping[str, Mapping[str, State]]):
 
     def __init__(self, manifest: Manifest, payload: Payload) -> None:
         self.manifest, self._payload = manifest, payload
-        self._made: dict[str, State] = dict(payload.others)
+        self._made: dict[str, State] = payload.expanded()
 
     def __getitem__(self, metric: str) -> dict[str, State]:
         return {name: self._state(full) for name, full in self.manifest.members[metric].items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 _ALIGN = 8
+_NAME = 16  # bytes of a tensor's name, or as many more as it has
 _DTYPES = (
     torch.float64,
     torch.float32,
@@ -29,6 +31,7 @@ _DTYPES = (
     torch.uint8,
     torch.bool,
 )
+_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
 class MergeError(Exception):
@@ -42,10 +45,16 @@ class Payload(NamedTuple):
     others: Mapping[str, State]
 
     def signed(self, manifest: Manifest, rank: int, steps: int) -> Payload:
-        """Write into the states which rank they are of; the numbers are changed in place."""
+        """Return the payload as that of `rank`, of compact states; the numbers are changed in place."""
         for group in manifest.groups:
             group.kind.sign_rows(group.block(self.numbers), rank, steps)
-        return Payload(self.numbers, {name: s.signed(rank, steps) for name, s in self.others.items()})
+        return Payload(
+            self.numbers, {name: _compact(s.signed(rank, steps)) for name, s in self.others.items()}
+        )
+
+    def expanded(self) -> dict[str, State]:
+        """Return the other states as they are outside of a sync."""
+        return {name: state.adopt(state.expand(state.pack())) for name, state in self.others.items()}
 
     def merge(self, manifest: Manifest, upper: Payload) -> Payload:
         """Merge with the payload of the block of higher ranks."""
@@ -67,10 +76,7 @@ class Payload(NamedTuple):
         numbers = self.numbers.view(np.uint8)
         if not self.others:
             return numbers
-        parts = [numbers]
-        for state in self.others.values():
-            parts += _encoded(state.compact(state.pack()))
-        return np.concatenate(parts)
+        return np.concatenate([numbers, *_encoded(self.others.values())])
 
     @classmethod
     def decode(cls, manifest: Manifest, data: Bytes) -> Payload:
@@ -81,7 +87,7 @@ class Payload(NamedTuple):
             return cls(numbers, {})
         tensors = _decoded(data[size:].copy())
         prototypes = ((name, manifest.states[name]) for name in manifest.others)
-        return cls(numbers, {name: s.adopt(s.expand(next(tensors))) for name, s in prototypes})
+        return cls(numbers, {name: s.adopt(next(tensors)) for name, s in prototypes})
 
     def lifted(self, own: Manifest, union: Manifest) -> Payload:
         """Return the payload in the layout of a manifest that has all states of `own`, and more."""
@@ -99,19 +105,29 @@ class Payload(NamedTuple):
                 else:
                     block[:, columns] = state.empty().data.numpy()
         missing = (name for name in union.others if name not in self.others)
-        others = {**self.others, **{name: union.states[name].empty() for name in missing}}
+        others = {**self.others, **{name: _compact(union.states[name].empty()) for name in missing}}
         return Payload(numbers, {name: others[name] for name in union.others})
 
 
-def _encoded(tensors: Mapping[str, Tensor]) -> list[Bytes]:
-    """Return a state's tensors: how many, then of each its name, dtype and shape, and its bytes."""
-    parts = [_words([len(tensors)])]
-    for name, tensor in tensors.items():
-        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        text = name.encode()
-        parts.append(_words([len(text), _DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape]))
-        parts += [_padded(np.frombuffer(text, dtype=np.uint8)), _padded(data)]
-    return parts
+def _compact(state: State) -> State:
+    return state.adopt(state.compact(state.pack()))
+
+
+def _encoded(states: Iterable[State]) -> Iterator[Bytes]:
+    """Yield how states are sent: how many tensors each has, then of each name, dtype, shape and bytes."""
+    for state in states:
+        tensors = state.compact(state.pack())  # a merge may leave room for what both have alike
+        yield _words([len(tensors)])
+        for name, tensor in tensors.items():
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            text = name.encode()
+            text = text.ljust(max(_NAME, -(-len(text) // _ALIGN) * _ALIGN), b"\0")
+            head = [_CODES[tensor.dtype], len(text), tensor.ndim, *tensor.shape]
+            yield _words(head)
+            yield np.frombuffer(text, dtype=np.uint8)
+            yield data
+            if len(data) % _ALIGN:
+                yield np.zeros(-len(data) % _ALIGN, dtype=np.uint8)
 
 
 def _decoded(data: Bytes) -> Iterator[dict[str, Tensor]]:
@@ -119,24 +135,16 @@ def _decoded(data: Bytes) -> Iterator[dict[str, Tensor]]:
     while at < len(words):
         count, at, tensors = int(words[at]), at + 1, {}
         for _ in range(count):
-            length, code, ndim = words[at : at + 3].tolist()
-            shape, at = words[at + 3 : at + 3 + ndim].tolist(), at + 3 + ndim
-            name, at = data[8 * at : 8 * at + length].tobytes().decode(), at + _word_count(length)
-            dtype = _DTYPES[code]
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            flat = torch.from_numpy(data[8 * at : 8 * at + size]).view(dtype)
-            tensors[name], at = flat.reshape(shape), at + _word_count(size)
+            code, length, ndim = words[at : at + 3].tolist()
+            shape = words[at + 3 : at + 3 + ndim].tolist()
+            at = _ALIGN * (at + 3 + ndim)
+            name = data[at : at + length].tobytes().rstrip(b"\0").decode()
+            at, dtype = at + length, _DTYPES[code]
+            size = math.prod(shape) * dtype.itemsize
+            tensors[name] = torch.from_numpy(data[at : at + size]).view(dtype).reshape(shape)
+            at = -(-(at + size) // _ALIGN)
         yield tensors
 
 
 def _words(numbers: Sequence[int]) -> Bytes:
     return np.array(numbers, dtype=np.int64).view(np.uint8)
-
-
-def _word_count(size: int) -> int:
-    return -(-size // _ALIGN)
-
-
-def _padded(data: Bytes) -> Bytes:
-    missing = _word_count(len(data)) * _ALIGN - len(data)
-    return np.concatenate([data, np.zeros(missing, dtype=np.uint8)]) if missing else data

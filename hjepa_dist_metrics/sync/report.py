@@ -10,7 +10,7 @@ from hjepa_dist_metrics.sync.tree import Block, reduce, steps
 
 
 class SyncReport(NamedTuple):
-    """Hold what a sync cost this rank: rounds, messages, bytes each way, seconds, and those spent in messages.
+    """Hold what a sync cost this rank: rounds, messages, bytes each way, seconds, those of them in messages.
 
     `slowest_rank` is the one for which the others waited in the sync before: it waited least itself.
     """

@@ -17,7 +17,7 @@ from hjepa_dist_metrics.distributed.transport import Channel
 from hjepa_dist_metrics.errors import DesyncError, RankFailureError, SyncTimeoutError
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.header import NO_WAIT, SIZE, Header, Participation, word_of
-from hjepa_dist_metrics.sync.manifest import Lines, Manifest, Membership
+from hjepa_dist_metrics.sync.manifest import Manifest, Membership
 from hjepa_dist_metrics.sync.merged import Merged
 from hjepa_dist_metrics.sync.payload import Payload
 from hjepa_dist_metrics.sync.report import Meter, SyncReport, run

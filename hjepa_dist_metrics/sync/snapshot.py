@@ -41,7 +41,7 @@ class Snapshot:
 
 
 class StateIndex:
-    """Keep the states of a set of metrics in the order of their payload, while the metrics hold the same ones."""
+    """Keep the states of metrics in the order of their payload, while the metrics hold the same ones."""
 
     def __init__(
         self,

@@ -132,9 +132,9 @@ _threads: weakref.WeakSet[SyncThread] = weakref.WeakSet()
 
 
 @atexit.register
-def drain_syncs() -> None:
-    """Wait for all syncs under way, for as long as a process that ends may: 10 s."""
-    deadline = time.monotonic() + _EXIT_SECONDS
+def drain_syncs(seconds: float = _EXIT_SECONDS) -> None:
+    """Wait for all syncs under way, for as long as a process that ends may."""
+    deadline = time.monotonic() + seconds
     for thread in list(_threads):
         thread.drain(max(0.0, deadline - time.monotonic()))
 

@@ -155,7 +155,7 @@ def _meet(block: Block, step: Step, frame: Bytes) -> Messages:
 def _merged(
     block: Block, step: Step, payloads: tuple[Payload, Payload], header: Header, union: Manifest
 ) -> Block:
-    """Return both blocks as one, this rank's payload first; a merge that fails does so on both sides alike."""
+    """Return both blocks as one, this rank's payload first; a merge that fails does so on both sides."""
     lower, upper = payloads if step.lower else payloads[::-1]
     both = block.header.merge(header, union.digest)
     try:

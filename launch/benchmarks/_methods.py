@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hjepa_dist_metrics import MetricCollection, WeightedMean
+from hjepa_dist_metrics import MetricCollection, ProcessContext, WeightedMean
+from hjepa_dist_metrics.distributed import open_channel
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.sync.tree import steps
 
 Sync = Callable[[], Sequence[float]]
 COUNT = 4.0  # samples behind every rank's mean
@@ -71,6 +73,24 @@ def packed(values: Sequence[float], group: dist.ProcessGroup | None = None) -> S
 def packed_apart(values: Sequence[float]) -> Sync:
     """The floor on a group of its own, as our syncs have: what goes wrong in it leaves the job alone."""
     return packed(values, dist.new_group(backend="gloo"))
+
+
+def bare_tree(values: Sequence[float]) -> Sync:
+    """Our messages alone: the frames of each round, which nobody writes, checks or merges."""
+    context = ProcessContext.current()
+    channel = open_channel(context, 61.0)  # seconds; a limit of no other method, so that it has its own
+    rounds = steps(context.rank, context.world_size)
+    size = len(channel.frame)
+
+    def sync() -> list[float]:
+        channel.begin([step.peer for step in rounds])
+        for step in rounds:
+            sent = channel.frame if step.way >= 0 else None
+            channel.exchange(step.peer, sent, size if step.way <= 0 else 0)
+        return list(expected)
+
+    expected = [value - context.rank + (context.world_size - 1) / 2 for value in values]
+    return sync
 
 
 def stacked(values: Sequence[float]) -> Sync:
@@ -148,6 +168,7 @@ METHODS: dict[str, Callable[[Sequence[float]], Sync]] = {
     "ours, training thread": ours_background,
     "packed": packed,
     "packed, own group": packed_apart,
+    "bare tree": bare_tree,
     "stacked": stacked,
     "accelerate": accelerate,
     "ignite": ignite,

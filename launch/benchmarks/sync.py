@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from benchmarks import _covariance, _training
+from benchmarks import _covariance, _log_step, _training
 from benchmarks._methods import METHODS, PEERS, Sync, quiet, require_peers
 from benchmarks._plot import plot
 from benchmarks._ranks import (
@@ -47,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
     if options.metrics:
         _check_methods(options.methods)
     data: dict[str, list[Cell]] = {}
-    sections = [section(options, data) for section in (_scalars, _training_thread, _covariances, _memory)]
+    parts = (_scalars, _log_steps, _training_thread, _covariances, _memory)
+    sections = [part(options, data) for part in parts]
     text = "\n\n".join(section for section in sections if section)
     print(text)
     write(options.out, "sync.md", text)
@@ -63,6 +64,17 @@ def _scalars(options: argparse.Namespace, data: dict[str, list[Cell]]) -> str:
     how = (options.methods, options.metrics, options.rounds, options.seconds)
     data["scalars"] = [cell for world in options.ranks for cell in on_ranks(world, measure, *how)]
     return report(data["scalars"])
+
+
+def _log_steps(options: argparse.Namespace, data: dict[str, list[Cell]]) -> str:
+    if not options.metrics or not options.log_step_rounds:
+        return ""
+    tables = []
+    for world in options.ranks:
+        cells = on_ranks(world, _log_step.measure, options.log_step_rounds)
+        data.setdefault("log step", []).extend({**cell, "ranks": world} for cell in cells)
+        tables.append(_log_step.report(cells, world))
+    return "\n\n".join(tables)
 
 
 def _training_thread(options: argparse.Namespace, data: dict[str, list[Cell]]) -> str:
@@ -217,16 +229,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--methods", nargs="+", default=list(METHODS), help=f"ours, packed and others ({', '.join(PEERS)})")
     add("--rounds", type=whole(1), default=40, help="rounds in which every method runs once")
     add("--seconds", type=positive, default=4.0, help="time for one method at one size, about")
+    add("--log-step-rounds", type=whole(0), default=40, help="rounds of a monitor's log step; 0: no table")
     add("--rows", type=whole(2), default=4096, help="rows a rank of the covariance comparison")
-    add("--dims", type=whole(1), nargs="*", default=[384, 1024], help="widths of its rows; none: no table")
+    add(
+        "--dims",
+        type=whole(1),
+        nargs="*",
+        default=[],
+        help="widths of its rows, 384 for instance; none: no table",
+    )
     add("--covariance-rounds", type=whole(0), default=5, help="its rounds; 0: no table")
-    rows = [1024, 4096, 16384]
     add(
         "--memory-rows",
         type=whole(2),
         nargs="*",
-        default=rows,
-        help="rows a rank of the memory table; none: no table",
+        default=[],
+        help="rows a rank of the memory table, 1024 4096 16384 for instance; none: no table",
     )
     add("--memory-dim", type=whole(1), default=1024, help="their width")
     add("--out", default="results/benchmarks", help="folder of sync.md, sync.json and sync.png")

@@ -385,6 +385,25 @@ def test_the_interpreter_exits_while_a_sync_waits_for_a_rank(way):
     assert ranks[0].returncode == 0
 
 
+def first_sync_after_the_host_ended(rank: int):
+    metrics = collection()
+    if rank == 0:
+        return attempt(metrics.compute)
+    time.sleep(TIMEOUT + 2.5)  # by now rank 0, which hosts the store, has given up and ended
+    started = time.monotonic()
+    error = attempt(metrics.compute)
+    return error, time.monotonic() - started
+
+
+def test_the_first_sync_of_a_late_rank_does_not_outlast_its_timeout_where_the_host_has_ended():
+    results = run_disposable(2, first_sync_after_the_host_ended)
+    assert results[0][0] == "SyncTimeoutError"
+    (kind, text, _), seconds = results[1]
+    assert kind == "RankFailureError"
+    assert "store does not answer" in text
+    assert seconds < TIMEOUT + 1.0
+
+
 def test_errors_have_the_types_that_users_catch():
     assert issubclass(SyncTimeoutError, TimeoutError)
     assert issubclass(RankFailureError, RuntimeError)

@@ -198,3 +198,37 @@ def test_a_checkpoint_holds_each_state_and_not_the_block_it_was_cut_from():
             assert tensor.untyped_storage().nbytes() == tensor.numel() * 8
             buffers += tensor.numel()
     assert buffers == 50 * 2 + 50 * 4 * 7
+
+
+GARBAGE = [
+    (7, "expected what state_dict"),
+    ({"syncs": 1}, "expected what state_dict"),
+    ({"syncs": 1, "metrics": {"other": {}}}, "the collection holds the metrics"),
+    ({"syncs": 1, "metrics": {"m": [1, 2]}}, "m expected what its state_dict"),
+    ({"syncs": 1, "metrics": {"m": {"mean": {}}}}, "m expected what its state_dict"),
+    ({"syncs": 1, "metrics": {"m": {"mean": {"signature": "Sum[]"}}}}, "m has the states"),
+    ({"syncs": 1, "metrics": {"m": {"mean": {"signature": "Mean[]"}}}}, "expected tensors"),
+    ({"syncs": 1, "metrics": {"m": {"mean": {"signature": "Mean[]", "data": 3}}}}, "'data' is int"),
+    (
+        {"syncs": 1, "metrics": {"m": {"mean": {"signature": "Mean[]", "data": torch.zeros(2, 3)}}}},
+        r"expected 'data' of shape \[2, 1\], got \[2, 3\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("saved", "message"), GARBAGE)
+def test_what_is_no_checkpoint_is_one_clear_error_on_every_rank_and_changes_nothing(saved, message):
+    def body(context):
+        collection = MetricCollection({"m": WeightedMean("m")}, context)
+        collection["m"].update(2.0 + context.rank)
+        with pytest.raises(ConfigError, match=message):
+            collection.load_state_dict(saved)
+        return float(collection.compute()["m"])
+
+    assert run_ranks(2, body) == [2.5, 2.5]
+
+
+def test_a_single_metric_says_the_same_of_its_own():
+    metric = WeightedMean("m")
+    with pytest.raises(ConfigError, match=r"WeightedMean.mean does not fit: expected 'data' of shape"):
+        metric.load_state_dict({"mean": {"signature": "Mean[]", "data": torch.zeros(3)}})

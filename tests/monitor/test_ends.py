@@ -1,7 +1,9 @@
 """How a run begins and ends: names that all ranks know, values under way, callers that come too late."""
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from hjepa_dist_metrics import ConfigError, MetricsLogger, SyncTimeoutError, TrainingMonitor
 from hjepa_dist_metrics.sinks import jsonl_path, read_jsonl
-from tests.processes import run_disposable
+from tests.processes import free_port, run_disposable
 
 
 def monitor_of(log_dir, **more):
@@ -166,3 +168,58 @@ def test_methods_of_a_summary_writer_are_named_in_the_error(tmp_path):
             logger.add_nothing()
         with pytest.raises(ConfigError, match="a step goes in as step="):
             logger.log_embedding("points", torch.zeros(2, 2), 3)
+
+
+TERMINATED = """
+import os, signal, sys, time
+from tests.monitor.test_ends import monitor_of
+from tests.processes import join_world
+from hjepa_dist_metrics import DistributedMetric
+from hjepa_dist_metrics.states import Sum
+
+class Slow(DistributedMetric):
+    def __init__(self):
+        self.add_state("seen", Sum())
+    def update(self, x):
+        self.seen.update(x)
+    def compute_from(self, states):
+        time.sleep(0.3)
+        return {"user/seen": states["seen"].value}
+
+rank = int(sys.argv[2])
+join_world(rank, 2, int(sys.argv[3]))
+monitor = monitor_of(sys.argv[1])
+monitor.add_metric("slow", Slow())
+for step in range(6):
+    monitor.step(samples=1, losses=float(step))
+print("asked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_ranks_loses_no_log_that_all_have_asked_for(tmp_path, number):
+    port, root = free_port(), Path(__file__).resolve().parents[2]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TERMINATED, str(tmp_path), str(rank), str(port)],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            assert rank.stdout.readline() == "asked\n"
+        for rank in ranks:
+            rank.send_signal(number)
+        for rank in ranks:
+            rank.wait(30)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert steps_of(tmp_path) == [0, 1, 2, 3, 4, 5]

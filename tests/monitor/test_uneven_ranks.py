@@ -158,3 +158,25 @@ def test_a_run_goes_on_from_a_checkpoint_taken_at_its_end(gloo, tmp_path, first)
         step: 2.0 * sum(min(step + 1, n) if step < 6 else n + step - 5 for n in first)
         for step in (0, 2, 4, 5, 6, 8, 10)
     }
+
+
+def ends_on_a_log_step(log_dir, steps, rate):
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    model = nn.Linear(DIM, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    with TrainingMonitor(model, optimizer, settings(log_dir)) as monitor:
+        for step in range(steps[rank]):
+            model(torch.ones(2, DIM) * (1 + step)).square().mean().backward()
+            monitor.clip_grad_norm_(1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.step(samples=2, losses=loss_of(rank, step))
+        monitor.finish()
+        return monitor.step_number
+
+
+@pytest.mark.parametrize("steps", [(6, 9), (9, 6), (5, 9), (7, 9)])
+def test_a_rank_that_ends_on_a_log_step_has_other_values_of_what_all_have_alike(gloo, tmp_path, steps):
+    assert gloo(2).run(ends_on_a_log_step, str(tmp_path), steps, 0.1) == [9, 9]
+    assert series(tmp_path, "performance/total_samples")[8] == 2 * sum(steps)

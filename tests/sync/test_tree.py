@@ -138,10 +138,7 @@ def test_ranks_that_contradict_each_other_are_both_named(world):
 @pytest.mark.parametrize("odd", [0, 1, -1])
 def test_one_odd_rank_is_the_same_error_on_all(world, odd):
     odd %= world
-    blocks = [
-        block_of(rank, means(rank, 3 if rank == odd else 2), number=1 if rank != odd else 1)
-        for rank in range(world)
-    ]
+    blocks = [block_of(rank, means(rank, 3 if rank == odd else 2)) for rank in range(world)]
     results, _ = simulate(blocks)
     errors = [result.report.exception() for result in results]
     assert {type(error) for error in errors} == {DesyncError}

@@ -139,7 +139,8 @@ class WaitBoard:
         ranks = tuple(self.ranks[place] for place in places)
         return SyncTimeoutError(
             f"{_name(ranks)} did not arrive at metrics sync {sync} within {self.timeout:g} s. Every rank "
-            "must sync the same collections the same number of times; raise sync_timeout if the rank is only slow",
+            "must sync the same collections the same number of times; raise sync_timeout if the rank is only "
+            "slow",
             ranks,
         )
 
