@@ -153,7 +153,7 @@ SCALARS = [
     *[
         "alerts/collapse",
         "alerts/frozen_teacher",
-        "sync/collectives",
+        "sync/rounds",
         "sync/bytes",
         "sync/seconds",
         "sync/slowest_rank",

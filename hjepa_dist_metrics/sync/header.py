@@ -128,11 +128,14 @@ class Header:
         """Return the header of a block that has failed."""
         return Header((*self.words[:7], 1, 0, *self.words[9:]))
 
-    def write(self, frame: memoryview, payload_bytes: int) -> None:
-        """Write the header, with the size of the payload, to the beginning of a frame."""
+    def sized(self, payload_bytes: int, most_bytes: int = 0) -> Header:
+        """Return the header with the size of the payload that goes with it."""
         words = self.words
-        most = max(words[9], payload_bytes)
-        _FORMAT.pack_into(frame, 0, *words[:8], payload_bytes, most, *words[10:])
+        return Header((*words[:8], payload_bytes, max(words[9], most_bytes), *words[10:]))
+
+    def write(self, frame: memoryview) -> None:
+        """Write the header to the beginning of a frame."""
+        _FORMAT.pack_into(frame, 0, *self.words)
 
     @classmethod
     def read(cls, frame: memoryview) -> Header:

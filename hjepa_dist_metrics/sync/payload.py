@@ -119,7 +119,9 @@ def _encoded(states: Iterable[State]) -> Iterator[Bytes]:
         tensors = state.compact(state.pack())  # a merge may leave room for what both have alike
         yield _words([len(tensors)])
         for name, tensor in tensors.items():
-            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            # A copy, for one element counts as contiguous with any stride, and as bytes it is several.
+            flat = tensor.reshape(-1).clone(memory_format=torch.contiguous_format)
+            data = flat.view(torch.uint8).numpy()
             text = name.encode()
             text = text.ljust(max(_NAME, -(-len(text) // _ALIGN) * _ALIGN), b"\0")
             head = [_CODES[tensor.dtype], len(text), tensor.ndim, *tensor.shape]

@@ -126,7 +126,9 @@ def reduce(block: Block, rank: int, world_size: int, frame: Bytes) -> Messages:
 
 def _meet(block: Block, step: Step, frame: Bytes) -> Messages:
     """Exchange frames with the neighbour block, and merge."""
-    sent, payload = _framed(block, frame)
+    data = _encoded(block)
+    block = block._replace(header=block.header.sized(len(data), len(data)))
+    sent, payload = _framed(block.header, data, frame)
     received = yield Exchange(step.peer, sent, len(frame))
     header = Header.read(received.data)
     if not block.header.agrees(header):
@@ -176,7 +178,9 @@ def _disagree(block: Block, step: Step, size: int, problem: str = "") -> Message
 
 def _give(block: Block, step: Step, frame: Bytes, paired: Manifest) -> Generator[Exchange, Bytes, None]:
     """Send the result to the rank that joined this block; `paired` is the manifest that it knows."""
-    sent, payload = _framed(block, frame)
+    data = _encoded(block)
+    # The size of the result is not one that every rank has seen: no frame grows by it.
+    sent, payload = _framed(block.header.sized(len(data)), data, frame)
     yield Exchange(step.peer, sent, 0)
     if block.report is not None:
         yield from _send(step, len(frame), block.report.encode())
@@ -204,10 +208,13 @@ def _take(block: Block, step: Step, size: int) -> Messages:
     return block._replace(header=header, manifest=manifest, payload=payload)
 
 
-def _framed(block: Block, frame: Bytes) -> tuple[Bytes, Bytes | None]:
+def _encoded(block: Block) -> Bytes:
+    return block.payload.encode() if block.report is None else _NOTHING
+
+
+def _framed(header: Header, data: Bytes, frame: Bytes) -> tuple[Bytes, Bytes | None]:
     """Return the first message, and the payload where that has no room in it."""
-    data = block.payload.encode() if block.report is None else _NOTHING
-    block.header.write(frame.data, len(data))
+    header.write(frame.data)
     if len(data) > len(frame) - SIZE:
         return frame, data
     frame[SIZE : SIZE + len(data)] = data

@@ -1,6 +1,3 @@
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
@@ -8,6 +5,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hjepa_dist_metrics.reference.data import ImageSplits, TensorImages, load_digits_splits
 from hjepa_dist_metrics.reference.hjepa.probe import draw_labelled, knn_accuracy, knn_predict
+from tests.ranks import run_ranks
 
 
 def encode(images):
@@ -42,35 +40,10 @@ def test_accuracy_equals_sklearn_on_the_digits():
     assert np.mean(scores) > 0.6
 
 
-class ThreadGather:
-    """Gather objects over ranks that are threads."""
-
-    def __init__(self, world_size):
-        self.slots = [None] * world_size
-        self.barrier = threading.Barrier(world_size, timeout=60)
-
-    def for_rank(self, rank):
-        def gather(obj):
-            self.slots[rank] = obj
-            self.barrier.wait()
-            everyone = list(self.slots)
-            self.barrier.wait()
-            return everyone
-
-        return gather
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_every_world_size_gives_the_same_number_on_every_rank(world_size):
     data = load_digits_splits()
-    gather = ThreadGather(world_size)
-
-    def probe(rank):
-        kwargs = {"rank": rank, "world_size": world_size, "gather": gather.for_rank(rank)}
-        return knn_accuracy(encode, data, **kwargs)
-
-    with ThreadPoolExecutor(world_size) as pool:
-        results = list(pool.map(probe, range(world_size)))
+    results = run_ranks(world_size, lambda context: knn_accuracy(encode, data, context=context))
     assert results == [knn_accuracy(encode, data)] * world_size
 
 

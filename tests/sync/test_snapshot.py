@@ -97,8 +97,10 @@ def test_a_payload_is_read_as_it_was_written():
     for name in ("c.s", "x.s"):
         states[name].update(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
     manifest = Manifest(states)
-    payload = snapshot(states, manifest).payload()
+    payload = snapshot(states, manifest).payload().signed(manifest, 0, 0)
     again = Payload.decode(manifest, payload.encode())
     assert again.numbers.tolist() == payload.numbers.tolist()
     assert list(again.others) == list(payload.others)
-    assert all(same_bits(again.others[name], state) for name, state in payload.others.items())
+    before, after = payload.expanded(), again.expanded()
+    assert all(same_bits(after[name], state) for name, state in before.items())
+    assert all(same_bits(before[name], states[name]) for name in before)

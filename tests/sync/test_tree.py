@@ -272,3 +272,20 @@ def test_participation_merges_to_the_earliest_phase_and_every_request(phases, da
 def test_the_rank_that_waited_least_is_found():
     results, _ = simulate([block_of(rank, means(rank, 1)) for rank in (0, 1, 2, 3, 4)])
     assert {result.header.slowest for result in results} == {0}
+
+
+@given(
+    world=st.integers(2, 12),
+    rows=st.lists(st.integers(0, 3000), min_size=12, max_size=12),
+)
+def test_every_rank_knows_the_largest_payload(world, rows):
+    """The next sync's frame has that size: ranks that differ in it would wait for each other."""
+
+    def concat(rank: int) -> dict:
+        state = Concat(10**6, 1)
+        state.update(torch.zeros(rows[rank], 1))
+        return {"m.rows": state}
+
+    results, _ = simulate([block_of(rank, concat(rank)) for rank in range(world)])
+    assert len({result.header.most_bytes for result in results}) == 1
+    assert results[0].header.most_bytes >= max(result * 4 for result in rows[:world])
