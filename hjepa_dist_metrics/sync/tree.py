@@ -126,32 +126,39 @@ def reduce(block: Block, rank: int, world_size: int, frame: Bytes) -> Messages:
 
 def _meet(block: Block, step: Step, frame: Bytes) -> Messages:
     """Exchange frames with the neighbour block, and merge."""
-    data = _encoded(block)
-    block = block._replace(header=block.header.sized(len(data), len(data)))
-    sent, payload = _framed(block.header, data, frame)
+    encoded = _encoded(block)
+    block = block._replace(header=block.header.sized(len(encoded), len(encoded)))
+    sent, rest = _framed(block.header, encoded, frame)
     received = yield Exchange(step.peer, sent, len(frame))
-    header = Header.read(received.data)
+    header, theirs, union = Header.read(received.data), block.manifest, block.manifest
     if not block.header.agrees(header):
         return (yield from _disagree(block, step, len(frame)))
-    theirs = union = block.manifest
     if header.manifest != theirs.digest:
         received = received.copy()  # the next message comes to the same memory
-        encoded, problem = (yield from _trade(step, len(frame), block.manifest.encode())), ""
-        try:
-            theirs, union = block.manifest.joined(header.manifest, encoded)
-        except ConflictError as conflict:
-            problem = str(conflict)
-        others_problem = yield from _trade(step, len(frame), problem.encode())
-        if problem or others_problem:
+        theirs, union, problem = yield from _unite(block.manifest, header, step, len(frame))
+        if problem is not None:
             return (yield from _disagree(block, step, len(frame), problem))
     data = _inline(received, header, len(frame))
-    if payload is not None or data is None:
-        more = yield Exchange(step.peer, payload, 0 if data is not None else header.payload_bytes)
+    if rest is not None or data is None:
+        more = yield Exchange(step.peer, rest, 0 if data is not None else header.payload_bytes)
         data = more if data is None else data
     own, other = block.payload, Payload.decode(theirs, data)
     if union is not theirs or union is not block.manifest:
         own, other = own.lifted(block.manifest, union), other.lifted(theirs, union)
     return _merged(block, step, (own, other), header, union)
+
+
+def _unite(
+    own: Manifest, header: Header, step: Step, size: int
+) -> Generator[Exchange, Bytes, tuple[Manifest, Manifest, str | None]]:
+    """Exchange manifests; return the neighbour's, the union of both, and what stands against it on a side."""
+    received, theirs, union, problem = (yield from _trade(step, size, own.encode())), own, own, ""
+    try:
+        theirs, union = own.joined(header.manifest, received)
+    except ConflictError as conflict:
+        problem = str(conflict)
+    others_problem = yield from _trade(step, size, problem.encode())
+    return theirs, union, problem if problem or others_problem else None
 
 
 def _merged(
