@@ -26,7 +26,7 @@ from hjepa_dist_metrics.metrics.elements import (
 )
 from hjepa_dist_metrics.metrics.segments import Segments
 from hjepa_dist_metrics.states.base import to_device
-from hjepa_dist_metrics.states.sharded import ShardedCounts, ShardedMax, ShardedMin, ShardedSum
+from hjepa_dist_metrics.states.ranks.sharded import ShardedCounts, ShardedMax, ShardedMin, ShardedSum
 from hjepa_dist_metrics.values import Histogram, Text
 
 Floats = npt.NDArray[np.float64]

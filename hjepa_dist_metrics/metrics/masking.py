@@ -16,8 +16,8 @@ from hjepa_dist_metrics.metrics.components import count_regions
 from hjepa_dist_metrics.metrics.deferred import Deferred
 from hjepa_dist_metrics.metrics.inputs import require_mask
 from hjepa_dist_metrics.states import Distinct, Sum
-from hjepa_dist_metrics.states.hashing import mix
 from hjepa_dist_metrics.states.rows import row_weights
+from hjepa_dist_metrics.states.sketches.hashing import mix
 
 _HASH_SEED = 0x6D61736B
 _KEY_BITS = torch.iinfo(torch.int64).max - 1  # the largest key is reserved for "no row"

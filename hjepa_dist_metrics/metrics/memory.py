@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.states.rank_table import RankTable
+from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 
 logger = logging.getLogger("hjepa_dist_metrics.metrics")
 

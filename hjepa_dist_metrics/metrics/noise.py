@@ -17,7 +17,7 @@ from hjepa_dist_metrics.metrics.group_norms import columns_of, group_square_sums
 from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.norms import square_sum
 from hjepa_dist_metrics.metrics.watched import Watched
-from hjepa_dist_metrics.states.rank_table import RankTable
+from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 
 
 class GradientNoise(DistributedMetric):

@@ -15,7 +15,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.alike import correlation, linear_cka
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.histograms import histogram_value
-from hjepa_dist_metrics.states import Covariance, Histogram, Lowest, Max, Min, Moments
+from hjepa_dist_metrics.states import BottomK, Covariance, Histogram, Max, Min, Moments
 from hjepa_dist_metrics.values import Text
 
 COSINE_EDGES = np.linspace(-1.0, 1.0, 65)
@@ -50,8 +50,8 @@ class PredictionQuality(DistributedMetric):
             self.add_state(f"error{i}", Moments())
             self.add_state(f"distance{i}", Moments())
             self.add_state(f"histogram{i}", Histogram(COSINE_EDGES))
-            self.add_state(f"hardest{i}", Lowest(patches, 2))
-            self.add_state(f"easiest{i}", Lowest(patches, 2))
+            self.add_state(f"hardest{i}", BottomK(patches, 2))
+            self.add_state(f"easiest{i}", BottomK(patches, 2))
             if self.dims is not None:
                 self.add_state(f"joint{i}", Covariance(2 * self.dims[i]))
 

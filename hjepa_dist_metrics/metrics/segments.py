@@ -16,7 +16,7 @@ from hjepa_dist_metrics.distributed.reduction import resolve_partial
 from hjepa_dist_metrics.distributed.slots import Slot
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.watched import Groups, Watched
-from hjepa_dist_metrics.states.sharded import NON_OWNER, REPLICATED, SHARD
+from hjepa_dist_metrics.states.ranks.sharded import NON_OWNER, REPLICATED, SHARD
 
 OTHER = "other"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.deferred import Deferred, keepable, number_row
 from hjepa_dist_metrics.metrics.inputs import device_of
-from hjepa_dist_metrics.states import Recent, Replicated
+from hjepa_dist_metrics.states import Replicated, StepWindow
 
 SPIKE_BOUND = 6.0
 WINDOW = 50
@@ -50,7 +50,7 @@ class TrainingStability(Deferred[_Step]):
         self.window, self.reach = window, window if reach is None else reach
         if self.reach < window:
             raise ConfigError(f"the reach must hold the window of {window} steps, got reach={reach}")
-        self.add_state("recent", Recent(self.reach))
+        self.add_state("recent", StepWindow(self.reach))
         self.add_state("validation_loss", Replicated())
         self._next = 0
 

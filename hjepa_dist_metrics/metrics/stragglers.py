@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.states.rank_table import RankTable
+from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 from hjepa_dist_metrics.values import Image, Text
 
 CAUSES = ("compute", "data")

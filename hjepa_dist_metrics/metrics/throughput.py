@@ -12,8 +12,8 @@ from typing_extensions import Self
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.flops import peak_flops as devices_peak
-from hjepa_dist_metrics.states import PerRank, ShardedSum, State, Sum
-from hjepa_dist_metrics.states.sharded import SHARD
+from hjepa_dist_metrics.states import RankExtremes, ShardedSum, State, Sum
+from hjepa_dist_metrics.states.ranks.sharded import SHARD
 
 _ITS_OWN = torch.tensor([SHARD], device="cpu")
 PHASES = ("forward", "backward", "data", "optimizer", "step")
@@ -47,7 +47,7 @@ class Throughput(DistributedMetric):
             self.add_state(name, Sum())
         self.add_state("peak", ShardedSum())
         for phase in (*PHASES, "monitor"):
-            self.add_state(f"{phase}_s", PerRank())
+            self.add_state(f"{phase}_s", RankExtremes())
 
     def update(
         self,
@@ -151,7 +151,7 @@ class TotalSamples(DistributedMetric):
     def __init__(self) -> None:
         self.add_state("samples", Sum())
         self.add_state("tokens", Sum())
-        self.add_state("seconds", PerRank())
+        self.add_state("seconds", RankExtremes())
 
     def update(self, samples: float, seconds: float = 0.0, tokens: float = 0) -> None:
         """Add samples and tokens of this rank, of one step or several, and the time that they took."""

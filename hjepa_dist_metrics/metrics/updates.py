@@ -23,7 +23,7 @@ from hjepa_dist_metrics.metrics.segments import Segments
 from hjepa_dist_metrics.metrics.stretches import SMALL, flatten, joined_sums, split_by_size
 from hjepa_dist_metrics.metrics.watched import optimizer_groups, optimizer_list
 from hjepa_dist_metrics.states.base import to_device
-from hjepa_dist_metrics.states.sharded import ShardedSum
+from hjepa_dist_metrics.states.ranks.sharded import ShardedSum
 
 FIELDS = ("count", "sum", "square_sum", "update_squares", "moment1_squares", "moment2_sum", "moments")
 _BLOCK = 1 << 16

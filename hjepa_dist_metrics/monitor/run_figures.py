@@ -26,7 +26,7 @@ from hjepa_dist_metrics.metrics import DistributedMetric
 from hjepa_dist_metrics.metrics.collapse import token_ids
 from hjepa_dist_metrics.metrics.prediction import gram_matrices
 from hjepa_dist_metrics.metrics.spectrum import covariance_spectrum
-from hjepa_dist_metrics.states import Covariance, Lowest, Sample, Sum
+from hjepa_dist_metrics.states import BottomK, Covariance, Sample, Sum
 from hjepa_dist_metrics.values import Drawing
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ class RunFigures(DistributedMetric):
         self.add_state("coverage", Sum(shape=(rows * columns,)))
         self.add_state("sizes", Sum(shape=((rows + 1) * (columns + 1),)))
         self.add_state("scenes", Sample(_SCENES, int(np.prod(self.image)) + 3 * rows * columns))
-        self.add_state("hardest", Lowest(_PATCHES, 2 + int(np.prod(self.crop))))
-        self.add_state("easiest", Lowest(_PATCHES, 2 + int(np.prod(self.crop))))
+        self.add_state("hardest", BottomK(_PATCHES, 2 + int(np.prod(self.crop))))
+        self.add_state("easiest", BottomK(_PATCHES, 2 + int(np.prod(self.crop))))
         for i, target in enumerate(first.targets):
             self.add_state(f"points{i}", Sample(_POINTS, 2 * target.shape[-1]))
             self.add_state(f"joint{i}", Covariance(2 * target.shape[-1]))

@@ -13,7 +13,7 @@ from hjepa_dist_metrics import (
     MetricCollection,
     TrainingStability,
 )
-from hjepa_dist_metrics.states import Recent
+from hjepa_dist_metrics.states import StepWindow
 
 _LOSSES = st.sampled_from([0.5, 2.0, -1.0, float("nan"), float("inf")])
 _STEPS = st.lists(st.tuples(_LOSSES, st.sampled_from([0, 1, 3]), st.booleans()), min_size=1, max_size=80)
@@ -110,7 +110,7 @@ def test_many_steps_at_once_are_recorded_as_one_after_the_other(steps, window, s
     generator = torch.Generator().manual_seed(seed)
     means = torch.rand(len(steps), generator=generator, dtype=torch.float64)
     counts = torch.randint(0, 3, (len(steps),), generator=generator).to(torch.float64)
-    together, alone = Recent(window), Recent(window)
+    together, alone = StepWindow(window), StepWindow(window)
     together.update_many(steps, means, counts)
     for step, mean, count in zip(steps, means, counts, strict=True):
         alone.update(step, mean, count)

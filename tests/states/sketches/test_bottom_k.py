@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection
-from hjepa_dist_metrics.states import Lowest
+from hjepa_dist_metrics.states import BottomK
 from tests.ranks import run_ranks
 
 
 class Worst(DistributedMetric):
     def __init__(self):
-        self.add_state("kept", Lowest(5, 2))
+        self.add_state("kept", BottomK(5, 2))
 
     def update(self, scores, labels):
         self.kept.update(scores, labels)
@@ -39,24 +39,24 @@ def test_the_same_rows_for_every_split_ties_included(world_size):
 
 
 def test_nan_invalid_and_missing_rows_are_left_out():
-    state = Lowest(4, 1)
+    state = BottomK(4, 1)
     scores = torch.tensor([[0.5, float("nan")], [-1.0, -2.0]])
     labels = torch.arange(4).reshape(2, 2, 1)
     state.update(scores, labels, valid=torch.tensor([[True, True], [True, False]]))
     assert state.scores.tolist() == [-1.0, 0.5]
     assert state.labels.tolist() == [[2], [0]]
-    merged = Lowest(4, 1).merge(state)
+    merged = BottomK(4, 1).merge(state)
     assert merged.scores.tolist() == [-1.0, 0.5]
     assert state.empty().labels.shape == (0, 1)
 
 
 def test_refuses_labels_of_another_shape():
     with pytest.raises(ConfigError, match=r"labels of shape \[3, 2\], got \[3, 1\]"):
-        Lowest(4, 2).update(torch.zeros(3), torch.zeros(3, 1))
+        BottomK(4, 2).update(torch.zeros(3), torch.zeros(3, 1))
 
 
 def test_minus_infinity_is_the_lowest_score():
-    state = Lowest(4, 1)
+    state = BottomK(4, 1)
     scores = torch.tensor([2.0, -torch.inf, torch.inf, torch.nan, -1.0])
     state.update(scores, torch.arange(5)[:, None])
     assert state.scores.tolist() == [-np.inf, -1.0, 2.0]

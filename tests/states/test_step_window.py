@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from hjepa_dist_metrics.states import Recent
+from hjepa_dist_metrics.states import StepWindow
 
 
 def told(parts):
-    state = Recent(4)
+    state = StepWindow(4)
     for step, value, count in parts:
         state.update(step, value, count)
     return state

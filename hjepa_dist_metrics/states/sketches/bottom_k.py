@@ -14,7 +14,7 @@ from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_sam
 from hjepa_dist_metrics.states.rows import row_weights
 
 
-class Lowest(State):
+class BottomK(State):
     """Keep the `capacity` lowest scores and, with each, `fields` whole numbers that say whose it is.
 
     `.scores` float64 [k], rising; `.labels` int64 [k, fields]. Equal scores are ordered by their labels, so
@@ -39,7 +39,7 @@ class Lowest(State):
     @property
     def signature(self) -> str:
         """Describe kind, capacity and fields."""
-        return f"Lowest[{self.capacity},{self.fields}]"
+        return f"BottomK[{self.capacity},{self.fields}]"
 
     @property
     def scores(self) -> npt.NDArray[np.float64]:
@@ -52,7 +52,7 @@ class Lowest(State):
         """Return the labels of the lowest scores, [k, fields]."""
         return self._data[1:, : len(self.scores)].T.round().to(torch.int64).cpu().numpy()
 
-    def empty(self) -> Lowest:
+    def empty(self) -> BottomK:
         """Return a state that has seen nothing."""
         return self.adopt(self._blank())
 
@@ -80,7 +80,7 @@ class Lowest(State):
             columns = columns[:, torch.sort(columns[row], stable=True).indices]
         return columns[:, : self.capacity]
 
-    def merge(self, other: Any) -> Lowest:
+    def merge(self, other: Any) -> BottomK:
         """Keep the lowest of both."""
         require_same_signature(self, other)
         columns = torch.cat([self._data, follow(other._data, self._data)], dim=1)

@@ -15,7 +15,7 @@ from hjepa_dist_metrics.states.base import Numeric, as_tensor, follow, to_device
 from hjepa_dist_metrics.states.row_state import Block, RowState, namespace
 
 
-class Recent(RowState):
+class StepWindow(RowState):
     """Keep a weighted sum for each of the last `window` steps: `.steps`, `.means`, in the order of the steps.
 
     Step s lies in column s modulo the window. Merged, the later step of a column stands, and what several

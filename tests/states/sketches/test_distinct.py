@@ -6,7 +6,7 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection
 from hjepa_dist_metrics.states import Distinct
-from hjepa_dist_metrics.states.hashing import mix
+from hjepa_dist_metrics.states.sketches.hashing import mix
 from tests.ranks import run_ranks
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from hypothesis import given
 
-from hjepa_dist_metrics.states import PerRank
+from hjepa_dist_metrics.states import RankExtremes
 from tests.states.splits import Split, parts, splits, sync_states
 
 SECONDS = np.random.default_rng(0).uniform(0.1, 1.0, 200)
@@ -17,7 +17,7 @@ SECONDS = np.random.default_rng(0).uniform(0.1, 1.0, 200)
 def test_per_rank_against_numpy(split: Split):
     states, shares = [], []
     for slices in parts(split):
-        state = PerRank()
+        state = RankExtremes()
         mine = np.concatenate([SECONDS[piece] for piece in slices]) if slices else np.zeros(0)
         for value in mine:
             state.update(value)

@@ -14,7 +14,7 @@ from hjepa_dist_metrics.states.row_state import NAN, Block, RowState, namespace
 _TOTAL, _COUNT, _HIGH, _LOW, _LONGEST, _PAST = 0, 1, 2, 4, 6, 7
 
 
-class PerRank(RowState):
+class RankExtremes(RowState):
     """Keep a quantity's total and number of updates on each rank; after a sync, who is highest and lowest.
 
     `.mean` is over all updates of all ranks. `.highest`, `.lowest` are the extreme ranks' own means and

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
-from hjepa_dist_metrics.states.hashing import mix, row_keys
 from hjepa_dist_metrics.states.rows import row_weights
+from hjepa_dist_metrics.states.sketches.hashing import mix, row_keys
 
 _LAST_KEY = torch.iinfo(torch.int64).max
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hjepa_dist_metrics.states import RankTable, ShardedCounts, ShardedMax, ShardedMin, ShardedSum
-from hjepa_dist_metrics.states.sharded import NON_OWNER, REPLICATED, SHARD
+from hjepa_dist_metrics.states.ranks.sharded import NON_OWNER, REPLICATED, SHARD
 
 # column 0 is whole on every rank, column 1 in two shards with a copy on rank 2 that does not count, column 2
 # on rank 1

@@ -1,0 +1,1 @@
+"""States in which ranks are kept apart, or hold parts of one thing."""

@@ -1,0 +1,1 @@
+"""States that keep a bounded part of what they see: uniform samples, distinct counts, the lowest scores."""
