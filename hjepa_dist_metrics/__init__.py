@@ -6,11 +6,6 @@ from typing import TYPE_CHECKING, Any
 from hjepa_dist_metrics.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from hjepa_dist_metrics.distributed import (
-        ProcessContext as ProcessContext,
-        gather_rows as gather_rows,
-        valid_samples as valid_samples,
-    )
     from hjepa_dist_metrics.errors import (
         ConfigError as ConfigError,
         DesyncError as DesyncError,
@@ -57,12 +52,17 @@ if TYPE_CHECKING:
         MetricsLogger as MetricsLogger,
         TrainingMonitor as TrainingMonitor,
     )
+    from hjepa_dist_metrics.parallel import (
+        ProcessContext as ProcessContext,
+        gather_rows as gather_rows,
+        valid_samples as valid_samples,
+    )
     from hjepa_dist_metrics.values import Scalar as Scalar, Value as Value
 
 # Where each public name lives. It is imported at its first use, so that importing the package costs next to
 # nothing; the imports above say the same to type checkers.
 _HOMES = {
-    "distributed": ("ProcessContext", "gather_rows", "valid_samples"),
+    "parallel": ("ProcessContext", "gather_rows", "valid_samples"),
     "errors": (
         "ConfigError",
         "DesyncError",

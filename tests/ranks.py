@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from hjepa_dist_metrics import ProcessContext
-from hjepa_dist_metrics.distributed.transport import MemoryChannel, MemoryWorld
+from hjepa_dist_metrics.parallel.transport import MemoryChannel, MemoryWorld
 
 R = TypeVar("R")
 

@@ -12,7 +12,7 @@ PACKAGE = "hjepa_dist_metrics"
 ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 VALUES = {"errors", "values", "catalog", "version"}
-CORE = VALUES | {"states", "distributed", "sync", "metrics"}
+CORE = VALUES | {"states", "parallel", "sync", "metrics"}
 MONITOR = CORE | {"sinks", "tools", "figures", "resources", "dashboards", "monitor"}
 
 # Layer -> the layers it may import. A new module at the top of the package needs a row here.
@@ -22,8 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "values": {"errors"},
     "catalog": VALUES,
     "states": VALUES | {"states"},
-    "distributed": VALUES | {"distributed"},
-    "sync": VALUES | {"states", "distributed", "sync"},
+    "parallel": VALUES | {"parallel"},
+    "sync": VALUES | {"states", "parallel", "sync"},
     "metrics": CORE,
     "resources": {"errors"},
     "dashboards": VALUES | {"resources", "dashboards"},
@@ -149,14 +149,14 @@ def test_arrows_between_layers_run_one_way(relative: str):
     assert layer_violations((ROOT / relative).read_text(), relative) == []
 
 
-@pytest.mark.parametrize("relative", [f for f in FILES if not f.startswith("distributed/")])
-def test_only_the_distributed_layer_calls_collectives(relative: str):
+@pytest.mark.parametrize("relative", [f for f in FILES if not f.startswith("parallel/")])
+def test_only_the_parallel_layer_calls_collectives(relative: str):
     assert collective_uses((ROOT / relative).read_text()) == []
 
 
 def test_the_checks_see_the_package():
-    assert {"errors.py", "values.py", "distributed/collectives.py"} <= set(FILES)
-    assert collective_uses((ROOT / "distributed/collectives.py").read_text()) != []
+    assert {"errors.py", "values.py", "parallel/collectives.py"} <= set(FILES)
+    assert collective_uses((ROOT / "parallel/collectives.py").read_text()) != []
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_collective_is_found_under_any_alias(source: str):
         "import torch.distributed as dist\ndist.is_initialized()",
         "import functools\nfunctools.reduce(f, xs)",
         "import torch\ntorch.gather(x, 0, i)\nx.scatter(0, i, y)",
-        "from hjepa_dist_metrics.distributed import collectives\ncollectives.barrier(ctx)",
+        "from hjepa_dist_metrics.parallel import collectives\ncollectives.barrier(ctx)",
     ],
 )
 def test_what_is_not_a_collective_passes(source: str):

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.metrics import MetricCollection, WeightedMean
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.version import __version__
 
 State = Literal["ok", "warn", "FAIL"]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.figures.inputs import Floats
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.states import Concat, Lazy, Sample, resolved
 
 _NAME = "rows"

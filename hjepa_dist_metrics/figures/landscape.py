@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures.canvas import PRINT_DPI, FigureSize, colour_bar, finish, new_figure
 from hjepa_dist_metrics.figures.gather import gather_rows
 from hjepa_dist_metrics.figures.inputs import Floats
 from hjepa_dist_metrics.figures.style import COLOURS, SEQUENTIAL, TICK_SIZE, describe
+from hjepa_dist_metrics.parallel import ProcessContext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures.gather import gather_rows
 from hjepa_dist_metrics.figures.inputs import Floats, host
 from hjepa_dist_metrics.metrics.collapse import unit_rows
+from hjepa_dist_metrics.parallel import ProcessContext
 
 _QUERY, _RANK, _INDEX, _COSINE = range(4)
 _HEAD = 4

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures.canvas import (
     PRINT_DPI,
@@ -53,6 +52,7 @@ from hjepa_dist_metrics.figures.style import (
 from hjepa_dist_metrics.metrics import Collapse
 from hjepa_dist_metrics.metrics.reconstruction import psnr
 from hjepa_dist_metrics.metrics.spectrum import without_noise
+from hjepa_dist_metrics.parallel import ProcessContext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from accelerate.tracking import GeneralTracker
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.monitor import MetricsLogger
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.values import Image, Scalar, Text, Value
 

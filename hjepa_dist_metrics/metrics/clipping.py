@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hjepa_dist_metrics.distributed import ProcessContext
-from hjepa_dist_metrics.distributed.reduction import any_rank
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.deferred import Deferred
 from hjepa_dist_metrics.metrics.group_norms import columns_of, group_square_sums
 from hjepa_dist_metrics.metrics.norms import scale_
 from hjepa_dist_metrics.metrics.watched import Groups, Parameters, Watched
+from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel.reduction import any_rank
 from hjepa_dist_metrics.states import Replicated
 from hjepa_dist_metrics.states.base import follow
 

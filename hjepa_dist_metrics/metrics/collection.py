@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric, pack_states, unpack_states
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.sync import (
     DEFAULT_SYNC_TIMEOUT,
     Merged,

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hjepa_dist_metrics.distributed import unwrap
-from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
-from hjepa_dist_metrics.distributed.sharding import LayoutReader, local_piece
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.norms import square_sum
 from hjepa_dist_metrics.metrics.stretches import chunks, flatten
+from hjepa_dist_metrics.parallel import unwrap
+from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
+from hjepa_dist_metrics.parallel.sharding.placement import LayoutReader, local_piece
 from hjepa_dist_metrics.states import Moments, Replicated, Sum
 
 _CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model

@@ -12,8 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from hjepa_dist_metrics.distributed import ProcessContext
-from hjepa_dist_metrics.distributed.reduction import max_over_shards, sum_over_shards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.centred import variance
@@ -25,6 +23,8 @@ from hjepa_dist_metrics.metrics.elements import (
     read_elements,
 )
 from hjepa_dist_metrics.metrics.segments import Segments
+from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel.reduction import max_over_shards, sum_over_shards
 from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.ranks.sharded import ShardedCounts, ShardedMax, ShardedMin, ShardedSum
 from hjepa_dist_metrics.values import Histogram, Text

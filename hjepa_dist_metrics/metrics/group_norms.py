@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.distributed.reduction import resolve_partial, sum_over_shards
-from hjepa_dist_metrics.distributed.slots import Slot
 from hjepa_dist_metrics.metrics.norms import square_sum
 from hjepa_dist_metrics.metrics.watched import Watched
+from hjepa_dist_metrics.parallel.reduction import resolve_partial, sum_over_shards
+from hjepa_dist_metrics.parallel.sharding.parameter_shards import ParameterShard
 
 
 class Column(NamedTuple):
@@ -19,7 +19,7 @@ class Column(NamedTuple):
 
     group: int
     shards: tuple[Any, ...]
-    slots: list[Slot]
+    slots: list[ParameterShard]
 
 
 def columns_of(watched: Watched) -> list[Column]:
@@ -27,7 +27,7 @@ def columns_of(watched: Watched) -> list[Column]:
 
     All parameters take part, with a gradient or without, so that every rank has the same columns.
     """
-    found: dict[tuple[int, tuple[Any, ...]], list[Slot]] = {}
+    found: dict[tuple[int, tuple[Any, ...]], list[ParameterShard]] = {}
     for slot, group in zip(watched.slots, watched.group_of, strict=True):
         found.setdefault((group, slot.layout.shards), []).append(slot)
     return [Column(group, shards, slots) for (group, shards), slots in found.items()]

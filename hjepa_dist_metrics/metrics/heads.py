@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hjepa_dist_metrics.distributed.reduction import sum_over_shards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.group_norms import Column, columns_of, group_square_sums
 from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.watched import Watched
+from hjepa_dist_metrics.parallel.reduction import sum_over_shards
 from hjepa_dist_metrics.states import Replicated, Sum
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hjepa_dist_metrics.distributed.gradient_hooks import CommHook, LocalGradients, watch_gradients
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.group_norms import columns_of, group_square_sums
 from hjepa_dist_metrics.metrics.inputs import as_number
 from hjepa_dist_metrics.metrics.norms import square_sum
 from hjepa_dist_metrics.metrics.watched import Watched
+from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook, LocalGradients, watch_gradients
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 
 

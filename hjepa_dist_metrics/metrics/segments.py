@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hjepa_dist_metrics.distributed import ProcessContext
-from hjepa_dist_metrics.distributed.reduction import resolve_partial
-from hjepa_dist_metrics.distributed.slots import Slot
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.watched import Groups, Watched
+from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel.reduction import resolve_partial
+from hjepa_dist_metrics.parallel.sharding.parameter_shards import ParameterShard
 from hjepa_dist_metrics.states.ranks.sharded import NON_OWNER, REPLICATED, SHARD
 
 OTHER = "other"
@@ -59,7 +59,7 @@ class Segments:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"expected the model, a torch.nn.Module, got {type(model).__name__}")
         self.watched = Watched(model)
-        self.slots: Sequence[Slot] = self.watched.slots
+        self.slots: Sequence[ParameterShard] = self.watched.slots
         place = _SyncPlace.of(context)
         naming = _naming(depth, patterns) if groups is None else _by_group(groups)
         keys = [
@@ -87,7 +87,7 @@ class Segments:
             ]
         self.device = one_device(self.slots)
 
-    def _of(self, module: str) -> Iterator[Slot]:
+    def _of(self, module: str) -> Iterator[ParameterShard]:
         for slot, index in zip(self.slots, self.segment_of, strict=True):
             if self.segments[index].module == module:
                 yield slot
@@ -127,7 +127,7 @@ class _SyncPlace:
         group = here.group or dist.group.WORLD
         return cls(tuple(dist.get_process_group_ranks(group)), dist.get_rank())
 
-    def part(self, slot: Slot) -> tuple[int, tuple[Any, ...]]:
+    def part(self, slot: ParameterShard) -> tuple[int, tuple[Any, ...]]:
         """Return this rank's role in a slot, and the groups beyond the sync that share it."""
         beyond = slot.layout.beyond(self.ranks)
         if len(beyond) == len(slot.layout.shards):
@@ -136,7 +136,7 @@ class _SyncPlace:
         return SHARD if speaks else NON_OWNER, beyond
 
 
-def one_device(slots: Sequence[Slot]) -> torch.device:
+def one_device(slots: Sequence[ParameterShard]) -> torch.device:
     """Return the device of all parameters; ConfigError where they lie on several."""
     devices: dict[torch.device, str] = {}
     for slot in slots:
@@ -161,14 +161,14 @@ def _in_order(layers: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda n: (stacks.index(n.rpartition(".")[0]), int(n.rpartition(".")[2])))
 
 
-def _naming(depth: int, patterns: Mapping[str, str] | None) -> Callable[[Slot], str]:
+def _naming(depth: int, patterns: Mapping[str, str] | None) -> Callable[[ParameterShard], str]:
     if patterns is None:
         return lambda slot: _prefix(slot.name, depth)
     compiled = {module: re.compile(pattern) for module, pattern in patterns.items()}
     return lambda slot: next((m for m, pattern in compiled.items() if pattern.search(slot.name)), OTHER)
 
 
-def _by_group(groups: Groups) -> Callable[[Slot], str]:
+def _by_group(groups: Groups) -> Callable[[ParameterShard], str]:
     names = {id(parameter): name for name, parameters in groups.items() for parameter in parameters}
     return lambda slot: names.get(id(slot.parameter), OTHER)
 

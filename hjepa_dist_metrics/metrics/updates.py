@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hjepa_dist_metrics.distributed import ProcessContext
-from hjepa_dist_metrics.distributed.reduction import sum_over_shards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.centred import sums_and_squares, variance
@@ -22,6 +20,8 @@ from hjepa_dist_metrics.metrics.norms import square_sums
 from hjepa_dist_metrics.metrics.segments import Segments
 from hjepa_dist_metrics.metrics.stretches import SMALL, flatten, joined_sums, split_by_size
 from hjepa_dist_metrics.metrics.watched import optimizer_groups, optimizer_list
+from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel.reduction import sum_over_shards
 from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.ranks.sharded import ShardedSum
 

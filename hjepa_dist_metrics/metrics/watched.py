@@ -8,10 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
-from hjepa_dist_metrics.distributed.module_tree import ModuleTree
-from hjepa_dist_metrics.distributed.slots import Slot, model_slots, parameter_slots
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.parallel.module_tree import ModuleTree
+from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
+from hjepa_dist_metrics.parallel.sharding.parameter_shards import (
+    ParameterShard,
+    model_shards,
+    parameter_shards,
+)
 
 Parameters = nn.Module | Tensor | Optimizer | Iterable[Tensor]
 Groups = Mapping[str, Iterable[Tensor]]
@@ -28,8 +32,8 @@ class Watched:
     def __init__(self, source: Parameters, groups: Groups | None = None) -> None:
         self._reread: Callable[[], list[Tensor]] | None = _reader(source)
         given = self._reread() if self._reread else _as_list(source)
-        self.slots: list[Slot] = (
-            model_slots(source) if isinstance(source, nn.Module) else parameter_slots(given)
+        self.slots: list[ParameterShard] = (
+            model_shards(source) if isinstance(source, nn.Module) else parameter_shards(given)
         )
         if not self.slots:
             raise ConfigError("there are no parameters: is the model empty, or the iterator used up?")

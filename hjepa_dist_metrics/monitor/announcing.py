@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import RankFailureError, SyncTimeoutError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.states import Concat
 from hjepa_dist_metrics.values import Text
 

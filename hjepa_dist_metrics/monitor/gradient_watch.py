@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hjepa_dist_metrics.distributed.gradient_hooks import CommHook
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import GradientNoise
 from hjepa_dist_metrics.monitor.config import GradientsConfig
 from hjepa_dist_metrics.monitor.families import MetricFamilies
 from hjepa_dist_metrics.monitor.noise_watch import NoiseWatch
 from hjepa_dist_metrics.monitor.update_watch import UpdateWatch
+from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook
 
 Update = Callable[[], None]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hjepa_dist_metrics.distributed import unwrap
 from hjepa_dist_metrics.errors import MetricsError
+from hjepa_dist_metrics.parallel import unwrap
 from hjepa_dist_metrics.values import Graph
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError, DesyncError
 from hjepa_dist_metrics.metrics import Memory, MetricCollection, NamedMeans
 from hjepa_dist_metrics.metrics.accumulate import weights_of
@@ -36,6 +35,7 @@ from hjepa_dist_metrics.monitor.pixels import (
     to_pixels,
 )
 from hjepa_dist_metrics.monitor.points import check_points, to_embedding, to_labels
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.sinks import HParam, Sink
 from hjepa_dist_metrics.values import Image, Scalar, Text, Value, Video
 

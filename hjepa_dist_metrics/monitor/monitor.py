@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from hjepa_dist_metrics.distributed import ProcessContext
-from hjepa_dist_metrics.distributed.gradient_hooks import CommHook
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
@@ -32,6 +30,8 @@ from hjepa_dist_metrics.monitor.publishing import Publisher
 from hjepa_dist_metrics.monitor.rules import RunRules
 from hjepa_dist_metrics.monitor.speed import SpeedWatch
 from hjepa_dist_metrics.monitor.uneven_ranks import LogRequest, UnevenRanks, WaitPhase
+from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
 from hjepa_dist_metrics.sinks.signals import SignalFlush

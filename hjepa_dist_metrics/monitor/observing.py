@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hjepa_dist_metrics.distributed import unwrap
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import (
     Collapse,
@@ -24,6 +23,7 @@ from hjepa_dist_metrics.metrics import (
 from hjepa_dist_metrics.metrics.inputs import require_features, require_mask
 from hjepa_dist_metrics.monitor.checking import require_one_mask_a_sample
 from hjepa_dist_metrics.monitor.families import MetricFamilies
+from hjepa_dist_metrics.parallel import unwrap
 
 # One stream, several by name, or the levels of a hierarchy, fine to coarse.
 Streams = Tensor | Mapping[str, Tensor] | Sequence[Tensor]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from hjepa_dist_metrics.distributed import unwrap
-from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
 from hjepa_dist_metrics.monitor.binning import TensorHistograms
+from hjepa_dist_metrics.parallel import unwrap
+from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
 from hjepa_dist_metrics.values import Histogram
 
 _INNER_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from hjepa_dist_metrics import catalog
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.monitor.alerts import AlertBook
 from hjepa_dist_metrics.monitor.drawing import FINISH_SECONDS, Studio
 from hjepa_dist_metrics.monitor.output import Output
 from hjepa_dist_metrics.monitor.remembering import memory_of, recall
 from hjepa_dist_metrics.monitor.rules import Convergence
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.sync import SyncReport
 from hjepa_dist_metrics.values import Drawing, Scalar, Text, Value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from hjepa_dist_metrics.distributed.transport import Bytes, Channel, LinkError
+from hjepa_dist_metrics.parallel.transport import Bytes, Channel, LinkError
 from hjepa_dist_metrics.sync.tree import Block, reduce, steps
 
 

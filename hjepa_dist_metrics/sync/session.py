@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 
-from hjepa_dist_metrics.distributed import ProcessContext, open_channel
-from hjepa_dist_metrics.distributed.transport import Channel
 from hjepa_dist_metrics.errors import DesyncError, RankFailureError, SyncTimeoutError
+from hjepa_dist_metrics.parallel import ProcessContext, open_channel
+from hjepa_dist_metrics.parallel.transport import Channel
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.header import NO_WAIT, SIZE, Header, Participation, word_of
 from hjepa_dist_metrics.sync.manifest import Manifest, Membership

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hjepa_dist_metrics.distributed.transport import LinkError
+from hjepa_dist_metrics.parallel.transport import LinkError
 from hjepa_dist_metrics.sync.header import SIZE, Header
 from hjepa_dist_metrics.sync.manifest import ConflictError, Lines, Manifest
 from hjepa_dist_metrics.sync.payload import Bytes, MergeError, Payload

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from hjepa_dist_metrics import MetricCollection, ProcessContext, WeightedMean
-from hjepa_dist_metrics.distributed import open_channel
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.parallel import open_channel
 from hjepa_dist_metrics.sync.tree import steps
 
 Sync = Callable[[], Sequence[float]]

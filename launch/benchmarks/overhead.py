@@ -208,7 +208,7 @@ def hottest(profile: cProfile.Profile) -> str:
     stats: dict[Any, Any] = vars(pstats.Stats(profile))["stats"]
     for (file, line, name), (_, calls, _, cumulative, _) in stats.items():
         _, package, rest = file.rpartition("hjepa_dist_metrics/")
-        if package and not rest.startswith(("reference/", "distributed/")):
+        if package and not rest.startswith(("reference/", "parallel/")):
             found.append((cumulative, f"{rest}:{line} {name}", calls))
     rows = [
         [f"`{name}`", str(calls), milliseconds(seconds)]

@@ -34,8 +34,8 @@ from benchmarks._ranks import (
     write,
 )
 from hjepa_dist_metrics import Collapse, DistributedMetric, MetricCollection, ProcessContext, WeightedMean
-from hjepa_dist_metrics.distributed import open_channel
-from hjepa_dist_metrics.distributed.transport import Bytes, LocalChannel
+from hjepa_dist_metrics.parallel import open_channel
+from hjepa_dist_metrics.parallel.transport import Bytes, LocalChannel
 from hjepa_dist_metrics.states import RankTable
 from hjepa_dist_metrics.sync.header import SIZE, Header
 from hjepa_dist_metrics.sync.manifest import Manifest

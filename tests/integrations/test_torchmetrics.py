@@ -12,8 +12,8 @@ from torch import Tensor
 from torchmetrics import aggregation, classification, image, regression
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, WeightedMean
-from hjepa_dist_metrics.distributed.transport import MemoryWorld
 from hjepa_dist_metrics.integrations.torchmetrics import TorchMetric
+from hjepa_dist_metrics.parallel.transport import MemoryWorld
 from tests.ranks import run_ranks
 
 pytestmark = [

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from hjepa_dist_metrics import metrics
-from hjepa_dist_metrics.distributed import ProcessContext
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.values import Histogram, Image, Scalar, Text, Value
 from tests.states.splits import Split, parts
 

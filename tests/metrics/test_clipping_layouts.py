@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 
 from hjepa_dist_metrics import ConfigError, GradientClipping, MetricCollection
-from hjepa_dist_metrics.distributed.slots import clean_name, model_slots
-from tests.distributed.layouts import CASES, Net, backward, data, held_parameters, loss_of, reference
+from hjepa_dist_metrics.parallel.sharding.parameter_shards import clean_name, model_shards
+from tests.parallel.layouts import CASES, Net, backward, data, held_parameters, loss_of, reference
 
 MAX_NORM = 0.5
 # Parameters of several modules in one: no group can hold some of them.
@@ -65,7 +65,7 @@ def clip_in(layout: str) -> tuple[float, dict[str, float], dict[str, torch.Tenso
     clipping = GradientClipping(model, groups={"blocks": first, "rest": rest})
     norm = clipping.clip_(MAX_NORM)
     values = {tag: float(v) for tag, v in MetricCollection({"clip": clipping}).compute().items()}
-    return float(norm), values, full_gradients(model), [s.name for s in model_slots(model)]
+    return float(norm), values, full_gradients(model), [s.name for s in model_shards(model)]
 
 
 def norm_of(net: nn.Module, *, blocks: bool | None = None) -> float:

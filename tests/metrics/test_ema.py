@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from hjepa_dist_metrics import ConfigError, DesyncError, EMADynamics, MetricCollection
-from tests.distributed.layouts import Net
+from tests.parallel.layouts import Net
 from tests.ranks import run_ranks, try_ranks
 
 pytestmark = pytest.mark.accuracy

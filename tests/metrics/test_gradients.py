@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import ConfigError, DesyncError, GradientFlow, MetricCollection
-from hjepa_dist_metrics.distributed.sharding import WHOLE
-from hjepa_dist_metrics.distributed.slots import Slot
 from hjepa_dist_metrics.metrics.segments import one_device
+from hjepa_dist_metrics.parallel.sharding.parameter_shards import ParameterShard
+from hjepa_dist_metrics.parallel.sharding.placement import WHOLE
 from hjepa_dist_metrics.values import Histogram, Scalar, Text
 from tests.ranks import run_ranks, try_ranks
 
@@ -185,7 +185,7 @@ def test_a_model_that_changed_and_what_is_no_model():
 
 def test_parameters_on_two_gpus_of_one_rank_are_an_error():
     devices = {"first": torch.device("cuda", 0), "second": torch.device("cuda", 1)}
-    slots = [Slot(name, SimpleNamespace(device=device), WHOLE) for name, device in devices.items()]
+    slots = [ParameterShard(name, SimpleNamespace(device=device), WHOLE) for name, device in devices.items()]
     with pytest.raises(ConfigError, match="'first' is on cuda:0, 'second' is on cuda:1"):
         one_device(slots)
     assert one_device(slots[1:]) == devices["second"]

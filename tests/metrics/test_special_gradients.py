@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hjepa_dist_metrics import GradientClipping, GradientFlow, MetricCollection
-from hjepa_dist_metrics.distributed.slots import clean_name
+from hjepa_dist_metrics.parallel.sharding.parameter_shards import clean_name
 from hjepa_dist_metrics.values import Histogram, Scalar
-from tests.distributed.layouts import Net, data, loss_of, part
 from tests.metrics.test_gradients_layouts import described
+from tests.parallel.layouts import Net, data, loss_of, part
 
 
 def mine() -> torch.Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hjepa_dist_metrics.distributed import unwrap
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.parallel import unwrap
 from hjepa_dist_metrics.reference.hjepa.config import EMAConfig, ModelConfig, ObjectiveConfig
 from hjepa_dist_metrics.reference.hjepa.ema import ema_momentum, ema_update
 from hjepa_dist_metrics.reference.hjepa.hierarchy import level_grids, pool_any, pool_tokens

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_dist_metrics.distributed.transport import LinkError
+from hjepa_dist_metrics.parallel.transport import LinkError
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync.header import Header, Participation
 from hjepa_dist_metrics.sync.manifest import Manifest, Membership

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from hjepa_dist_metrics import DistributedMetric, MetricCollection
-from hjepa_dist_metrics.distributed.transport import MemoryWorld
-from hjepa_dist_metrics.distributed.transport.channel import LEAST_FRAME
+from hjepa_dist_metrics.parallel.transport import MemoryWorld
+from hjepa_dist_metrics.parallel.transport.channel import LEAST_FRAME
 from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Min, Moments, Sample, State, Sum
 from tests.processes import run_disposable
 from tests.ranks import run_ranks

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from hjepa_dist_metrics.distributed import unwrap
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.parallel import unwrap
 
 
 def ema_momentum(step: int, total_steps: int, start: float, end: float) -> float:

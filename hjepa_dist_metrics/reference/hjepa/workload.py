@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hjepa_dist_metrics import HierarchicalLoss, MetricCollection, ProcessContext, TrainingMonitor
-from hjepa_dist_metrics.distributed import all_reduce_sum
+from hjepa_dist_metrics.parallel import all_reduce_sum
 from hjepa_dist_metrics.reference.data import (
     GlobalBatchSampler,
     ImageItem,

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hjepa_dist_metrics.distributed.context import ProcessContext
-from hjepa_dist_metrics.distributed.transport import Channel, LocalChannel
-from hjepa_dist_metrics.distributed.transport.tree_channel import group_channel
+from hjepa_dist_metrics.parallel.context import ProcessContext
+from hjepa_dist_metrics.parallel.transport import Channel, LocalChannel
+from hjepa_dist_metrics.parallel.transport.tree_channel import group_channel
 
 
 def open_channel(context: ProcessContext, timeout: float) -> Channel:

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hjepa_dist_metrics.distributed.collectives import all_reduce_sum
-from hjepa_dist_metrics.distributed.context import ProcessContext
-from hjepa_dist_metrics.distributed.sharding import Layout
+from hjepa_dist_metrics.parallel.collectives import all_reduce_sum
+from hjepa_dist_metrics.parallel.context import ProcessContext
+from hjepa_dist_metrics.parallel.sharding.placement import Layout
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import ConfigError
-from hjepa_dist_metrics.distributed.module_tree import ModuleTree
 from hjepa_dist_metrics.metrics.watched import Watched
+from hjepa_dist_metrics.parallel.module_tree import ModuleTree
 
 
 def model() -> nn.Module:

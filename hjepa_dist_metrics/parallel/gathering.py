@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.distributed.collectives import all_gather_tensors, all_reduce_sum
-from hjepa_dist_metrics.distributed.context import ProcessContext
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.parallel.collectives import all_gather_tensors, all_reduce_sum
+from hjepa_dist_metrics.parallel.context import ProcessContext
 
 
 def gather_rows(rows: Tensor, context: ProcessContext, sizes: Sequence[int] | None = None) -> Tensor:

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from hjepa_dist_metrics.distributed.transport.channel import (
+from hjepa_dist_metrics.errors import RankFailureError, SyncTimeoutError
+from hjepa_dist_metrics.parallel.transport.channel import (
     Bytes,
     LinkError,
     grown,
     new_frame,
 )
-from hjepa_dist_metrics.errors import RankFailureError, SyncTimeoutError
 
 
 class MemoryWorld:

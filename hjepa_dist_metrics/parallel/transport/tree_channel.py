@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from hjepa_dist_metrics.distributed import compat
-from hjepa_dist_metrics.distributed.transport.board import Verdict, WaitBoard, first_line
-from hjepa_dist_metrics.distributed.transport.channel import (
+from hjepa_dist_metrics.errors import ConfigError, RankFailureError
+from hjepa_dist_metrics.parallel import compat
+from hjepa_dist_metrics.parallel.transport.board import Verdict, WaitBoard, first_line
+from hjepa_dist_metrics.parallel.transport.channel import (
     Bytes,
     Channel,
     LinkError,
@@ -22,9 +23,8 @@ from hjepa_dist_metrics.distributed.transport.channel import (
     grown,
     new_frame,
 )
-from hjepa_dist_metrics.distributed.transport.edge import Edge
-from hjepa_dist_metrics.distributed.transport.watch import watch
-from hjepa_dist_metrics.errors import ConfigError, RankFailureError
+from hjepa_dist_metrics.parallel.transport.edge import Edge
+from hjepa_dist_metrics.parallel.transport.watch import watch
 
 logger = logging.getLogger("hjepa_dist_metrics")
 

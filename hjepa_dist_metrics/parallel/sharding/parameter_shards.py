@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hjepa_dist_metrics.distributed.fully_sharded import stored_parameters
-from hjepa_dist_metrics.distributed.sharding import Layout, LayoutReader, flat_layout, local_piece
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
+from hjepa_dist_metrics.parallel.sharding.placement import Layout, LayoutReader, flat_layout, local_piece
 
 # What DDP, torch.compile, FSDP1 and the activation-checkpoint wrapper put into names.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class ParameterShard:
     """Name one parameter and where its values lie: all of `parameter`, or `span` of a flat one.
 
     `layout` is the layout of the values.
@@ -84,11 +84,11 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def model_slots(model: nn.Module) -> list[Slot]:
+def model_shards(model: nn.Module) -> list[ParameterShard]:
     """Return a slot for each parameter of a model, in the model's order, those without gradient included."""
     reader = LayoutReader()
     flat = dict(_flat_units(model))
-    slots: list[Slot] = []
+    slots: list[ParameterShard] = []
     for name, parameter in stored_parameters(model):
         if id(parameter) in flat:
             slots += flat[id(parameter)](name)
@@ -97,13 +97,13 @@ def model_slots(model: nn.Module) -> list[Slot]:
     return slots
 
 
-def parameter_slots(parameters: Iterable[Tensor]) -> list[Slot]:
+def parameter_shards(parameters: Iterable[Tensor]) -> list[ParameterShard]:
     """Return slots of bare parameters, named by their place: "0", "1", ..."""
     reader = LayoutReader()
     return [_slot(str(index), parameter, reader) for index, parameter in enumerate(parameters)]
 
 
-def _slot(name: str, parameter: Tensor, reader: LayoutReader) -> Slot:
+def _slot(name: str, parameter: Tensor, reader: LayoutReader) -> ParameterShard:
     if not isinstance(parameter, Tensor):
         raise ConfigError(f"expected parameters, got {type(parameter).__name__} as number {name}")
     if getattr(parameter, "_fsdp_flattened", False):
@@ -111,10 +111,10 @@ def _slot(name: str, parameter: Tensor, reader: LayoutReader) -> Slot:
             "a parameter belongs to FullyShardedDataParallel, and what it holds of the whole cannot be told "
             "from the parameter alone: pass the model instead of its parameters"
         )
-    return Slot(name, parameter, reader(parameter), None, reader)
+    return ParameterShard(name, parameter, reader(parameter), None, reader)
 
 
-SlotMaker = Callable[[str], list[Slot]]
+SlotMaker = Callable[[str], list[ParameterShard]]
 
 
 def _flat_units(model: nn.Module) -> Iterator[tuple[int, SlotMaker]]:
@@ -136,17 +136,17 @@ def _flat_units(model: nn.Module) -> Iterator[tuple[int, SlotMaker]]:
 
 
 def _original_slot(parameter: Tensor, layout: Layout) -> SlotMaker:
-    return lambda name: [Slot(clean_name(name), parameter, layout)]
+    return lambda name: [ParameterShard(clean_name(name), parameter, layout)]
 
 
 def _flat_slots(flat: Any, layout: Layout) -> SlotMaker:
     """Return a maker of one slot for each original parameter, cut out of this rank's shard."""
 
-    def make(name: str) -> list[Slot]:
+    def make(name: str) -> list[ParameterShard]:
         prefix = clean_name(name.rpartition(".")[0])
         names = [clean_name(f"{prefix}.{fqn}" if prefix else fqn) for fqn in flat._fqns]
         spans = _shard_spans(flat) if layout.shards else _whole_spans(flat)
-        return [Slot(name, flat, layout, span) for name, span in zip(names, spans, strict=True)]
+        return [ParameterShard(name, flat, layout, span) for name, span in zip(names, spans, strict=True)]
 
     return make
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from hjepa_dist_metrics import ConfigError, ProcessContext
-from hjepa_dist_metrics.distributed import gather_rows
+from hjepa_dist_metrics.parallel import gather_rows
 from tests.ranks import run_ranks
 
 DIM = 5

@@ -5,7 +5,7 @@ import weakref
 
 import torch.distributed as dist
 
-from hjepa_dist_metrics.distributed.transport.tree_channel import group_channel
+from hjepa_dist_metrics.parallel.transport.tree_channel import group_channel
 from tests.processes import run_disposable
 
 

@@ -1,6 +1,6 @@
 """Every private or new name of torch that the package uses, with the version that brought it.
 
-Each has a test in `tests/distributed/test_compat.py`: a torch that lacks one fails there and says which.
+Each has a test in `tests/parallel/test_compat.py`: a torch that lacks one fails there and says which.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from hjepa_dist_metrics.errors import ConfigError
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from hjepa_dist_metrics.distributed.transport.channel import Channel
+    from hjepa_dist_metrics.parallel.transport.channel import Channel
 
 _HOST = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from hjepa_dist_metrics.distributed import compat
+from hjepa_dist_metrics.parallel import compat
 from tests.processes import run_disposable
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hjepa_dist_metrics.distributed.fully_sharded import fsdp_units, stored_parameters
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.parallel.sharding.fully_sharded import fsdp_units, stored_parameters
 
 Measure = Callable[[Tensor], Tensor]
 CommHook = Callable[[Any, Any], "torch.futures.Future[Tensor]"]

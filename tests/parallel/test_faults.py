@@ -139,7 +139,7 @@ def test_a_rank_killed_before_a_sync_is_named(world_size, victim):
 
 def act_in_round(rank: int, victim: int, at: int, action: str, patient: bool = False):
     """Sync twice; the victim dies, stops or sleeps before its message number `at` of the second sync."""
-    from hjepa_dist_metrics.distributed.transport.tree_channel import TreeChannel
+    from hjepa_dist_metrics.parallel.transport.tree_channel import TreeChannel
 
     metrics = collection()
     first = float(metrics.compute()["total"])
@@ -346,7 +346,7 @@ def test_a_new_process_group_brings_metrics_back():
 
 EXIT = """
 import os, sys, time, torch.distributed as dist
-from tests.distributed.test_faults import collection, die
+from tests.parallel.test_faults import collection, die
 from tests.processes import join_world
 rank, port, way = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 join_world(rank, 2, port)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.distributed import compat
-from hjepa_dist_metrics.distributed.transport.channel import MOST_FRAME, Bytes
+from hjepa_dist_metrics.parallel import compat
+from hjepa_dist_metrics.parallel.transport.channel import MOST_FRAME, Bytes
 
 _LEAST = 0.001  # seconds; a wait of zero would be one without a limit
 _MOST_TAG = (1 << 31) - 1

@@ -1,0 +1,1 @@
+"""How parameters lie over ranks, and what of them a rank answers for."""
