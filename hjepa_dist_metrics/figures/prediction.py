@@ -50,8 +50,8 @@ from hjepa_dist_metrics.figures.style import (
     plot_area,
 )
 from hjepa_dist_metrics.metrics import Collapse
-from hjepa_dist_metrics.metrics.reconstruction import psnr
-from hjepa_dist_metrics.metrics.spectrum import without_noise
+from hjepa_dist_metrics.metrics.reconstruction.image_quality import psnr
+from hjepa_dist_metrics.metrics.ssl.spectrum import without_noise
 from hjepa_dist_metrics.parallel import ProcessContext
 
 if TYPE_CHECKING:

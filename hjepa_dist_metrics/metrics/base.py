@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.inputs import described
+from hjepa_dist_metrics.metrics.validation import described
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync import DEFAULT_SYNC_TIMEOUT, Merged, SyncRequest, SyncResult, SyncSession

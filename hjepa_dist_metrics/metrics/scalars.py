@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric, Values
-from hjepa_dist_metrics.metrics.inputs import as_number, device_of
+from hjepa_dist_metrics.metrics.validation import as_number, device_of
 from hjepa_dist_metrics.states import Mean, Replicated
 from hjepa_dist_metrics.sync import Merged
 from hjepa_dist_metrics.values import Scalar

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.inputs import described, require_features
+from hjepa_dist_metrics.metrics.validation import described, require_features
 
 
 def require_samples(samples: Any) -> None:

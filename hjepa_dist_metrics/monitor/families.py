@@ -27,9 +27,9 @@ from hjepa_dist_metrics.metrics import (
     Updates,
     WeightedMean,
 )
-from hjepa_dist_metrics.metrics.gradients import Report
-from hjepa_dist_metrics.metrics.stability import WINDOW
-from hjepa_dist_metrics.metrics.watched import optimizer_groups
+from hjepa_dist_metrics.metrics.optimization.gradients import Report
+from hjepa_dist_metrics.metrics.optimization.stability import WINDOW
+from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups
 from hjepa_dist_metrics.monitor.config import FiguresConfig, GradientsConfig
 from hjepa_dist_metrics.monitor.remembering import memory_of, recall
 

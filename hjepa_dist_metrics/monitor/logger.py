@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError, DesyncError
 from hjepa_dist_metrics.metrics import Memory, MetricCollection, NamedMeans
-from hjepa_dist_metrics.metrics.accumulate import weights_of
+from hjepa_dist_metrics.metrics.named_means import weights_of
 from hjepa_dist_metrics.monitor.binning import TensorHistograms
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
 from hjepa_dist_metrics.monitor.graph import trace_graph

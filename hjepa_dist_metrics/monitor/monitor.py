@@ -17,8 +17,8 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
+from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_list
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
-from hjepa_dist_metrics.metrics.watched import optimizer_list
 from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
 from hjepa_dist_metrics.monitor.checking import as_levels, require_pairs, require_samples
 from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping

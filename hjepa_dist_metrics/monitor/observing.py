@@ -20,7 +20,7 @@ from hjepa_dist_metrics.metrics import (
     Masking,
     PredictionQuality,
 )
-from hjepa_dist_metrics.metrics.inputs import require_features, require_mask
+from hjepa_dist_metrics.metrics.validation import require_features, require_mask
 from hjepa_dist_metrics.monitor.checking import require_one_mask_a_sample
 from hjepa_dist_metrics.monitor.families import MetricFamilies
 from hjepa_dist_metrics.parallel import unwrap

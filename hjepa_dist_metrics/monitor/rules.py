@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hjepa_dist_metrics import catalog
-from hjepa_dist_metrics.metrics.ema import expected_move
+from hjepa_dist_metrics.metrics.ssl.ema import expected_move
 from hjepa_dist_metrics.monitor.alerts import Finding, Numbers, Rule
 from hjepa_dist_metrics.monitor.matching_rules import misaligned_rule, no_diagonal_rule
 from hjepa_dist_metrics.values import Scalar, Value

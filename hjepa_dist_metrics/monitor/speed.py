@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
-from hjepa_dist_metrics.metrics.flops import count_flops
+from hjepa_dist_metrics.metrics.system.flops import count_flops
 from hjepa_dist_metrics.monitor.families import MetricFamilies
 from hjepa_dist_metrics.monitor.phases import PhaseClock
 

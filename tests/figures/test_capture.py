@@ -202,7 +202,7 @@ def test_only_the_layers_asked_for_are_kept_in_memory():
     alive: list[weakref.ref] = []
     most = 0
 
-    class Watched(SelfMHA):
+    class TrackedParameters(SelfMHA):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             nonlocal most
             out, weights = self.attn(x, x, x)
@@ -210,7 +210,7 @@ def test_only_the_layers_asked_for_are_kept_in_memory():
             most = max(most, sum(ref() is not None for ref in alive))
             return out
 
-    extract_attention_maps(PatchViT([Watched() for _ in range(6)]), image(), [1])
+    extract_attention_maps(PatchViT([TrackedParameters() for _ in range(6)]), image(), [1])
     assert most <= 3  # the one asked for, the newest, and the one under way
 
 

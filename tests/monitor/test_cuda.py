@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import GradientClipping, GradientFlow, TrainingMonitor
-from hjepa_dist_metrics.metrics.elements import read_elements
+from hjepa_dist_metrics.metrics.kernels.elements import read_elements
 from tests.monitor.test_monitor import config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.nn.parallel import DistributedDataParallel
 
 from hjepa_dist_metrics import ConfigError, TrainingMonitor
-from tests.metrics.test_noise import NOISE, SIGNAL, Dot, samples
+from tests.metrics.optimization.test_noise import NOISE, SIGNAL, Dot, samples
 from tests.monitor.test_monitor import config
 
 SCALE = NOISE / SIGNAL

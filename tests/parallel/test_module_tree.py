@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import ConfigError
-from hjepa_dist_metrics.metrics.watched import Watched
+from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.parallel.module_tree import ModuleTree
 
 
@@ -38,7 +38,7 @@ def remove(m):
 @pytest.mark.parametrize("change", [replace, extend, swap_child, register, remove])
 def test_a_change_is_seen(change):
     built = model()
-    tree, watched = ModuleTree(built, list(built.parameters())), Watched(built)
+    tree, watched = ModuleTree(built, list(built.parameters())), TrackedParameters(built)
     assert tree.is_unchanged()
     watched.require_unchanged()
     change(built)

@@ -18,7 +18,7 @@ from hjepa_dist_metrics.sync import Participation
 from hjepa_dist_metrics.values import Embedding, Graph, Histogram, Image, Text, Video
 
 
-class Watched(DistributedMetric):
+class TrackedParameters(DistributedMetric):
     """Moves what waits into its state when it is asked for its states, and notes who asked."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Watched(DistributedMetric):
 
 
 def sync_uneven():
-    collection = MetricCollection({"own": Watched()})
+    collection = MetricCollection({"own": TrackedParameters()})
     collection["own"].update(2.0)
     if dist.get_rank() == 0:
         collection.add("more", WeightedMean("more"))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.metrics import Reconstruction, SemanticSimilarity, psnr
-from hjepa_dist_metrics.metrics.frames import FrameMetric
+from hjepa_dist_metrics.metrics.reconstruction.per_frame import FrameMetric
 from hjepa_dist_metrics.reference.dual_head.config import SemanticConfig
 from hjepa_dist_metrics.reference.dual_head.encoders import build_encoder, encode
 from hjepa_dist_metrics.reference.dual_head.model import RGBHead, SemanticHead

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.modalities import modality_names
+from hjepa_dist_metrics.metrics.multimodal.modalities import modality_names
 
 GLOBAL = "global"
 

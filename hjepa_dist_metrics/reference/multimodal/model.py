@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hjepa_dist_metrics.metrics.modalities import matched_rows
+from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows
 from hjepa_dist_metrics.reference.multimodal.modality import GLOBAL, Modality
 
 SCALE = "scale"

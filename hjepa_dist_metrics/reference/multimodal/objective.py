@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hjepa_dist_metrics import ProcessContext
-from hjepa_dist_metrics.metrics.modalities import matched_rows
+from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows
 from hjepa_dist_metrics.parallel import gather_rows, row_sizes
 from hjepa_dist_metrics.reference.multimodal.modality import GLOBAL
 

@@ -1,0 +1,1 @@
+"""Arithmetic on tensors that keeps its digits: shared by metrics, without states."""

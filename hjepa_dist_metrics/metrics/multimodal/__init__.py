@@ -1,0 +1,1 @@
+"""Embeddings of several modalities, and whether they match."""

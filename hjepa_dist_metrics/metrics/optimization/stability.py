@@ -1,0 +1,155 @@
+"""Does the loss hold its course? Smoothness, trend, spikes, validation against training (S0 5.3)."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.buffered import BufferedMetric, keepable, number_row
+from hjepa_dist_metrics.metrics.validation import device_of
+from hjepa_dist_metrics.states import Replicated, StepWindow
+
+SPIKE_BOUND = 6.0
+WINDOW = 50
+_LEAST_REFERENCE = 8
+_CONSISTENT = 1.4826  # of the median absolute deviation with a Gaussian's standard deviation
+_RELATIVE_FLOOR = 1e-3
+_EPS = 1e-8
+_TINY = float(np.finfo(np.float64).tiny)
+
+Losses = npt.NDArray[np.float64]
+# The step's number, its loss and the count of samples behind it.
+_Step = tuple[int, float | Tensor, float | Tensor]
+
+
+class TrainingStability(BufferedMetric[_Step]):
+    """Watch the job's loss over the last `window` steps.
+
+    Each step's loss is the mean over all ranks' samples. Tags under `stability/`: `loss_smoothness` (standard
+    deviation), `loss_trend_slope` (of a quadratic fit, at the newest step), `spike_score` of the newest step,
+    and with a validation loss `val_train_loss_ratio`. Nonfinite losses are left out of all but their count.
+
+    Spikes are looked for in the last `reach` steps, the window by default: it should hold those since the
+    last look and some before. Their tags are `loss_max_spike` (largest over smallest), `worst_spike_score`,
+    `spike_count` and `nonfinite_steps`.
+    """
+
+    persistent = True
+
+    def __init__(self, window: int = WINDOW, reach: int | None = None) -> None:
+        if window < 2:
+            raise ConfigError(f"the window must hold at least two steps, got window={window}")
+        self.window, self.reach = window, window if reach is None else reach
+        if self.reach < window:
+            raise ConfigError(f"the reach must hold the window of {window} steps, got reach={reach}")
+        self.add_state("recent", StepWindow(self.reach))
+        self.add_state("validation_loss", Replicated())
+        self._next = 0
+
+    def update(self, loss: Tensor | float, count: Tensor | float = 1, step: int | None = None) -> None:
+        """Add one step: this rank's mean loss over `count` samples.
+
+        `step` is the step's number, the same on every rank; by default updates are numbered from 0.
+        """
+        number = self._next if step is None else step
+        self._defer((number, keepable("loss", loss), keepable("count", count)))
+        self._next = number + 1
+
+    def _flush(self, steps: Sequence[_Step]) -> None:
+        numbers, losses, counts = zip(*steps, strict=True)
+        device = device_of(item for item in (*losses, *counts) if isinstance(item, Tensor))
+        self.recent.update_many(numbers, number_row(losses, device), number_row(counts, device))
+
+    def load_states(self, packed: Mapping[str, Any], *, holder: bool) -> None:
+        """Replace the states, of any reach; every rank goes on numbering where the saved ones ended."""
+        packed = {**packed, "recent": self.recent.refit(packed["recent"])}
+        super().load_states(packed, holder=holder)
+        self._next = int(packed["recent"]["data"][0].max().item()) + 1
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        super().reset()
+        self._next = 0
+
+    def validate(self, loss: Tensor | float) -> None:
+        """Take note of a validation loss, the same on every rank."""
+        self.validation_loss.update(loss)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply the formulas to the window's losses in their order; {} before the first step."""
+        losses: Losses = states["recent"].means
+        if not len(losses):
+            return {}
+        finite = losses[np.isfinite(losses)]
+        scores = spike_scores(losses, self.window)
+        tags = {
+            "stability/spike_score": scores[-1],
+            "stability/worst_spike_score": max((float(s) for s in scores if s == s), default=math.nan),
+            "stability/spike_count": int((scores > SPIKE_BOUND).sum()),
+            "stability/nonfinite_steps": len(losses) - len(finite),
+        }
+        return tags | (self._shape(finite, states["validation_loss"].value) if len(finite) else {})
+
+    def _shape(self, reached: Losses, validation: float) -> dict[str, float]:
+        losses = reached[-self.window :]
+        tags = {
+            "stability/loss_smoothness": float(losses.std()),
+            "stability/loss_trend_slope": slope_at_end(losses),
+            "stability/loss_max_spike": float(reached.max() / (reached.min() + _EPS)),
+        }
+        if validation == validation:
+            tags["stability/val_train_loss_ratio"] = float(validation / (losses.mean() + _EPS))
+        return tags
+
+
+def slope_at_end(losses: Losses) -> float:
+    """Return the slope, per step, of a quadratic least-squares fit at its newest point.
+
+    Of fewer than three losses, the slope of the line; 0 of one.
+    """
+    if len(losses) < 2:
+        return 0.0
+    x = np.linspace(-1.0, 0.0, len(losses))
+    coefficients = np.polynomial.polynomial.polyfit(x, losses, min(2, len(losses) - 1))
+    return float(coefficients[1] / (len(losses) - 1))
+
+
+def spike_scores(losses: Losses, window: int = WINDOW) -> npt.NDArray[np.float64]:
+    """Return for each loss how many robust standard deviations it lies above those before it.
+
+    (x - median) / (1.4826 * MAD), against the last `window` losses before that are finite and no spikes
+    themselves; the deviation counts as a thousandth of the median at least. 0 for the first few; NaN for a
+    nonfinite loss.
+    """
+    calm: list[float] = []  # rising
+    order: deque[float] = deque()  # the same, as they came
+    scores = np.zeros(len(losses))
+    for index, loss in enumerate(losses.tolist()):
+        if not math.isfinite(loss):
+            scores[index] = math.nan
+            continue
+        if len(calm) >= _LEAST_REFERENCE:
+            median = _middle(calm)
+            spread = _CONSISTENT * _middle(sorted(abs(value - median) for value in calm))
+            floor = max(_RELATIVE_FLOOR * abs(median), _TINY)
+            scores[index] = (loss - median) / max(spread, floor)
+        if scores[index] <= SPIKE_BOUND:
+            bisect.insort(calm, loss)
+            order.append(loss)
+            if len(order) > window:
+                del calm[bisect.bisect_left(calm, order.popleft())]
+    return scores
+
+
+def _middle(rising: Sequence[float]) -> float:
+    """Return the median of rising numbers: of fifty, in a tenth of NumPy's time."""
+    half = len(rising) // 2
+    return rising[half] if len(rising) % 2 else 0.5 * (rising[half - 1] + rising[half])

@@ -1,0 +1,1 @@
+"""Models with several heads that reconstruct images and their meaning."""

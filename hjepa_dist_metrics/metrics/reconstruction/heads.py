@@ -1,0 +1,183 @@
+"""Models with several heads: losses, gradients and parameters of each, side by side (S2 1 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.optimization.group_norms import Column, columns_of, group_square_sums
+from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
+from hjepa_dist_metrics.metrics.validation import as_number
+from hjepa_dist_metrics.parallel.reduction import sum_over_shards
+from hjepa_dist_metrics.states import Replicated, Sum
+
+
+class HeadLosses(DistributedMetric):
+    """Average the losses of named heads over all samples of all ranks.
+
+    Tags: `{prefix}/{name}_loss` and `{prefix}/total_loss`, the sum of loss * weight. With `breakdown`, for
+    each head but the first: `{prefix}/{name}_loss_weighted`, the ratio `{prefix}/{first}_to_{name}_ratio`
+    where that head has a loss, and `{above}/{name}_loss_active`, 1 where its weight is above 0, in the group
+    above the prefix.
+    """
+
+    def __init__(self, names: Sequence[str], prefix: str = "Train/Loss", breakdown: bool = True) -> None:
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"expected heads with names of their own, got {list(names)}")
+        self.names, self.prefix, self.breakdown = list(names), prefix, breakdown
+        self.above = prefix.rpartition("/")[0] or prefix
+        self.add_state("sums", Sum(shape=(2, len(self.names))))  # plain, weighted
+        self.add_state("count", Sum())
+        self.add_state("weights", Replicated(shape=(len(self.names),)))
+
+    def update(
+        self, losses: Mapping[str, Any], weights: Mapping[str, float] | None = None, count: Any = 1
+    ) -> None:
+        """Add mean losses over `count` samples; `weights` are those of the objective now, 1 by default.
+
+        A head that is switched off has the weight 0 and the loss 0.
+        """
+        weight = dict.fromkeys(self.names, 1.0) if weights is None else weights
+        for kind, given in (("losses", losses), ("weights", weight)):
+            if sorted(given) != sorted(self.names):
+                raise ConfigError(f"expected {kind} of the heads {self.names}, got {sorted(given)}")
+        values = torch.stack([as_number(f"{name!r} of losses", losses[name]) for name in self.names])
+        counted = as_number("count", count).to(values.device, non_blocking=True)
+        factors = [float(weight[name]) for name in self.names]
+        both = torch.stack([values, torch.stack([v * f for v, f in zip(values, factors, strict=True)])])
+        # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
+        self.sums.update(torch.where(counted > 0, both * counted, torch.zeros_like(both)))
+        self.count.update(counted)
+        self.weights.update(factors)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Divide the sums by the count; {} before the first sample."""
+        count = states["count"].value
+        if not count > 0:
+            return {}
+        means, weighted = states["sums"].value / count
+        tags = {f"{self.prefix}/{name}_loss": mean for name, mean in zip(self.names, means, strict=True)}
+        tags[f"{self.prefix}/total_loss"] = weighted.sum()
+        return tags | self._breakdown(means, weighted, states["weights"].value) if self.breakdown else tags
+
+    def _breakdown(
+        self, means: Sequence[float], weighted: Sequence[float], weights: Sequence[float]
+    ) -> dict[str, Any]:
+        tags: dict[str, Any] = {}
+        for index, name in enumerate(self.names[1:], start=1):
+            tags[f"{self.prefix}/{name}_loss_weighted"] = weighted[index]
+            tags[f"{self.above}/{name}_loss_active"] = float(weights[index] > 0)
+            if means[index] != 0:
+                tags[f"{self.prefix}/{self.names[0]}_to_{name}_ratio"] = means[0] / means[index]
+        return tags
+
+
+class HeadGradients(DistributedMetric):
+    """Average over steps the L2 norms of the gradients of named parts of a model.
+
+    Tags: `{prefix}/{part}_norm`, `{prefix}/total_norm` over the whole model, and for each pair of `ratios`
+    `{prefix}/{a}_to_{b}_ratio`, without a part's ending "_head", where the second norm is not 0. The norms
+    are those of the whole model, whatever ranks hold it. Call `update` after backward and before clipping.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Mapping[str, nn.Module],
+        ratios: Sequence[tuple[str, str]] = (),
+        prefix: str = "Train/Gradients",
+    ) -> None:
+        _require_parts(parts, ratios)
+        self.watched = _watch(model, parts)
+        self.names, self.ratios, self.prefix = list(parts), list(ratios), prefix
+        self._columns = columns_of(self.watched)
+        # A gradient is the same on every rank once it is reduced: norms are replicated, never summed.
+        self.add_state("norms", Replicated(shape=(len(self.names) + 2,)))  # parts, total, number of steps
+
+    def update(self) -> None:
+        """Add the norms of this step's gradients. Where parameters are sharded this is a collective call."""
+        self.watched.require_unchanged()
+        squares = group_square_sums(self.watched, self._columns)
+        step = torch.cat([squares[:-1].sqrt(), squares.sum().sqrt()[None], torch.ones_like(squares[:1])])
+        seen = self.norms.data.to(step.device, non_blocking=True)
+        self.norms.update(torch.where(seen[1] > 0, seen[0] + step, step))
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the mean norms; {} before the first step."""
+        *sums, steps = states["norms"].value
+        if not steps > 0:
+            return {}
+        norms = dict(zip([*self.names, "total"], (total / steps for total in sums), strict=True))
+        tags = {f"{self.prefix}/{name}_norm": norm for name, norm in norms.items()}
+        for a, b in self.ratios:
+            if norms[b] != 0:
+                pair = "_to_".join(part.removesuffix("_head") for part in (a, b))
+                tags[f"{self.prefix}/{pair}_ratio"] = norms[a] / norms[b]
+        return tags
+
+
+class HeadParameters(DistributedMetric):
+    """Report mean and standard deviation of the parameters of named parts of a model.
+
+    Tags: `{prefix}/{part}_mean`, `{prefix}/{part}_std` (divided by n), of whole parameters, whatever ranks
+    hold them. Ranks whose values differ are named in a `DesyncError`.
+    """
+
+    def __init__(
+        self, model: nn.Module, parts: Mapping[str, nn.Module], prefix: str = "Model/Params"
+    ) -> None:
+        _require_parts(parts)
+        self.watched = _watch(model, parts)
+        self.names, self.prefix = list(parts), prefix
+        self._columns = [column for column in columns_of(self.watched) if column.group < len(self.names)]
+        self.add_state("stats", Replicated(shape=(2, len(self.names))))  # mean, std
+
+    def update(self) -> None:
+        """Read the parameters. Where they are sharded this is a collective call."""
+        self.watched.require_unchanged()
+        local = torch.stack([_power_sums(column) for column in self._columns], dim=-1)
+        merged = sum_over_shards(local, [column.shards for column in self._columns])
+        by_part = [torch.zeros_like(merged[:, 0]) for _ in self.names]
+        for column, sums in zip(self._columns, merged.unbind(-1), strict=True):
+            by_part[column.group] = by_part[column.group] + sums
+        count, total, squares = torch.stack(by_part, dim=-1).unbind()
+        mean = total / count
+        self.stats.update(torch.stack([mean, (squares / count - mean * mean).clamp(min=0.0).sqrt()]))
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tags of what was read last; {} before the first update."""
+        if not (states["stats"].data[1] > 0).all():
+            return {}
+        pairs = zip(self.names, states["stats"].value.T, strict=True)
+        named = [(name, zip(("mean", "std"), row, strict=True)) for name, row in pairs]
+        return {f"{self.prefix}/{name}_{key}": value for name, row in named for key, value in row}
+
+
+def _power_sums(column: Column) -> Tensor:
+    """Return number, sum and sum of squares of this rank's elements, float64 [3]."""
+    parts = [slot.values().reshape(-1).to(torch.float64) for slot in column.slots]
+    number = sum(part.numel() for part in parts)
+    sums = torch.stack([torch.stack([part.sum(), part.square().sum()]) for part in parts]).sum(dim=0)
+    return torch.cat([torch.full_like(sums[:1], float(number)), sums])
+
+
+def _watch(model: nn.Module, parts: Mapping[str, nn.Module]) -> TrackedParameters:
+    held = {id(parameter) for parameter in model.parameters()}
+    strangers = [name for name, part in parts.items() if not {id(p) for p in part.parameters()} <= held]
+    if strangers:
+        raise ConfigError(f"{strangers[0]!r} is not part of the model: make the metric from its own modules")
+    return TrackedParameters(model, {name: list(part.parameters()) for name, part in parts.items()})
+
+
+def _require_parts(parts: Mapping[str, nn.Module], ratios: Sequence[tuple[str, str]] = ()) -> None:
+    for name, part in parts.items():
+        if not any(True for _ in part.parameters()):
+            raise ConfigError(f"the part {name!r} has no parameters")
+    unknown = sorted({name for pair in ratios for name in pair} - set(parts))
+    if not parts or unknown:
+        raise ConfigError(f"expected named parts of the model, got {list(parts)}; unknown: {unknown}")

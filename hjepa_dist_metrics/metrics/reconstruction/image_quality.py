@@ -1,0 +1,173 @@
+"""Reconstruction of images and of their meaning: PSNR and cosine similarity by frame (S2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.reconstruction.per_frame import Floats, FrameMetric
+from hjepa_dist_metrics.metrics.ssl.collapse import SIMILARITY_EDGES, unit_rows
+from hjepa_dist_metrics.states import Max, Min
+from hjepa_dist_metrics.states.rows import row_weights
+
+PSNR_CAP = 100.0
+PSNR_EDGES = np.linspace(0.0, 60.0, 121)
+
+
+def psnr(prediction: Tensor, target: Tensor, cap: float = PSNR_CAP) -> Tensor:
+    """Return -10 log10 MSE of each image, float64 [B], in dB; images [B, C, H, W] in [0, 1].
+
+    An image without any error would have an infinite PSNR, which no chart can draw and which would make every
+    mean infinite: values end at `cap`, 100 dB, an MSE of 1e-10. An 8-bit image's rounding alone is at 59 dB.
+    """
+    error = _wide(prediction) - _wide(target)
+    mse = error.square().flatten(1).to(torch.float64).mean(dim=1)
+    floor = 10.0 ** (-cap / 10.0)
+    return -10.0 * torch.log10(mse.clamp(min=floor))
+
+
+class Reconstruction(FrameMetric):
+    """Report the PSNR of frames whose patches may lie on several ranks.
+
+    A frame's PSNR is the mean over its patches. Besides the tags of `FrameMetric` with the name "psnr":
+    `Eval/PSNR_Stats/{s}std`, `{s}min`, `{s}max` over frames, `Eval/Info/num_{s}frames` and `num_{s}patches`.
+    A perfect patch counts as `cap` dB.
+    """
+
+    def __init__(
+        self,
+        split: str = "val",
+        *,
+        num_frames: int | None = None,
+        patches_per_frame: int | None = None,
+        cap: float = PSNR_CAP,
+        prefix: str = "Eval",
+    ) -> None:
+        super().__init__(
+            "psnr",
+            split,
+            edges=PSNR_EDGES,
+            num_frames=num_frames,
+            patches_per_frame=patches_per_frame,
+            prefix=prefix,
+        )
+        if not 0 < cap < float("inf"):
+            raise ConfigError(f"cap is {cap!r}; allowed: a positive, finite number of dB")
+        self.cap = cap
+        self.add_state("lowest", Min())
+        self.add_state("highest", Max())
+
+    def update(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        frame_ids: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> None:
+        """Compare patches [B, C, H, W]; `frame_ids` int [B] say of which frame each is.
+
+        Targets must lie in [0, 1]: where one does not, this raises ConfigError, or `compute` where they are
+        on a device, which this does not wait for. Predictions may leave the range; they are not clipped.
+        """
+        _require_images(prediction, target)
+        self._watch_range(target, valid)
+        self._add(psnr(prediction, target, self.cap), frame_ids, valid)
+
+    def _watch_range(self, target: Tensor, valid: Tensor | None) -> None:
+        if target.numel() == 0:
+            return
+        counted = target if valid is None else _only(target, valid)
+        low, high = torch.aminmax(counted)
+        if target.device.type == "cpu":
+            _require_range(float(low), float(high))
+        self.lowest.update(low)
+        self.highest.update(high)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Describe the frames; {} before the first patch, where no frames are promised."""
+        _require_range(states["lowest"].value, states["highest"].value)
+        return super().compute_from(states)
+
+    def _more(self, values: Floats, num_patches: int) -> dict[str, Any]:
+        stats = f"{self.prefix}/PSNR_Stats/"
+        info = f"{self.prefix}/Info/num_"
+        s = f"{self.split}_" if self.split else ""
+        return {
+            f"{stats}{s}std": values.std(),
+            f"{stats}{s}min": values.min(),
+            f"{stats}{s}max": values.max(),
+            f"{info}{s}frames": len(values),
+            f"{info}{s}patches": num_patches,
+        }
+
+
+class SemanticSimilarity(FrameMetric):
+    """Report the cosine between predicted and true embeddings of patches, averaged to frames.
+
+    Besides the tags of `FrameMetric` with the name "{name}_sim": `Eval/Frame/{s}{name}_dist`, 1 - similarity.
+    """
+
+    def __init__(
+        self,
+        name: str = "clip",
+        split: str = "val",
+        *,
+        num_frames: int | None = None,
+        patches_per_frame: int | None = None,
+        prefix: str = "Eval",
+    ) -> None:
+        super().__init__(
+            f"{name}_sim",
+            split,
+            edges=SIMILARITY_EDGES,
+            num_frames=num_frames,
+            patches_per_frame=patches_per_frame,
+            prefix=prefix,
+        )
+
+    def update(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        frame_ids: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> None:
+        """Compare embeddings [B, D]; an embedding of zeros has the similarity 0."""
+        if prediction.ndim != 2 or prediction.shape != target.shape:
+            both = f"{list(prediction.shape)} and {list(target.shape)}"
+            raise ConfigError(f"expected predicted and true embeddings of one shape [B, D], got {both}")
+        cosine = (unit_rows(prediction) * unit_rows(target)).to(torch.float64).sum(dim=1)
+        self._add(cosine, frame_ids, valid)
+
+    def _more(self, values: Floats, num_patches: int) -> dict[str, Any]:
+        label = self.label.removesuffix("_sim")
+        return {f"{self.prefix}/Frame/{label}_dist": 1.0 - values.mean()}
+
+
+def _wide(images: Tensor) -> Tensor:
+    images = images.detach()
+    return images if images.dtype == torch.float64 else images.to(torch.float32)
+
+
+def _require_images(prediction: Tensor, target: Tensor) -> None:
+    if prediction.shape != target.shape or target.ndim != 4:
+        both = f"{list(prediction.shape)} and {list(target.shape)}"
+        raise ConfigError(f"expected predicted and true images of one shape [B, C, H, W], got {both}")
+    if not target.is_floating_point():
+        raise ConfigError(f"images must be floating point in [0, 1], got {target.dtype}: divide by 255 first")
+
+
+def _require_range(low: float, high: float) -> None:
+    if low < 0.0 or high > 1.0:
+        raise ConfigError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
+
+
+def _only(images: Tensor, valid: Tensor) -> Tensor:
+    """Return images with those that do not count set to 0."""
+    counted = row_weights(valid, images.shape[:1], images.device)
+    return torch.where(counted.reshape(-1, 1, 1, 1), images, torch.zeros_like(images))

@@ -1,0 +1,1 @@
+"""What self-supervised training shows: losses, teacher, masks, representations, predictions."""

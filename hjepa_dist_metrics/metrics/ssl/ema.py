@@ -1,0 +1,193 @@
+"""Dynamics of the target encoder, the teacher that follows by a moving average (S0 1.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.kernels.flat_tensors import chunks, flatten
+from hjepa_dist_metrics.metrics.kernels.norms import square_sum
+from hjepa_dist_metrics.parallel import unwrap
+from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
+from hjepa_dist_metrics.parallel.sharding.placement import LayoutReader, local_piece
+from hjepa_dist_metrics.states import Moments, Replicated, Sum
+
+_CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Hold what this rank has of an encoder: weights that every rank has, pieces of others, buffers."""
+
+    shapes: dict[str, torch.Size]
+    whole: list[Tensor]
+    pieces: list[Tensor]
+    buffers: list[Tensor]
+
+    def parts(self) -> tuple[list[Tensor], ...]:
+        return self.whole, self.pieces, self.buffers
+
+
+class EMADynamics(DistributedMetric):
+    """Tell whether the teacher follows the student, from weights and buffers.
+
+    Tags under `ema/`: `momentum_current`, `momentum_target`, `parameter_divergence` = |c - t|,
+    `relative_divergence` = |c - t| / |t|, `cosine`, and from the second update on `update_magnitude`, the
+    norm of the target's move since the update or `remember` before over |t|, and `target_weight_stability` =
+    1 - that. Norms are L2 over everything, squares of which are added in float32 or better.
+
+    Ranks whose weights differ are named in a `DesyncError`. Of sharded weights (FSDP2) each piece counts
+    once. Buffers may differ between ranks, a batch norm's running mean does: their squared norms are averaged
+    over the ranks.
+    """
+
+    def __init__(self) -> None:
+        self.add_state("schedule", Replicated(shape=(2,)))
+        # Squared norms of difference, target, context and the target's move.
+        self.add_state("weights", Replicated(shape=(4,)))
+        self.add_state("pieces", Sum(shape=(4,)))
+        self.add_state("buffers", Moments(shape=(4,)))
+        self._before: _Held | None = None
+
+    def remember(self, target_encoder: nn.Module) -> None:
+        """Copy the target's weights, so that the next `update` can tell how far they moved since."""
+        with torch.no_grad():
+            self._keep(_held(unwrap(target_encoder)))
+
+    def update(
+        self,
+        context_encoder: nn.Module,
+        target_encoder: nn.Module,
+        momentum: float,
+        momentum_target: float = 1.0,
+    ) -> None:
+        """Measure both encoders, wrapped or not, after the target's update with `momentum`.
+
+        `momentum_target` is where the schedule ends. ConfigError where the encoders' parameters differ.
+        """
+        live, slow = _held(unwrap(context_encoder)), _held(unwrap(target_encoder))
+        _require_alike(live.shapes, slow.shapes)
+        before = [None] * 3 if self._before is None else self._before.parts()
+        squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
+        latest = ("pieces", "buffers")  # not a sum over updates
+        self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
+        self.schedule.update([momentum, momentum_target])
+        for name, part in zip(("weights", "pieces", "buffers"), squares, strict=True):
+            self.states[name].update(part)
+        self._keep(slow)
+
+    def _keep(self, now: _Held) -> None:
+        kept = [None] * 3 if self._before is None else self._before.parts()
+        copies = (_copy(part, old) for part, old in zip(now.parts(), kept, strict=True))
+        self._before = _Held(now.shapes, *copies)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tags; {} before the first update."""
+        momentum, momentum_target = states["schedule"].value
+        if momentum != momentum:
+            return {}
+        squares = states["weights"].value + states["pieces"].value + states["buffers"].mean
+        difference, target, context, move = (math.sqrt(square) for square in squares)
+        tags = {
+            "ema/momentum_current": momentum,
+            "ema/momentum_target": momentum_target,
+            "ema/parameter_divergence": difference,
+            "ema/relative_divergence": relative(difference, target),
+            "ema/cosine": cosine(difference, target, context),
+        }
+        if math.isnan(move) and not math.isnan(target):  # nothing to compare with
+            return tags
+        magnitude = relative(move, target)
+        return {**tags, "ema/update_magnitude": magnitude, "ema/target_weight_stability": 1.0 - magnitude}
+
+
+def relative(part: float, whole: float) -> float:
+    """Return part / whole; 0 where both are 0, infinity where only the whole is."""
+    if whole == 0:
+        return 0.0 if part == 0 else math.inf
+    return part / whole
+
+
+def cosine(difference: float, first: float, second: float) -> float:
+    """Return the cosine of two vectors from their norms and that of their difference.
+
+    1 - (d^2 - (a - b)^2) / (2 a b), which keeps its digits where the cosine is near 1. 0 for a zero vector.
+    """
+    if first == 0 or second == 0:
+        return 0.0
+    return 1.0 - (difference**2 - (first - second) ** 2) / (2.0 * first * second)
+
+
+def expected_move(momentum: float, divergence: float) -> float:
+    """Return the move that an average of `momentum` has just made, from the divergence that it left.
+
+    t' = m t + (1 - m) c, hence t' - t = (1 - m) / m (c - t'). Infinity for m = 0.
+    """
+    return relative((1.0 - momentum) * divergence, momentum)
+
+
+def _held(module: nn.Module) -> _Held:
+    """Return parameters and floating-point buffers, detached, each in the order of their names."""
+    weights = sorted(stored_parameters(module), key=lambda item: item[0])
+    layout, held = LayoutReader(), _Held({name: weight.shape for name, weight in weights}, [], [], [])
+    for _, weight in weights:
+        where = layout(weight)
+        if not where.shards:
+            held.whole.append(local_piece(weight))
+        elif all(where.coordinate[dim] == 0 for dim in where.copies):  # of the copies, the first one counts
+            held.pieces.append(local_piece(weight))
+    for _, buffer in sorted(module.named_buffers(), key=lambda item: item[0]):
+        if buffer.is_floating_point():
+            held.buffers.append(local_piece(buffer))
+    return held
+
+
+def _require_alike(context: dict[str, torch.Size], target: dict[str, torch.Size]) -> None:
+    if context != target:
+        odd = sorted(f"{name}{list(shape)}" for name, shape in context.items() ^ target.items())
+        raise ConfigError(f"the encoders must have the same parameters; of only one of them: {odd[:6]}")
+    if not context:
+        raise ConfigError("the encoders have no parameters")
+
+
+def _copy(now: Sequence[Tensor], kept: list[Tensor] | None) -> list[Tensor]:
+    """Return copies, in the memory of the copies before where they fit."""
+    if kept is None or [_kind(t) for t in kept] != [_kind(t) for t in now]:
+        return [tensor.clone() for tensor in now]
+    if kept:
+        torch._foreach_copy_(kept, list(now), non_blocking=True)
+    return kept
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _squares(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None) -> Tensor:
+    """Return float64 [4]: squared norms of difference, target, context, and move (NaN without a `before`)."""
+    device = slow[0].device if slow else torch.device("cpu")
+    total = torch.zeros(4, dtype=torch.float64, device=device)
+    if len(live) != len(slow) or not slow:
+        return total
+    known = before is not None and len(before) == len(slow)
+    for start, stop in chunks([tensor.numel() for tensor in slow], _CHUNK_ELEMENTS):
+        context, target = _flat(live[start:stop], device), _flat(slow[start:stop], device)
+        move = (
+            target - _flat(before[start:stop], device) if known and before is not None else target * math.nan
+        )
+        parts = (context - target, target, context, move)
+        total = total + torch.stack([square_sum([part], device) for part in parts])
+    return total
+
+
+def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return everything in one vector, float32 or better: one kernel for many small tensors."""
+    flat = flatten([tensor.to(device, non_blocking=True) for tensor in tensors])
+    return flat if flat.dtype == torch.float64 else flat.to(torch.float32)

@@ -1,0 +1,175 @@
+"""What each level of the hierarchy holds, and what it costs (S0 2.1, 2.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.histograms import histogram_value
+from hjepa_dist_metrics.metrics.ssl.cka import linear_cka
+from hjepa_dist_metrics.metrics.ssl.spectrum import entropy_rank, without_noise
+from hjepa_dist_metrics.states import Covariance, Histogram, Max, Min, Moments, Sum
+
+# Fixed edges, so that counts are the same for every split: tenths of a decade on both sides of 0.
+_DECADES = np.logspace(-3.0, 3.0, 61)
+FEATURE_EDGES = np.concatenate([-_DECADES[::-1], [0.0], _DECADES])
+
+
+class HierarchyFeatures(DistributedMetric):
+    """Describe the features of every level, over all valid tokens of all ranks.
+
+    Tags under `hierarchy/level{i}_`: `feat_mean`, `feat_std` (over all elements), `feat_norm` (of a token),
+    `feat_min`, `feat_max`, `effective_rank` (of the uncentred tokens), `num_tokens` (valid ones of an image
+    that has any, mean), `nonfinite` (tokens), `features_histogram`, `compute_share` and `memory_share` in
+    percent, and from level 1 on `cka` with the level below, of the images' mean tokens. A level without
+    tokens has no tags.
+
+    Cost is tokens x D^2, a projection of every token, or as `costs` says (one number a level, of an image);
+    memory is tokens x D.
+    """
+
+    def __init__(self, dims: Sequence[int], costs: Sequence[float] | None = None) -> None:
+        self.dims = [int(dim) for dim in dims]
+        if not self.dims:
+            raise ConfigError("a hierarchy needs at least one level, got dims=[]")
+        self.costs = None if costs is None else [float(cost) for cost in costs]
+        if self.costs is not None and len(self.costs) != len(self.dims):
+            raise ConfigError(f"expected {len(self.dims)} costs, one a level, got {list(self.costs)}")
+        self.add_state("images", Sum(shape=(len(self.dims),)))
+        for i, dim in enumerate(self.dims):
+            self.add_state(f"tokens{i}", Covariance(dim))
+            self.add_state(f"norms{i}", Moments())
+            self.add_state(f"low{i}", Min())
+            self.add_state(f"high{i}", Max())
+            self.add_state(f"histogram{i}", Histogram(FEATURE_EDGES))
+            if i:
+                self.add_state(f"pair{i}", Covariance(self.dims[i - 1] + dim))
+
+    def update(
+        self,
+        features: Sequence[Tensor],
+        valid: Sequence[Tensor | None] | None = None,
+        *,
+        histograms: bool = True,
+    ) -> None:
+        """Add a batch: for each level [B, N_l, D_l], and bool [B, N_l] where some tokens are padding.
+
+        Without `histograms` the features are not counted into bins, which costs more than all the rest.
+        """
+        masks = [None] * len(self.dims) if valid is None else list(valid)
+        if len(features) != len(self.dims) or len(masks) != len(self.dims):
+            got = f"{len(features)} features and {len(masks)} masks"
+            raise ConfigError(f"expected one entry for each of {len(self.dims)} levels, got {got}")
+        checked = [self._check(i, f, m) for i, (f, m) in enumerate(zip(features, masks, strict=True))]
+        for i, (tokens, mask) in enumerate(checked):
+            self._add_level(i, tokens, mask, histograms)
+        pooled = [pool(tokens, mask) for tokens, mask in checked]
+        self.images.update(torch.stack([_images(mean, has) for mean, has in pooled]))
+        for i in range(1, len(pooled)):
+            (below, has_below), (here, has_here) = pooled[i - 1], pooled[i]
+            if len(below) != len(here):
+                raise ConfigError(f"levels {i - 1} and {i} have {len(below)} and {len(here)} images")
+            self.states[f"pair{i}"].update(torch.cat([below, here], dim=1), _both(has_below, has_here))
+
+    def _check(self, level: int, features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        dim = self.dims[level]
+        if features.ndim != 3 or features.shape[-1] != dim:
+            shape = list(features.shape)
+            raise ConfigError(f"level {level}: expected features [B, N, {dim}], got shape {shape}")
+        lead = features.shape[:2]
+        if valid is None:
+            return features.detach(), None
+        if valid.shape != lead:
+            raise ConfigError(f"level {level}: expected valid as {list(lead)}, got {list(valid.shape)}")
+        return features.detach(), valid.to(features.device, torch.bool, non_blocking=True)
+
+    def _add_level(self, i: int, tokens: Tensor, valid: Tensor | None, histograms: bool) -> None:
+        self.states[f"tokens{i}"].update(tokens, valid)
+        x = widened(tokens)
+        self.states[f"norms{i}"].update(torch.linalg.vector_norm(x, dim=-1), valid)
+        if x.numel():
+            self.states[f"low{i}"].update(_without(x, valid, math.inf).amin())
+            self.states[f"high{i}"].update(_without(x, valid, -math.inf).amax())
+        if histograms:
+            self.states[f"histogram{i}"].update(x, None if valid is None else valid[..., None].expand_as(x))
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply the formulas to the merged moments; {} where there is no token."""
+        images = states["images"].value
+        present = [i for i in range(len(self.dims)) if states[f"tokens{i}"].count]
+        counts = {i: states[f"tokens{i}"].count / max(images[i], 1) for i in present}
+        tags: dict[str, Any] = {}
+        for i in present:
+            named = self._level(i, states) | {"num_tokens": counts[i]} | self._shares(i, counts)
+            if i and states[f"pair{i}"].count:
+                named["cka"] = linear_cka(states[f"pair{i}"].matrix, self.dims[i - 1])
+            tags |= {f"hierarchy/level{i}_{name}": value for name, value in named.items()}
+        return tags
+
+    def _level(self, i: int, states: Mapping[str, Any]) -> dict[str, Any]:
+        tokens, histogram = states[f"tokens{i}"], states[f"histogram{i}"]
+        mean = float(tokens.mean.mean())
+        elements = tokens.count * self.dims[i]
+        squares = float(tokens.m2.trace() + tokens.count * ((tokens.mean - mean) ** 2).sum())
+        second = tokens.second_moment
+        finite = bool(torch.isfinite(second).all())
+        numbers: dict[str, Any] = {
+            "feat_mean": mean,
+            "feat_std": math.sqrt(squares / max(elements - 1, 1)),
+            "feat_norm": states[f"norms{i}"].mean,
+            "feat_min": states[f"low{i}"].value,
+            "feat_max": states[f"high{i}"].value,
+            "effective_rank": entropy_rank(without_noise(tokens.spectrum("second_moment")).sqrt())
+            if finite
+            else math.nan,
+            "nonfinite": tokens.nonfinite,
+        }
+        if histogram.counts.any() or histogram.nonfinite:
+            numbers["features_histogram"] = histogram_value(
+                histogram, mean * elements, squares + elements * mean**2
+            )
+        return numbers
+
+    def _shares(self, i: int, counts: Mapping[int, float]) -> dict[str, float]:
+        costs = {j: self.costs[j] if self.costs else counts[j] * self.dims[j] ** 2 for j in counts}
+        memory = {j: counts[j] * self.dims[j] for j in counts}
+        return {
+            "compute_share": 100.0 * costs[i] / (sum(costs.values()) or 1.0),
+            "memory_share": 100.0 * memory[i] / sum(memory.values()),
+        }
+
+
+def _without(x: Tensor, valid: Tensor | None, filling: float) -> Tensor:
+    return x if valid is None else x.masked_fill(~valid[..., None], filling)
+
+
+def _images(pooled: Tensor, has: Tensor | None) -> Tensor:
+    return torch.full((), len(pooled), device=pooled.device) if has is None else has.sum()
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return second if first is None else first if second is None else first & second
+
+
+def widened(features: Tensor) -> Tensor:
+    """Return features in float32 or better, in which sums and norms are made."""
+    return features if features.dtype == torch.float64 else features.to(torch.float32)
+
+
+def pool(tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the mean of each image's valid tokens, [B, D], and which images have any (None: all)."""
+    x = widened(tokens)
+    if valid is None and tokens.shape[1]:
+        return x.mean(dim=1), None
+    if valid is None:  # images without any token: nothing to take the mean of
+        valid = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    count = valid.sum(dim=1)
+    total = torch.where(valid[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device)).sum(dim=1)
+    return total / count.clamp(min=1)[:, None], count > 0

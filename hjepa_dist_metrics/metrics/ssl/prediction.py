@@ -1,0 +1,174 @@
+"""How well predictions meet their targets, level by level (S0 3.1, 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.histograms import histogram_value
+from hjepa_dist_metrics.metrics.ssl.cka import correlation, linear_cka
+from hjepa_dist_metrics.states import BottomK, Covariance, Histogram, Max, Min, Moments
+from hjepa_dist_metrics.values import Text
+
+COSINE_EDGES = np.linspace(-1.0, 1.0, 65)
+DEFAULT_PATCHES = 16
+
+
+class PredictionQuality(DistributedMetric):
+    """Compare predicted with target tokens, over the valid tokens of all ranks.
+
+    Tags under `prediction/level{i}_`: `cosine_sim_mean`, `_std`, `_min`, `_max`, `normalized_mse` (mean
+    square of the difference of the L2-normalised features), `l2_distance`, `num_tokens`, `nonfinite`,
+    `similarity_histogram`, and where the widths `dims` are given `cka`. `collapse/alignment` is the mean of
+    2 - 2 cosine over all levels, `collapse/level{i}_alignment` of each. With `ids` in `update`, the tokens
+    that match worst and best are kept by image and patch: `extremes`, and, as text,
+    `prediction/level{i}_extreme_patches`.
+
+    The cosine with a vector of zeros is 0. A level without valid tokens has no tags.
+    """
+
+    def __init__(
+        self, num_levels: int, dims: Sequence[int] | None = None, patches: int = DEFAULT_PATCHES
+    ) -> None:
+        if num_levels < 1:
+            raise ConfigError(f"the number of levels must be 1 or more, got num_levels={num_levels}")
+        self.num_levels, self.dims = num_levels, None if dims is None else [int(dim) for dim in dims]
+        if self.dims is not None and len(self.dims) != num_levels:
+            raise ConfigError(f"expected {num_levels} dims, one a level, got {self.dims}")
+        for i in range(num_levels):
+            self.add_state(f"cosine{i}", Moments())
+            self.add_state(f"low{i}", Min())
+            self.add_state(f"high{i}", Max())
+            self.add_state(f"error{i}", Moments())
+            self.add_state(f"distance{i}", Moments())
+            self.add_state(f"histogram{i}", Histogram(COSINE_EDGES))
+            self.add_state(f"hardest{i}", BottomK(patches, 2))
+            self.add_state(f"easiest{i}", BottomK(patches, 2))
+            if self.dims is not None:
+                self.add_state(f"joint{i}", Covariance(2 * self.dims[i]))
+
+    def update(
+        self,
+        predictions: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        valid: Sequence[Tensor | None] | None = None,
+        ids: Tensor | None = None,
+    ) -> None:
+        """Add a batch: for each level [B, N_l, D] twice, bool [B, N_l] for the tokens that count.
+
+        `ids` int64 [B] are the images' global numbers.
+        """
+        masks = [None] * self.num_levels if valid is None else list(valid)
+        lengths = [len(predictions), len(targets), len(masks)]
+        if lengths != [self.num_levels] * 3:
+            got = "{} predictions, {} targets and {} masks".format(*lengths)
+            raise ConfigError(f"expected one entry for each of {self.num_levels} levels, got {got}")
+        for i, (prediction, target, mask) in enumerate(zip(predictions, targets, masks, strict=True)):
+            self._add_level(i, prediction.detach(), target.detach(), mask, ids)
+
+    def _add_level(
+        self, i: int, prediction: Tensor, target: Tensor, valid: Tensor | None, ids: Tensor | None
+    ) -> None:
+        lead = self._check(i, prediction, target, valid)
+        kept = torch.ones(lead, dtype=torch.bool, device=prediction.device) if valid is None else valid
+        kept = kept.to(prediction.device, torch.bool, non_blocking=True)
+        wide = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+        p, t = prediction.to(wide), target.to(wide)
+        p_unit, t_unit = F.normalize(p, dim=-1), F.normalize(t, dim=-1)
+        cosine = (p_unit * t_unit).sum(dim=-1)
+        self.states[f"cosine{i}"].update(cosine, kept)
+        self.states[f"error{i}"].update((p_unit - t_unit).square().mean(dim=-1), kept)
+        self.states[f"distance{i}"].update(torch.linalg.vector_norm(p - t, dim=-1), kept)
+        self.states[f"histogram{i}"].update(cosine, kept)
+        if cosine.numel():
+            self.states[f"low{i}"].update(cosine.masked_fill(~kept, float("inf")).amin())
+            self.states[f"high{i}"].update(cosine.masked_fill(~kept, float("-inf")).amax())
+        if self.dims is not None:
+            self.states[f"joint{i}"].update(torch.cat([p, t], dim=-1), kept)
+        if ids is not None:
+            labels = _labels(ids, lead, cosine.device)
+            self.states[f"hardest{i}"].update(cosine, labels, kept)
+            self.states[f"easiest{i}"].update(-cosine, labels, kept)
+
+    def _check(self, i: int, prediction: Tensor, target: Tensor, valid: Tensor | None) -> torch.Size:
+        width = "D" if self.dims is None else str(self.dims[i])
+        wrong = prediction.ndim != 3 or prediction.shape != target.shape
+        if wrong or (self.dims is not None and prediction.shape[-1] != self.dims[i]):
+            got = f"{list(prediction.shape)} and {list(target.shape)}"
+            raise ConfigError(f"level {i}: expected prediction and target [B, N, {width}], got {got}")
+        lead = prediction.shape[:2]
+        if valid is not None and valid.shape != lead:
+            raise ConfigError(f"level {i}: expected valid as {list(lead)}, got {list(valid.shape)}")
+        return lead
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the merged moments; {} where there is no valid token."""
+        present = [i for i in range(self.num_levels) if states[f"cosine{i}"].count]
+        if not present:
+            return {}
+        tags: dict[str, Any] = {}
+        for i in present:
+            tags |= {f"prediction/level{i}_{name}": v for name, v in self._level(i, states).items()}
+            tags[f"collapse/level{i}_alignment"] = 2.0 - 2.0 * states[f"cosine{i}"].mean
+        count = sum(states[f"cosine{i}"].count for i in present)
+        total = sum(states[f"cosine{i}"].count * states[f"cosine{i}"].mean for i in present)
+        return {**tags, "collapse/alignment": 2.0 - 2.0 * total / count}
+
+    def _level(self, i: int, states: Mapping[str, Any]) -> dict[str, Any]:
+        cosine, histogram = states[f"cosine{i}"], states[f"histogram{i}"]
+        squares = cosine.variance * max(cosine.count - 1, 0) + cosine.count * cosine.mean**2
+        tags: dict[str, Any] = {
+            "cosine_sim_mean": cosine.mean,
+            "cosine_sim_std": cosine.std,
+            "cosine_sim_min": states[f"low{i}"].value,
+            "cosine_sim_max": states[f"high{i}"].value,
+            "normalized_mse": states[f"error{i}"].mean,
+            "l2_distance": states[f"distance{i}"].mean,
+            "num_tokens": cosine.count,
+            "nonfinite": cosine.nonfinite,
+            "similarity_histogram": histogram_value(histogram, cosine.mean * cosine.count, squares),
+        }
+        if self.dims is not None:
+            tags["cka"] = linear_cka(states[f"joint{i}"].matrix, self.dims[i])
+        if len(states[f"hardest{i}"].scores):
+            tags["extreme_patches"] = Text(_table(*extremes(states, i)))
+        return tags
+
+
+Patches = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
+
+
+def extremes(states: Mapping[str, Any], level: int) -> tuple[Patches, Patches]:
+    """Return the hardest and the easiest tokens of merged states: cosines [k], and [k, 2] image and patch."""
+    hardest, easiest = states[f"hardest{level}"], states[f"easiest{level}"]
+    return (hardest.scores, hardest.labels), (-easiest.scores, easiest.labels)
+
+
+def gram_matrices(states: Mapping[str, Any], level: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the feature correlations [D, D] of "prediction" and "target" at a level of merged states."""
+    joint = states[f"joint{level}"].matrix
+    dim = joint.shape[0] // 2
+    return {"prediction": correlation(joint[:dim, :dim]), "target": correlation(joint[dim:, dim:])}
+
+
+def _labels(ids: Tensor, lead: torch.Size, device: torch.device) -> Tensor:
+    if tuple(ids.shape) != (lead[0],):
+        raise ConfigError(f"expected ids of shape [{lead[0]}], got {list(ids.shape)}")
+    images = ids.to(device, non_blocking=True)[:, None].expand(lead)
+    return torch.stack([images, torch.arange(lead[1], device=device).expand(lead)], dim=-1)
+
+
+def _table(hardest: Patches, easiest: Patches) -> str:
+    rows = ["| | image | patch | cosine |", "|---|---|---|---|"]
+    for title, (scores, labels) in (("hardest", hardest), ("easiest", easiest)):
+        for score, (image, patch) in zip(scores, labels, strict=True):
+            rows.append(f"| {title} | {image} | {patch} | {score:.4f} |")
+    return "\n".join(rows)

@@ -1,0 +1,172 @@
+"""Speed of the whole job (S0 8.1): every rank's samples over the slowest rank's time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.system.flops import peak_flops as devices_peak
+from hjepa_dist_metrics.states import RankExtremes, ShardedSum, State, Sum
+from hjepa_dist_metrics.states.ranks.sharded import SHARD
+
+_ITS_OWN = torch.tensor([SHARD], device="cpu")
+PHASES = ("forward", "backward", "data", "optimizer", "step")
+
+
+class Throughput(DistributedMetric):
+    """Report rates and times under `performance/`.
+
+    `samples_per_second` and `tokens_per_second` are the ranks' sums over the longest elapsed time of any
+    rank. `{phase}_time_ms` is the mean over steps and ranks, `{phase}_time_ms_max` the slowest rank's mean
+    and `{phase}_time_ms_max_rank` that rank; phases without a time are left out. `forward_backward_ratio` is
+    forward over backward, `monitor_overhead_percent` the monitor's own share of the steps' time. With
+    `flops_per_sample` (see `count_flops`) `mfu`, the share of the devices' peak: of this rank's `peak_flops`,
+    by default looked up for `device`; left out where a rank's peak is not known.
+    """
+
+    def __init__(
+        self,
+        flops_per_sample: float | None = None,
+        peak_flops: float | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        for name, value in (("flops_per_sample", flops_per_sample), ("peak_flops", peak_flops)):
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be a positive number, got {value!r}")
+        self.flops_per_sample = flops_per_sample
+        self.peak_flops = peak_flops if peak_flops or device is None else devices_peak(device)
+        self._seconds: dict[str, list[float]] = {}
+        self._counts = [0.0, 0.0]
+        for name in ("samples", "tokens", "flops"):
+            self.add_state(name, Sum())
+        self.add_state("peak", ShardedSum())
+        for phase in (*PHASES, "monitor"):
+            self.add_state(f"{phase}_s", RankExtremes())
+
+    def update(
+        self,
+        samples: float,
+        forward_s: float | None = None,
+        backward_s: float | None = None,
+        data_s: float | None = None,
+        optimizer_s: float | None = None,
+        step_s: float | None = None,
+        tokens: float = 0,
+    ) -> None:
+        """Add one step of this rank: its samples and seconds.
+
+        `step_s` is the whole step's time; without it, the sum of the phases'.
+        """
+        given = {"forward": forward_s, "backward": backward_s, "data": data_s, "optimizer": optimizer_s}
+        known = {phase: seconds for phase, seconds in given.items() if seconds is not None}
+        self._counts[0] += samples
+        self._counts[1] += tokens
+        for phase, seconds in known.items():
+            self.add_time(phase, seconds)
+        self.add_time("step", sum(known.values()) if step_s is None else step_s)
+
+    def add_time(self, phase: str, seconds: float) -> None:
+        """Add a phase's seconds on their own, when they become known: CUDA events are read steps later."""
+        if phase not in (*PHASES, "monitor"):
+            raise ConfigError(f"expected a phase of {(*PHASES, 'monitor')}, got {phase!r}")
+        self._seconds.setdefault(phase, []).append(seconds)
+
+    @property
+    def states(self) -> Mapping[str, State]:  # type: ignore[override]
+        """Return the local states by name."""
+        self._settle()
+        return self._states
+
+    def _settle(self) -> None:
+        """Move what was collected into the states: once a sync, which costs less than once a step."""
+        for phase, seconds in self._seconds.items():
+            self._states[f"{phase}_s"].update(seconds)
+        if self._seconds:
+            samples, tokens = self._counts
+            self._states["samples"].update(samples)
+            self._states["tokens"].update(tokens)
+            if self.flops_per_sample is not None:
+                self._states["flops"].update(samples * self.flops_per_sample)
+                self._states["peak"].update(self.peak_flops or math.nan, _ITS_OWN)
+        self._seconds, self._counts = {}, [0.0, 0.0]
+
+    def merge(self, other: DistributedMetric) -> Self:
+        """Take in what `other` has seen."""
+        self._settle()
+        if isinstance(other, Throughput):
+            other._settle()
+        return super().merge(other)
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        self._seconds, self._counts = {}, [0.0, 0.0]
+        super().reset()
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return rates and times; {} before the first step."""
+        step = states["step_s"]
+        if step.count == 0:
+            return {}
+        tags: dict[str, Any] = {}
+        if step.longest > 0:
+            tags["performance/samples_per_second"] = states["samples"].value / step.longest
+            tags["performance/monitor_overhead_percent"] = 100.0 * states["monitor_s"].total / step.total
+            if states["tokens"].value:
+                tags["performance/tokens_per_second"] = states["tokens"].value / step.longest
+            peak = states["peak"].value
+            if states["flops"].value and peak > 0:
+                tags["performance/mfu"] = states["flops"].value / step.longest / peak
+        for phase in PHASES:
+            tags |= _times(phase, states[f"{phase}_s"])
+        forward, backward = states["forward_s"], states["backward_s"]
+        if backward.count and backward.total > 0:
+            tags["performance/forward_backward_ratio"] = forward.total / backward.total
+        return tags
+
+
+def _times(phase: str, seconds: Any) -> dict[str, Any]:
+    if seconds.count == 0:
+        return {}
+    return {
+        f"performance/{phase}_time_ms": 1e3 * seconds.mean,
+        f"performance/{phase}_time_ms_max": 1e3 * seconds.highest,
+        f"performance/{phase}_time_ms_max_rank": seconds.highest_rank,
+    }
+
+
+class TotalSamples(DistributedMetric):
+    """Count over the whole run: `performance/total_samples`, `total_tokens`, `samples_per_second_total`.
+
+    The rate is the ranks' samples since the start over the longest time of any rank.
+    """
+
+    persistent = True
+
+    def __init__(self) -> None:
+        self.add_state("samples", Sum())
+        self.add_state("tokens", Sum())
+        self.add_state("seconds", RankExtremes())
+
+    def update(self, samples: float, seconds: float = 0.0, tokens: float = 0) -> None:
+        """Add samples and tokens of this rank, of one step or several, and the time that they took."""
+        self.samples.update(samples)
+        self.tokens.update(tokens)
+        self.seconds.update(seconds)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tags; {} before the first update."""
+        seconds = states["seconds"]
+        if not seconds.count:
+            return {}
+        tags = {"performance/total_samples": states["samples"].value}
+        if states["tokens"].value:
+            tags["performance/total_tokens"] = states["tokens"].value
+        if seconds.longest > 0:
+            tags["performance/samples_per_second_total"] = states["samples"].value / seconds.longest
+        return tags

@@ -1,0 +1,94 @@
+import os
+import sys
+
+import pytest
+import torch
+
+from hjepa_dist_metrics import Memory, MetricCollection
+from hjepa_dist_metrics.metrics.system import memory as memory_module
+from tests.ranks import run_ranks
+
+NAN = float("nan")
+
+
+def numbers(values):
+    return {tag: float(value) for tag, value in values.items()}
+
+
+def test_every_rank_has_its_tags_and_the_largest_is_named():
+    rows = [
+        [1.0, 2.0, 3.0, 40.0, 5.0, 50.0, 0.5],
+        [1.5, 2.5, 2.0, 90.0, 6.0, 70.0, 0.7],
+        [NAN] * 5 + [NAN, 0.6],
+    ]
+
+    def body(context):
+        memory = Memory()
+        memory.usage.update(rows[context.rank])
+        return numbers(MetricCollection({"m": memory}, context).compute())
+
+    for values in run_ranks(3, body):
+        assert values["system/gpu0_memory_allocated_gb"] == 1.0
+        assert values["system/gpu1_memory_reserved_gb"] == 2.5
+        assert values["system/gpu1_utilization"] == 90.0
+        assert values["system/gpu0_memory_utilization"] == 5.0
+        assert not any(tag.startswith("system/gpu2") for tag in values)
+        assert (
+            values["performance/gpu_memory_allocated_gb"],
+            values["performance/gpu_memory_allocated_gb_rank"],
+        ) == (1.5, 1)
+        assert (values["performance/gpu_memory_peak_gb"], values["performance/gpu_memory_peak_gb_rank"]) == (
+            3.0,
+            0,
+        )
+        assert values["system/cpu_percent"] == 60.0
+        assert values["system/ram_gb"] == 0.7
+
+
+def resident_now():
+    """Ask the kernel by another road than the metric's."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc to compare with")
+@pytest.mark.parametrize("with_psutil", [True, False])
+def test_this_process(monkeypatch, with_psutil):
+    if not with_psutil:
+        monkeypatch.setitem(sys.modules, "psutil", None)
+    memory = Memory()
+    assert memory.compute() == {}
+    memory.update()
+    values = numbers(memory.compute())
+    assert values["system/ram_gb"] == pytest.approx(resident_now(), rel=0.1)
+    assert ("system/cpu_percent" in values) == with_psutil
+
+
+def test_utilization_that_cannot_be_read_is_reported_once_and_left_out(monkeypatch, caplog):
+    def refuse(device):
+        raise ModuleNotFoundError("no nvidia-ml-py")
+
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    for name, value in {"memory_allocated": 2e9, "memory_reserved": 3e9, "max_memory_allocated": 4e9}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(memory_module, "_device", lambda device: torch.device("cuda", 0))
+    memory = Memory()
+    memory.update()
+    memory.update()
+    values = numbers(memory.compute())
+    assert values["system/gpu0_memory_allocated_gb"] == 2.0
+    assert values["performance/gpu_memory_peak_gb"] == 4.0
+    assert "system/gpu0_utilization" not in values
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    held = torch.zeros(1 << 22, device="cuda")
+    memory = Memory()
+    memory.update()
+    values = numbers(memory.compute())
+    assert values["system/gpu0_memory_allocated_gb"] >= held.numel() * 4 / 1e9
+    assert values["performance/gpu_memory_peak_gb"] >= values["performance/gpu_memory_allocated_gb"]
