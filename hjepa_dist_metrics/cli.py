@@ -184,7 +184,7 @@ def _export(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from hjepa_dist_metrics.commands.report import render_report
     from hjepa_dist_metrics.commands.runs import load_runs, one_run
-    from hjepa_dist_metrics.tools.readers import read_pictures
+    from hjepa_dist_metrics.readers.logs import read_pictures
 
     runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
     Path(options.output).write_text(

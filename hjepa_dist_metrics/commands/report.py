@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+from hjepa_dist_metrics.catalog.dashboards import load_dashboards
 from hjepa_dist_metrics.commands.charts import Points, line_chart
 from hjepa_dist_metrics.commands.judge import findings, judge
 from hjepa_dist_metrics.commands.runs import Run
 from hjepa_dist_metrics.commands.table import number
-from hjepa_dist_metrics.dashboards import load_dashboards
 from hjepa_dist_metrics.version import __version__
 
 _MOST_LINES = 12

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.tools.events import ScalarTable
-from hjepa_dist_metrics.tools.readers import read_scalars, read_settings
+from hjepa_dist_metrics.readers.events import ScalarTable
+from hjepa_dist_metrics.readers.logs import read_scalars, read_settings
 
 
 @dataclass(frozen=True)

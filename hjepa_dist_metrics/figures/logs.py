@@ -11,7 +11,7 @@ import numpy as np
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures.series import Runs, Series, Tags, as_runs
-from hjepa_dist_metrics.tools.readers import read_scalars
+from hjepa_dist_metrics.readers.logs import read_scalars
 
 _NUMPY = (".npz", ".npy")
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from hjepa_dist_metrics.dashboards import load_dashboards
+from hjepa_dist_metrics.catalog.dashboards import load_dashboards
 from hjepa_dist_metrics.monitor.announcing import announce
 from hjepa_dist_metrics.monitor.config import LoggingConfig
 from hjepa_dist_metrics.parallel import ProcessContext

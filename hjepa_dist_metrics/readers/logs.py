@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.readers.events import ScalarTable, event_pictures, event_scalars, event_settings
 from hjepa_dist_metrics.sinks.jsonl import read_jsonl
-from hjepa_dist_metrics.tools.events import ScalarTable, event_pictures, event_scalars, event_settings
 
 _RESERVED = frozenset({"step", "wall_time"})
 # The folders that a log directory keeps each kind of file in; they are no part of a run's name.

@@ -9,9 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.readers.events import event_scalars
+from hjepa_dist_metrics.readers.logs import jsonl_scalars, read_pictures, read_scalars
 from hjepa_dist_metrics.sinks import JsonlSink, TensorBoardSink
-from hjepa_dist_metrics.tools.events import event_scalars
-from hjepa_dist_metrics.tools.readers import jsonl_scalars, read_pictures, read_scalars
 from hjepa_dist_metrics.values import Image, Scalar, Text
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hjepa_dist_metrics import catalog
-from hjepa_dist_metrics.dashboards import load_dashboards
+from hjepa_dist_metrics.catalog.dashboards import load_dashboards
 from tests.reference.dual_head_tags import HISTOGRAMS, SCALARS
 
 PREFIX = "dual_head_"

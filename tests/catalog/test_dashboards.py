@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from hjepa_dist_metrics import catalog, resources
-from hjepa_dist_metrics.dashboards import load_dashboard, load_dashboards
+from hjepa_dist_metrics.catalog.dashboards import load_dashboard, load_dashboards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.resources import config_dir, config_path
 from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink
