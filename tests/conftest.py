@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.helpers.blas import FourAccumulators
-from tests.processes import GlooPool
+from tests.helpers.processes import GlooPool
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from hjepa_dist_metrics.catalog.__main__ import with_table
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.monitor.config import LoggingConfig
-from hjepa_dist_metrics.monitor.settings import with_settings
+from hjepa_dist_metrics.settings.schema import LoggingConfig
+from hjepa_dist_metrics.settings.table import with_settings
 from hjepa_dist_metrics.sinks import read_jsonl
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -34,7 +34,7 @@ def test_table_needs_its_markers():
 
 def test_settings_are_those_of_the_configuration():
     text = README.read_text()
-    assert with_settings(text) == text, "run: python -m hjepa_dist_metrics.monitor.settings README.md"
+    assert with_settings(text) == text, "run: python -m hjepa_dist_metrics.settings.table README.md"
     assert "| `cadence.representations` | `null` |" in text
     assert "| `alerts.patience` | `3` |" in text
     assert "| `tensorboard.enabled` | `true` |" in text

@@ -9,21 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hjepa_dist_metrics.figures.attention import (
+    from hjepa_dist_metrics.figures.attention.capture import extract_attention_maps as extract_attention_maps
+    from hjepa_dist_metrics.figures.attention.pictures import (
         visualize_attention_maps as visualize_attention_maps,
         visualize_attention_rollout as visualize_attention_rollout,
         visualize_hierarchical_attention as visualize_hierarchical_attention,
         visualize_multihead_attention as visualize_multihead_attention,
         visualize_patch_to_patch_attention as visualize_patch_to_patch_attention,
     )
+    from hjepa_dist_metrics.figures.attention.rollout import attention_rollout as attention_rollout
     from hjepa_dist_metrics.figures.canvas import save as save, to_image as to_image
-    from hjepa_dist_metrics.figures.capture import extract_attention_maps as extract_attention_maps
-    from hjepa_dist_metrics.figures.landscape import (
-        loss_landscape as loss_landscape,
-        visualize_loss_landscape as visualize_loss_landscape,
-    )
-    from hjepa_dist_metrics.figures.logs import load_training_logs as load_training_logs
-    from hjepa_dist_metrics.figures.masking import (
+    from hjepa_dist_metrics.figures.masks.pictures import (
         animate_masking_process as animate_masking_process,
         compare_masking_strategies as compare_masking_strategies,
         plot_masking_statistics as plot_masking_statistics,
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
         visualize_masking_strategy as visualize_masking_strategy,
         visualize_multi_block_masking as visualize_multi_block_masking,
     )
-    from hjepa_dist_metrics.figures.prediction import (
+    from hjepa_dist_metrics.figures.predictions.pictures import (
         visualize_embedding_distribution as visualize_embedding_distribution,
         visualize_feature_space as visualize_feature_space,
         visualize_hierarchical_predictions as visualize_hierarchical_predictions,
@@ -40,20 +36,24 @@ if TYPE_CHECKING:
         visualize_predictions as visualize_predictions,
         visualize_reconstruction as visualize_reconstruction,
     )
-    from hjepa_dist_metrics.figures.rollout import attention_rollout as attention_rollout
-    from hjepa_dist_metrics.figures.series import Series as Series, smooth as smooth
-    from hjepa_dist_metrics.figures.training import (
+    from hjepa_dist_metrics.figures.training.landscape import (
+        loss_landscape as loss_landscape,
+        visualize_loss_landscape as visualize_loss_landscape,
+    )
+    from hjepa_dist_metrics.figures.training.logs import load_training_logs as load_training_logs
+    from hjepa_dist_metrics.figures.training.pictures import (
         plot_collapse_metrics as plot_collapse_metrics,
         plot_ema_momentum as plot_ema_momentum,
         plot_hierarchical_losses as plot_hierarchical_losses,
         plot_training_curves as plot_training_curves,
         visualize_gradient_flow as visualize_gradient_flow,
     )
+    from hjepa_dist_metrics.figures.training.series import Series as Series, smooth as smooth
 
 # Where each function lives. It is imported at its first use, so that what draws a run's figures need not load
 # torch; the imports above say the same to type checkers.
 _HOMES = {
-    "attention": (
+    "attention.pictures": (
         "visualize_attention_maps",
         "visualize_attention_rollout",
         "visualize_hierarchical_attention",
@@ -64,13 +64,13 @@ _HOMES = {
         "save",
         "to_image",
     ),
-    "capture": ("extract_attention_maps",),
-    "landscape": (
+    "attention.capture": ("extract_attention_maps",),
+    "training.landscape": (
         "loss_landscape",
         "visualize_loss_landscape",
     ),
-    "logs": ("load_training_logs",),
-    "masking": (
+    "training.logs": ("load_training_logs",),
+    "masks.pictures": (
         "animate_masking_process",
         "compare_masking_strategies",
         "plot_masking_statistics",
@@ -79,7 +79,7 @@ _HOMES = {
         "visualize_masking_strategy",
         "visualize_multi_block_masking",
     ),
-    "prediction": (
+    "predictions.pictures": (
         "visualize_embedding_distribution",
         "visualize_feature_space",
         "visualize_hierarchical_predictions",
@@ -87,12 +87,12 @@ _HOMES = {
         "visualize_predictions",
         "visualize_reconstruction",
     ),
-    "rollout": ("attention_rollout",),
-    "series": (
+    "attention.rollout": ("attention_rollout",),
+    "training.series": (
         "Series",
         "smooth",
     ),
-    "training": (
+    "training.pictures": (
         "plot_collapse_metrics",
         "plot_ema_momentum",
         "plot_hierarchical_losses",

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hjepa_dist_metrics.figures.attention.overlay import outline, show_patches, show_picture, tint
 from hjepa_dist_metrics.figures.canvas import colour_bar, finish, new_figure, panels
 from hjepa_dist_metrics.figures.inputs import Bools, Floats, Grid, picture, upsample
-from hjepa_dist_metrics.figures.masking import draw_block_sizes
-from hjepa_dist_metrics.figures.overlay import outline, show_patches, show_picture, tint
-from hjepa_dist_metrics.figures.projection import Method, project
+from hjepa_dist_metrics.figures.masks.pictures import draw_block_sizes
+from hjepa_dist_metrics.figures.predictions.projection import Method, project
 from hjepa_dist_metrics.figures.style import (
     MASKED,
     SEQUENTIAL,

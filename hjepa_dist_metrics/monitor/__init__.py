@@ -1,6 +1,6 @@
 """The monitor of a training loop: observe, sync when due, write, warn."""
 
-from hjepa_dist_metrics.monitor.alerts import Alert as Alert
-from hjepa_dist_metrics.monitor.config import LoggingConfig as LoggingConfig
-from hjepa_dist_metrics.monitor.logger import MetricsLogger as MetricsLogger
+from hjepa_dist_metrics.logging.logger import MetricsLogger as MetricsLogger
+from hjepa_dist_metrics.monitor.health.alerts import Alert as Alert
 from hjepa_dist_metrics.monitor.monitor import TrainingMonitor as TrainingMonitor
+from hjepa_dist_metrics.settings.schema import LoggingConfig as LoggingConfig

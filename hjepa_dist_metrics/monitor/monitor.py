@@ -14,24 +14,24 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.logging.output import agree_on_run, open_output
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.collection import apply_formulas
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_list
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
-from hjepa_dist_metrics.monitor.alerts import Alert, AlertBook, OnAlert, Rule
-from hjepa_dist_metrics.monitor.checking import as_levels, require_pairs, require_samples
-from hjepa_dist_metrics.monitor.config import LoggingConfig, from_mapping
-from hjepa_dist_metrics.monitor.families import EPOCH, FIGURES, MetricFamilies
-from hjepa_dist_metrics.monitor.gradient_watch import GradientWatch
-from hjepa_dist_metrics.monitor.observing import Encoders, Masks, Observing, Streams
-from hjepa_dist_metrics.monitor.output import agree_on_run, open_output
+from hjepa_dist_metrics.monitor.health.alerts import Alert, AlertBook, OnAlert, Rule
+from hjepa_dist_metrics.monitor.health.rules import RunRules
+from hjepa_dist_metrics.monitor.metric_registry import EPOCH, FIGURES, MetricRegistry
+from hjepa_dist_metrics.monitor.observers.gradients import GradientWatch
+from hjepa_dist_metrics.monitor.observers.representations import Encoders, Masks, Observing, Streams
+from hjepa_dist_metrics.monitor.observers.timing import SpeedWatch
 from hjepa_dist_metrics.monitor.publishing import Publisher
-from hjepa_dist_metrics.monitor.rules import RunRules
-from hjepa_dist_metrics.monitor.speed import SpeedWatch
 from hjepa_dist_metrics.monitor.uneven_ranks import LogRequest, UnevenRanks, WaitPhase
+from hjepa_dist_metrics.monitor.validation import as_levels, require_pairs, require_samples
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook
+from hjepa_dist_metrics.settings.schema import LoggingConfig, from_mapping
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
 from hjepa_dist_metrics.sinks.signals import SignalFlush
@@ -79,7 +79,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
         self.context = context or ProcessContext.current()
         self.run_name, self._first = agree_on_run(self.config, self.context, resume, start_step)
         self.step_number = self._first
-        self.families = MetricFamilies(
+        self.families = MetricRegistry(
             MetricCollection(
                 context=self.context,
                 sync_timeout=self.config.sync_timeout,
@@ -502,7 +502,7 @@ class TrainingMonitor(AbstractContextManager["TrainingMonitor"]):
             self.families.stability().update(named["loss"], total, self.step_number)
 
     def _observe_figures(self, images: Tensor, shown: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-        from hjepa_dist_metrics.monitor.run_figures import observed
+        from hjepa_dist_metrics.monitor.observers.run_figures import observed
 
         seen = observed(images, **shown, **more)
         self.families.figures(seen, self.config.figures).update(seen)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hjepa_dist_metrics import catalog
-from hjepa_dist_metrics.monitor.alerts import AlertBook
-from hjepa_dist_metrics.monitor.drawing import FINISH_SECONDS, Studio
-from hjepa_dist_metrics.monitor.output import Output
-from hjepa_dist_metrics.monitor.remembering import memory_of, recall
-from hjepa_dist_metrics.monitor.rules import Convergence
+from hjepa_dist_metrics.logging.output import Output
+from hjepa_dist_metrics.monitor.figure_renderer import FINISH_SECONDS, FigureRenderer
+from hjepa_dist_metrics.monitor.health.alerts import AlertBook
+from hjepa_dist_metrics.monitor.health.rule_state import memory_of, recall
+from hjepa_dist_metrics.monitor.health.rules import Convergence
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.sync import SyncReport
 from hjepa_dist_metrics.values import Drawing, Scalar, Text, Value
@@ -48,7 +48,7 @@ class Publisher:
         # The last steps judged, and the rules' states written there.
         self._told: deque[tuple[int, dict[str, float]]] = deque(maxlen=8)
         self._lock = threading.Lock()
-        self._studio = Studio(sink.write) if context.is_main else None
+        self._studio = FigureRenderer(sink.write) if context.is_main else None
 
     def finish_drawing(self) -> None:
         """Wait for the figures that are being drawn, for at most a minute."""
@@ -117,7 +117,7 @@ class Publisher:
     def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:
         if self._studio is None:
             return
-        from hjepa_dist_metrics.monitor.run_figures import resolution
+        from hjepa_dist_metrics.monitor.observers.run_figures import resolution
 
         numbers = dict(self.latest)
         self._studio.draw(step, drawings | resolution(numbers))

@@ -14,7 +14,7 @@ import torch
 
 import hjepa_dist_metrics.figures as fig
 from hjepa_dist_metrics import ConfigError, MetricsError, ProcessContext
-from hjepa_dist_metrics.figures.series import Runs
+from hjepa_dist_metrics.figures.training.series import Runs
 from hjepa_dist_metrics.reference import checkpoint
 from hjepa_dist_metrics.reference.arguments import parse
 from hjepa_dist_metrics.reference.data import ImageItem, stack_images

@@ -11,7 +11,7 @@ from hjepa_dist_metrics.figures.run import (
     prediction_map,
     similarity_heatmap,
 )
-from hjepa_dist_metrics.figures.spectrum import (
+from hjepa_dist_metrics.figures.training.spectrum import (
     visualize_gram_matrices,
     visualize_hierarchy_resolution,
     visualize_spectrum,

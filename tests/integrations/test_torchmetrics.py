@@ -14,7 +14,7 @@ from torchmetrics import aggregation, classification, image, regression
 from hjepa_dist_metrics import ConfigError, MetricCollection, WeightedMean
 from hjepa_dist_metrics.integrations.torchmetrics import TorchMetric
 from hjepa_dist_metrics.parallel.transport import MemoryWorld
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Metric `.*` will save all:UserWarning"),

@@ -6,7 +6,7 @@ import os
 import pytest
 from filelock import FileLock
 
-from tests.launch.jobs import TORCHRUN, Job, train
+from tests.helpers.jobs import TORCHRUN, Job, train
 
 
 class Jobs:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.launch.jobs import ROOT, TORCHRUN, TRAIN, arguments, finish_all, run, start
-from tests.processes import free_port
+from tests.helpers.jobs import ROOT, TORCHRUN, TRAIN, arguments, finish_all, run, start
+from tests.helpers.processes import free_port
 
 DEFAULT = str(ROOT / "configs/default.yaml")
 Arguments = Callable[[Path], list[str]]

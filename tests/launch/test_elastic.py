@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.launch.jobs import ROOT, TORCHRUN, TRAIN, arguments, run
+from tests.helpers.jobs import ROOT, TORCHRUN, TRAIN, arguments, run
 
 # launch/train.py, but for the process that is to die: at the second step after a checkpoint, once.
 MORTAL = f"""

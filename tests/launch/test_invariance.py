@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.launch.jobs import ROOT, STEPS, Job, train
+from tests.helpers.jobs import ROOT, STEPS, Job, train
 
 INVARIANT = re.compile(
     r"loss/(total|h\d+)|collapse/(effective_rank|mean_similarity)|gradient/global_norm_before_clip"

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from tests.launch.jobs import ROOT, STEPS, TORCHRUN, TRAIN, Job, run
+from tests.helpers.jobs import ROOT, STEPS, TORCHRUN, TRAIN, Job, run
 
 PAIRS = ("text_image", "text_audio", "image_audio")
 SAME = ("loss/", "embeddings/", "alignment/", "optimization/", "val/", "gradient/", "alerts/")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tests.launch.jobs import TORCHRUN, TRAIN, arguments, finish_all, start, told
+from tests.helpers.jobs import TORCHRUN, TRAIN, arguments, finish_all, start, told
+from tests.helpers.processes import free_port
 from tests.launch.test_invariance import assert_same_run
-from tests.processes import free_port
 
 
 def test_two_agents_train_one_job_with_one_writer(jobs, tmp_path: Path):

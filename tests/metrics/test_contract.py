@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 
 from hjepa_dist_metrics import MetricCollection
-from tests.metrics.contract import (
+from tests.helpers.contract import (
     EXAMPLES,
     Example,
     assert_same,
@@ -20,8 +20,8 @@ from tests.metrics.contract import (
     fed,
     plain,
 )
-from tests.ranks import run_ranks
-from tests.states.splits import Split, bits, splits, total
+from tests.helpers.ranks import run_ranks
+from tests.helpers.splits import Split, bits, splits, total
 
 every_metric = pytest.mark.parametrize(
     "example", [pytest.param(example, id=kind.__name__) for kind, example in EXAMPLES.items()]

@@ -7,7 +7,7 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection, WeightedMean
 from hjepa_dist_metrics.states import Max, Mean, Moments, Sum
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.sync.test_counts import Probe
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from hjepa_dist_metrics import ConfigError, MetricsLogger, SyncTimeoutError, TrainingMonitor
 from hjepa_dist_metrics.sinks import jsonl_path, read_jsonl
-from tests.processes import free_port, run_disposable
+from tests.helpers.processes import free_port, run_disposable
 
 
 def monitor_of(log_dir, **more):
@@ -173,7 +173,7 @@ def test_methods_of_a_summary_writer_are_named_in_the_error(tmp_path):
 TERMINATED = """
 import os, signal, sys, time
 from tests.monitor.test_ends import monitor_of
-from tests.processes import join_world
+from tests.helpers.processes import join_world
 from hjepa_dist_metrics import DistributedMetric
 from hjepa_dist_metrics.states import Sum
 

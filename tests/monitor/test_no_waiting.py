@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import GradientClipping, GradientFlow, GradientNoise, TrainingMonitor, Updates
-from tests.metrics.contract import EXAMPLES
+from tests.helpers.contract import EXAMPLES
+from tests.helpers.waiting import DEVICE, no_waiting, on_device
 from tests.monitor.test_monitor import config
-from tests.waiting import DEVICE, no_waiting, on_device
 
 IMAGES, TOKENS, DIM = 4, 9, 8
 

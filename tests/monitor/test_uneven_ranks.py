@@ -9,7 +9,7 @@ from torch import nn
 
 from hjepa_dist_metrics import RankFailureError, TrainingMonitor
 from hjepa_dist_metrics.sinks import read_jsonl
-from tests.processes import run_disposable
+from tests.helpers.processes import run_disposable
 
 DIM = 3
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from hjepa_dist_metrics import MetricCollection, WeightedMean
 from hjepa_dist_metrics.sync import Participation
-from tests.processes import run_disposable
+from tests.helpers.processes import run_disposable
 
 LIMIT = 0.5
 

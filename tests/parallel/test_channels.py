@@ -6,7 +6,7 @@ import weakref
 import torch.distributed as dist
 
 from hjepa_dist_metrics.parallel.transport.tree_channel import group_channel
-from tests.processes import run_disposable
+from tests.helpers.processes import run_disposable
 
 
 def found_again_and_gone(rank: int) -> tuple[bool, bool]:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from hjepa_dist_metrics.parallel import compat
-from tests.processes import run_disposable
+from tests.helpers.processes import run_disposable
 
 
 def pair(rank: int) -> list[float]:

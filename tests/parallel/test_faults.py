@@ -29,7 +29,7 @@ from hjepa_dist_metrics import (
 )
 from hjepa_dist_metrics.states import Concat, Sum
 from hjepa_dist_metrics.sync.tree import steps
-from tests.processes import run_disposable
+from tests.helpers.processes import run_disposable
 
 TIMEOUT = 2.0
 # Far above what a busy machine needs, far below 30 minutes.
@@ -347,7 +347,7 @@ def test_a_new_process_group_brings_metrics_back():
 EXIT = """
 import os, sys, time, torch.distributed as dist
 from tests.parallel.test_faults import collection, die
-from tests.processes import join_world
+from tests.helpers.processes import join_world
 rank, port, way = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 join_world(rank, 2, port)
 metrics = collection()
@@ -365,7 +365,7 @@ print("leaving", flush=True)
 
 @pytest.mark.parametrize("way", ["killed", "late"])
 def test_the_interpreter_exits_while_a_sync_waits_for_a_rank(way):
-    from tests.processes import free_port
+    from tests.helpers.processes import free_port
 
     root = Path(__file__).resolve().parents[2]
     port = free_port()

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from hjepa_dist_metrics import ConfigError, ProcessContext
 from hjepa_dist_metrics.parallel import gather_rows
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 DIM = 5
 

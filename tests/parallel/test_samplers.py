@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, WeightedMean, valid_samples
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

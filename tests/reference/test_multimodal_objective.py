@@ -8,7 +8,7 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, ProcessContext
 from hjepa_dist_metrics.reference.multimodal.objective import ContrastiveObjective
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 NAMES = ["text", "image", "audio"]
 DIM = 6

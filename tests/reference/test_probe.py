@@ -5,7 +5,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hjepa_dist_metrics.reference.data import ImageSplits, TensorImages, load_digits_splits
 from hjepa_dist_metrics.reference.hjepa.probe import draw_labelled, knn_accuracy, knn_predict
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def encode(images):

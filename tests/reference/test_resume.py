@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hjepa_dist_metrics.reference.arguments import parse
 from hjepa_dist_metrics.reference.main import main
 from hjepa_dist_metrics.sinks import read_jsonl
-from tests.processes import free_port
+from tests.helpers.processes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS = 18

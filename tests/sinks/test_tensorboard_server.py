@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sinks.served import STEPS, TAGS, browse, missing_browser, serve, wait_for, write_everything
+from tests.helpers.served import STEPS, TAGS, browse, missing_browser, serve, wait_for, write_everything
 
 
 def whole(get, path, tag):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 from hjepa_dist_metrics.states import ClassScatter, Covariance
-from tests.states.splits import Split, merged_over, splits, total
+from tests.helpers.splits import Split, merged_over, splits, total
 
 DIM, TOKENS = 3, 4
 

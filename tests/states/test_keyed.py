@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from hjepa_dist_metrics import ConfigError
 from hjepa_dist_metrics.states import GroupSums
 from hjepa_dist_metrics.states.keyed import ALONE, QUANTUM
-from tests.states.splits import bits
+from tests.helpers.splits import bits
 
 ROWS = st.lists(
     st.tuples(

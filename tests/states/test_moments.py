@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from hjepa_dist_metrics import ConfigError
 from hjepa_dist_metrics.states import Covariance, Max, Min, Moments, Sum
-from tests.states.splits import Split, merged_over, splits, sync_states, total
+from tests.helpers.splits import Split, merged_over, splits, sync_states, total
 
 SEEDS = st.integers(0, 2**16)
 OFFSETS = st.sampled_from([0.0, -3.0, 1e4, 1e8])

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from hjepa_dist_metrics import ConfigError
 from hjepa_dist_metrics.states import Mean
-from tests.states.splits import merged_over, splits, total
+from tests.helpers.splits import merged_over, splits, total
 
 VALUES = np.random.default_rng(0).normal(size=200)
 COUNTS = np.random.default_rng(1).integers(0, 9, size=200)

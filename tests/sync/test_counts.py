@@ -16,8 +16,8 @@ from hjepa_dist_metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.parallel.transport import MemoryWorld
 from hjepa_dist_metrics.parallel.transport.channel import LEAST_FRAME
 from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Min, Moments, Sample, State, Sum
-from tests.processes import run_disposable
-from tests.ranks import run_ranks
+from tests.helpers.processes import run_disposable
+from tests.helpers.ranks import run_ranks
 
 
 class Probe(DistributedMetric):

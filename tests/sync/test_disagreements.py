@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hjepa_dist_metrics import DesyncError, MetricCollection, ProcessContext, __version__
 from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Replicated, Sample, State, Sum
 from hjepa_dist_metrics.sync import manifest, verdict
-from tests.ranks import run_ranks, try_ranks
+from tests.helpers.ranks import run_ranks, try_ranks
 from tests.sync.test_counts import Probe
 
 # Each case: what is odd about the last rank, and what every rank's error must say ("{}": its number).

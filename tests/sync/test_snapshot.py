@@ -11,7 +11,7 @@ from hjepa_dist_metrics.states import ClassScatter, Concat, Covariance, Distinct
 from hjepa_dist_metrics.sync.manifest import Manifest
 from hjepa_dist_metrics.sync.payload import Payload
 from hjepa_dist_metrics.sync.snapshot import Snapshot, snapshot
-from tests.states.splits import same_bits
+from tests.helpers.splits import same_bits
 
 
 def test_a_manifest_describes_the_set_of_states_while_it_stays_what_it_is():

@@ -25,7 +25,7 @@ from hjepa_dist_metrics.sync.header import Participation
 from hjepa_dist_metrics.sync.manifest import Manifest
 from hjepa_dist_metrics.sync.merged import Merged
 from hjepa_dist_metrics.sync.tree import steps
-from tests.sync.simulated import FRAME, block_of, simulate
+from tests.helpers.simulated import FRAME, block_of, simulate
 
 WORLDS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 32, 100]
 LARGE = [1024, 16384]

@@ -18,7 +18,7 @@ from hjepa_dist_metrics import (
     WeightedMean,
 )
 from hjepa_dist_metrics.metrics import generalization_gaps
-from hjepa_dist_metrics.monitor.reconstruction_rules import reconstruction_rules
+from hjepa_dist_metrics.monitor.health.reconstruction_rules import reconstruction_rules
 from hjepa_dist_metrics.parallel import all_reduce_sum
 from hjepa_dist_metrics.reference.data import GlobalBatchSampler
 from hjepa_dist_metrics.reference.dual_head.config import PATCHES_PER_FRAME, DataConfig, ModelConfig

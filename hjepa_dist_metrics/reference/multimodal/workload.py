@@ -22,8 +22,8 @@ from hjepa_dist_metrics import (
     TrainingMonitor,
 )
 from hjepa_dist_metrics.figures.gather import gather_rows
-from hjepa_dist_metrics.monitor.graph import trace_graph
-from hjepa_dist_metrics.monitor.parameters import weight_histograms
+from hjepa_dist_metrics.logging.graph import trace_graph
+from hjepa_dist_metrics.logging.parameters import weight_histograms
 from hjepa_dist_metrics.reference.data import GlobalBatchSampler
 from hjepa_dist_metrics.reference.groups import decay_groups
 from hjepa_dist_metrics.reference.multimodal.config import ModelConfig

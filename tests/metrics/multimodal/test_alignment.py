@@ -16,7 +16,7 @@ from hjepa_dist_metrics import (
 )
 from hjepa_dist_metrics.metrics.multimodal.retrieval import diagonal_contrast, heatmap, recall_at
 from hjepa_dist_metrics.values import Image
-from tests.ranks import run_ranks, try_ranks
+from tests.helpers.ranks import run_ranks, try_ranks
 
 pytestmark = pytest.mark.accuracy
 

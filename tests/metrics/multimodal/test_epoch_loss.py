@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hjepa_dist_metrics import ConfigError, EpochLoss, MetricCollection
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 STEPS = 6
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from hjepa_dist_metrics import ConfigError, GradientClipping
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.accuracy
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from hjepa_dist_metrics import ConfigError, GradientClipping, MetricCollection
 from hjepa_dist_metrics.parallel.sharding.parameter_shards import clean_name, model_shards
-from tests.parallel.layouts import CASES, Net, backward, data, held_parameters, loss_of, reference
+from tests.helpers.layouts import CASES, Net, backward, data, held_parameters, loss_of, reference
 
 MAX_NORM = 0.5
 # Parameters of several modules in one: no group can hold some of them.

@@ -11,7 +11,7 @@ from hjepa_dist_metrics.metrics.optimization.parameter_partition import one_devi
 from hjepa_dist_metrics.parallel.sharding.parameter_shards import ParameterShard
 from hjepa_dist_metrics.parallel.sharding.placement import WHOLE
 from hjepa_dist_metrics.values import Histogram, Scalar, Text
-from tests.ranks import run_ranks, try_ranks
+from tests.helpers.ranks import run_ranks, try_ranks
 
 pytestmark = pytest.mark.accuracy
 

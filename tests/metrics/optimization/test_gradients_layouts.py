@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from hjepa_dist_metrics import GradientFlow, MetricCollection, ProcessContext
 from hjepa_dist_metrics.values import Histogram, Scalar
-from tests.parallel.layouts import CASES, backward, reference
+from tests.helpers.layouts import CASES, backward, reference
 
 
 def flow_in(layout: str, per_parameter: bool = True) -> tuple[dict[str, float], dict[str, Histogram]]:

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import DesyncError, LearningRate, MetricCollection, ReplicatedScalars
-from hjepa_dist_metrics.monitor.remembering import memory_of, recall
-from tests.ranks import run_ranks, try_ranks
+from hjepa_dist_metrics.monitor.health.rule_state import memory_of, recall
+from tests.helpers.ranks import run_ranks, try_ranks
 
 
 def optimizer(*rates):

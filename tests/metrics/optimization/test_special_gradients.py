@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hjepa_dist_metrics import GradientClipping, GradientFlow, MetricCollection
 from hjepa_dist_metrics.parallel.sharding.parameter_shards import clean_name
 from hjepa_dist_metrics.values import Histogram, Scalar
+from tests.helpers.layouts import Net, data, loss_of, part
 from tests.metrics.optimization.test_gradients_layouts import described
-from tests.parallel.layouts import Net, data, loss_of, part
 
 
 def mine() -> torch.Tensor:

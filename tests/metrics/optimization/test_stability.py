@@ -6,7 +6,7 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, TrainingStability
 from hjepa_dist_metrics.metrics.optimization.stability import SPIKE_BOUND, slope_at_end, spike_scores
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def fed(losses, window=50, count=1):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, Updates
-from tests.parallel.layouts import CASES, backward, held_parameters, reference
+from tests.helpers.layouts import CASES, backward, held_parameters, reference
 
 pytestmark = pytest.mark.accuracy
 

@@ -13,7 +13,7 @@ from hjepa_dist_metrics import (
     SemanticSimilarity,
 )
 from hjepa_dist_metrics.metrics import generalization_gaps, psnr
-from tests.ranks import run_ranks, try_ranks
+from tests.helpers.ranks import run_ranks, try_ranks
 
 pytestmark = pytest.mark.accuracy
 

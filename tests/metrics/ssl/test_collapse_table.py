@@ -10,7 +10,7 @@ from hjepa_dist_metrics import Collapse, MetricCollection
 from hjepa_dist_metrics.catalog import effective_rank_limits
 from hjepa_dist_metrics.metrics.ssl.gaussianity import KNOTS, characteristic_sums, directions
 from hjepa_dist_metrics.metrics.ssl.spectrum import lidar, pairwise, spectral_decay, uniformity
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.accuracy
 

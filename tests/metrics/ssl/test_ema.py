@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from hjepa_dist_metrics import ConfigError, DesyncError, EMADynamics, MetricCollection
-from tests.parallel.layouts import Net
-from tests.ranks import run_ranks, try_ranks
+from tests.helpers.layouts import Net
+from tests.helpers.ranks import run_ranks, try_ranks
 
 pytestmark = pytest.mark.accuracy
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hjepa_dist_metrics import ConfigError, HierarchicalLoss, MetricCollection
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.accuracy
 

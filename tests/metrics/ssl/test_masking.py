@@ -4,7 +4,7 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, Masking, MetricCollection
 from hjepa_dist_metrics.metrics.ssl.connected_components import count_components
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def numbers(values):

@@ -6,7 +6,7 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, PredictionQuality
 from hjepa_dist_metrics.metrics.ssl.prediction import extremes, gram_matrices
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.accuracy
 

@@ -6,7 +6,7 @@ import torch
 
 from hjepa_dist_metrics import Memory, MetricCollection
 from hjepa_dist_metrics.metrics.system import memory as memory_module
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 NAN = float("nan")
 

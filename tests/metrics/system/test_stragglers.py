@@ -10,10 +10,10 @@ from torch import nn
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, Stragglers
 from hjepa_dist_metrics.metrics.system.stragglers import heat_map, split_times
-from hjepa_dist_metrics.monitor.families import MetricFamilies
-from hjepa_dist_metrics.monitor.speed import SpeedWatch
+from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
+from hjepa_dist_metrics.monitor.observers.timing import SpeedWatch
 from hjepa_dist_metrics.values import Image, Text
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 # Four ranks whose backward holds an all-reduce: whoever comes early waits there, so that steps end together.
 EVEN = [(0.10, 0.20, 0.01, 0.01)] * 4
@@ -114,7 +114,7 @@ def train_with_a_sleeper(where: str, sleeper: int):
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)))
     collection = MetricCollection()
-    watch = SpeedWatch(MetricFamilies(collection))
+    watch = SpeedWatch(MetricRegistry(collection))
     pause = 0.04 if rank == sleeper else 0.0
     for _ in range(8):
         begun = time.perf_counter()

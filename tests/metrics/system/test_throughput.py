@@ -3,7 +3,7 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, Throughput, TotalSamples
 from hjepa_dist_metrics.metrics.system.flops import count_flops, peak_of
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 def numbers(values):

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 
 from hjepa_dist_metrics.states import RankExtremes
-from tests.states.splits import Split, parts, splits, sync_states
+from tests.helpers.splits import Split, parts, splits, sync_states
 
 SECONDS = np.random.default_rng(0).uniform(0.1, 1.0, 200)
 

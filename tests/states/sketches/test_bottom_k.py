@@ -4,7 +4,7 @@ import torch
 
 from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection
 from hjepa_dist_metrics.states import BottomK
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 class Worst(DistributedMetric):

@@ -7,7 +7,7 @@ import torch
 from hjepa_dist_metrics import ConfigError, DistributedMetric, MetricCollection
 from hjepa_dist_metrics.states import Distinct
 from hjepa_dist_metrics.states.sketches.hashing import mix
-from tests.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 
 class Counted(DistributedMetric):

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from hjepa_dist_metrics import ConfigError
 from hjepa_dist_metrics.states import Concat, Histogram, Replicated, Sample
-from tests.states.splits import Split, bits, merged_over, parts, splits, total
+from tests.helpers.splits import Split, bits, merged_over, parts, splits, total
 
 SEEDS = st.integers(0, 2**16)
 EDGES = [-2.0, -0.5, 0.0, 0.25, 3.0]

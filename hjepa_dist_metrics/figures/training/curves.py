@@ -1,0 +1,56 @@
+"""Lines over training steps, shared by the training figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hjepa_dist_metrics.figures.style import LINE_STYLES, colour, describe, legend, plot_area
+from hjepa_dist_metrics.figures.training.series import Runs, smooth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_curves(
+    ax: Axes,
+    runs: Runs,
+    tags: Sequence[str],
+    *,
+    smoothing: float = 0.0,
+    names: Sequence[str] | None = None,
+    by_run: bool = False,
+) -> None:
+    """Draw each run's tags; with smoothing the raw values stay as a pale line.
+
+    Colours tell tags apart and line styles runs; `by_run` the other way round, for panels of one tag.
+    """
+    several = len(runs) > 1
+    for r, (run, have) in enumerate(runs.items()):
+        for t, tag in enumerate(tags):
+            if tag not in have:
+                continue
+            steps, values = have[tag]
+            hue, style = (r, t) if by_run else (t, r)
+            look: dict[str, Any] = {"color": colour(hue), "ls": LINE_STYLES[style % len(LINE_STYLES)]}
+            name = names[t] if names is not None else tag
+            label = (f"{run}: {name}" if len(tags) > 1 else run) if several else name
+            if len(values) == 1:
+                look |= {"marker": "o", "ms": 4}
+            if smoothing:
+                ax.plot(steps, values, color=look["color"], alpha=0.25, lw=1)
+            ax.plot(steps, smooth(values, smoothing), lw=1.6, label=label, **look)
+    plot_area(ax)
+    legend(ax)
+
+
+def use_log_scale(ax: Axes, runs: Runs, tags: Sequence[str]) -> None:
+    """Take a logarithmic axis where every value is positive and they span more than a factor of 50."""
+    values = [v for have in runs.values() for tag in tags if tag in have for v in have[tag].values if v == v]
+    if values and min(values) > 0 and max(values) > 50 * min(values):
+        ax.set_yscale("log")
+
+
+def label_steps(ax: Axes, title: str, y: str) -> None:
+    """Label a panel over training steps."""
+    describe(ax, title, "step", y)

@@ -1,0 +1,1 @@
+"""Judging: rules, alerts, and what they remember."""

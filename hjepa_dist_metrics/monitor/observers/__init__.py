@@ -1,0 +1,1 @@
+"""What the monitor looks at: one file for each kind of observation."""

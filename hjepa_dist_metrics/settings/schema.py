@@ -1,0 +1,300 @@
+"""Settings of a run's logging: the section `logging` of its YAML file.
+
+Every dataclass is frozen and checks itself: a bad value raises ConfigError naming key, value and what is
+valid. `from_mapping` builds a LoggingConfig from whatever a user has at hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from hjepa_dist_metrics.catalog import ALERT_RULES
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.settings.cadence import Every
+from hjepa_dist_metrics.settings.field_docs import explain_fields, field_docs
+from hjepa_dist_metrics.settings.mapping import build, to_mapping
+
+SyncMode = Literal["background", "inline"]
+WandbMode = Literal["online", "offline"]
+Projection = Literal["pca", "tsne", "umap"]
+
+_OTHER_SECTIONS = frozenset({"model", "data", "training"})
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def _require(ok: bool, key: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"logging.{key} is {value!r}; allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class TensorBoardConfig:
+    """Event files for TensorBoard."""
+
+    enabled: bool = True
+    """Write event files to `<log_dir>/tensorboard/<experiment_name>/`."""
+    flush_secs: float = 10.0
+    """Seconds after which values must be on disk: what a SIGKILL can lose at most."""
+
+    def __post_init__(self) -> None:
+        _require(self.flush_secs > 0, "tensorboard.flush_secs", self.flush_secs, "more than 0")
+
+
+@dataclass(frozen=True)
+class JsonlConfig:
+    """JSON lines, one object a step."""
+
+    enabled: bool = True
+    """Write `<log_dir>/metrics/<experiment_name>.jsonl`."""
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases (extra `wandb`)."""
+
+    enabled: bool = False
+    """Send values to Weights & Biases as well."""
+    project: str = "h-jepa"
+    """Project that the run belongs to."""
+    entity: str | None = None
+    """User or team; None is the default of the account."""
+    tags: list[str] = field(default_factory=list)
+    """Tags of the run."""
+    mode: WandbMode = "online"
+    """`offline` keeps the run on disk for a later `wandb sync`."""
+
+
+@dataclass(frozen=True)
+class Cadences:
+    """Hold the steps between two values of each family; None is never."""
+
+    scalars: int | None
+    representations: int | None
+    histograms: int | None
+    figures: int | None
+    system: int | None
+
+    def every(self) -> dict[str, Every]:
+        """Return a fresh `Every` for each family."""
+        return {name: Every(steps=steps) for name, steps in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class CadenceConfig:
+    """Steps between two values of each family: null derives it from `log_frequency`, 0 is never."""
+
+    scalars: int | None = None
+    """Loss, EMA, masking, gradients, learning rate, throughput: every `log_frequency` steps."""
+    representations: int | None = None
+    """Collapse, hierarchy and prediction metrics: every 10 * `log_frequency` steps."""
+    histograms: int | None = None
+    """Histograms: every 10 * `log_frequency` steps."""
+    figures: int | None = None
+    """Images and embeddings: every 50 * `log_frequency` steps."""
+    system: int | None = None
+    """Memory and utilisation: every 10 epochs; every 10 * `log_frequency` steps where epochs are unknown."""
+
+    def __post_init__(self) -> None:
+        for name, steps in dataclasses.asdict(self).items():
+            _require(
+                steps is None or steps >= 0, f"cadence.{name}", steps, "null, 0 (never) or a number of steps"
+            )
+
+    def resolve(self, log_frequency: int, steps_per_epoch: int | None = None) -> Cadences:
+        """Return the cadences in steps; at `log_frequency` 100 those are 100, 1000, 1000, 5000, 10 epochs."""
+        derived = {
+            "scalars": log_frequency,
+            "representations": 10 * log_frequency,
+            "histograms": 10 * log_frequency,
+            "figures": 50 * log_frequency,
+            "system": 10 * (steps_per_epoch or log_frequency),
+        }
+        set_here = dataclasses.asdict(self)
+        merged = {
+            name: steps if set_here[name] is None else set_here[name] for name, steps in derived.items()
+        }
+        return Cadences(**{name: steps or None for name, steps in merged.items()})
+
+
+@dataclass(frozen=True)
+class AlertsConfig:
+    """Rules that watch the merged values."""
+
+    enabled: bool = True
+    """Raise alerts on the console and under `alerts/`."""
+    stop_on: list[str] = field(default_factory=list)
+    """Rules that end the run, cleanly and on all ranks, when they fire."""
+    patience: int = 3
+    """Evaluations in a row that must be bad before a rule fires; nonfinite values fire at once."""
+    recovery: int = 3
+    """Evaluations in a row that must be good before a rule that fired is quiet again."""
+
+    def __post_init__(self) -> None:
+        _require(self.patience >= 1, "alerts.patience", self.patience, "1 or more")
+        _require(self.recovery >= 1, "alerts.recovery", self.recovery, "1 or more")
+        _require_known("alerts.stop_on", self.stop_on, ALERT_RULES)
+
+
+@dataclass(frozen=True)
+class GradientsConfig:
+    """What is measured of gradients and updates, with the scalars and the histograms."""
+
+    enabled: bool = True
+    """Measure gradient flow; switch off where each rank trains parameters of its own, as experts."""
+    depth: int = 1
+    """Parts of a parameter's name that make its module: 1 tells `context_encoder` from `predictor`."""
+    patterns: dict[str, str] | None = None
+    """Modules by name, each with a regular expression to find in parameters' names; null goes by `depth`."""
+    per_parameter: bool = False
+    """Write every parameter's numbers too: thousands of tags."""
+    updates: bool = True
+    """Compare the parameters before and after the optimizer's step on steps that log."""
+    noise: bool = False
+    """Estimate the gradient noise scale under DDP and FSDP2, and from micro-batches on one process."""
+
+    def __post_init__(self) -> None:
+        _require(self.depth >= 1, "gradients.depth", self.depth, "1 or more")
+        for name, pattern in (self.patterns or {}).items():
+            _require(_compiles(pattern), f"gradients.patterns.{name}", pattern, "a regular expression")
+
+
+@dataclass(frozen=True)
+class FiguresConfig:
+    """Pictures of the run, at the cadence of figures (extra `figures`)."""
+
+    enabled: bool = True
+    """Draw figures where the training loop hands `images` to `TrainingMonitor.step`."""
+    projection: Projection = "pca"
+    """Map of predictions and targets: `pca`, or `tsne` or `umap`, which take seconds in the background."""
+
+    def __post_init__(self) -> None:
+        allowed = get_args(Projection)
+        _require(
+            self.projection in allowed, "figures.projection", self.projection, "one of " + ", ".join(allowed)
+        )
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What a run writes, where, and how often."""
+
+    experiment_name: str = "hjepa_default"
+    """Name of the run and of its files; a second run gets the suffix `-2`."""
+    log_dir: str = "results/logs"
+    """Directory of all runs' files."""
+    log_frequency: int = 100
+    """Steps between two logs of scalars; the other cadences follow it."""
+    log_interval: int | None = None
+    """Steps between two logs of scalars, another name of `log_frequency`; null takes that."""
+    histogram_interval: int | None = None
+    """EPOCHS between two histograms of weights and gradients; null takes `cadence.histograms`, in steps."""
+    sync: SyncMode = "background"
+    """Merge over ranks on a thread (`background`) or in the training loop (`inline`)."""
+    sync_timeout: float = 60.0
+    """Seconds after which a rank that has not arrived at a sync is reported as missing."""
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+    """Event files."""
+    jsonl: JsonlConfig = field(default_factory=JsonlConfig)
+    """JSON lines."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases."""
+    cadence: CadenceConfig = field(default_factory=CadenceConfig)
+    """How often each family of metrics is written."""
+    gradients: GradientsConfig = field(default_factory=GradientsConfig)
+    """Gradient flow and updates."""
+    figures: FiguresConfig = field(default_factory=FiguresConfig)
+    """Pictures of the run."""
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    """Rules that watch the run."""
+    dashboards: list[str] | Literal["default"] = "default"
+    """Dashboards in TensorBoard: `default` is all of them, a list names files of configs/dashboards/ (without
+    `.yaml`) or paths, an empty list is none."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.experiment_name.strip()), "experiment_name", self.experiment_name, "a name")
+        _require(bool(self.log_dir), "log_dir", self.log_dir, "a directory")
+        _require(self.log_frequency >= 1, "log_frequency", self.log_frequency, "1 or more")
+        for key in ("log_interval", "histogram_interval"):
+            interval = getattr(self, key)
+            _require(interval is None or interval >= 1, key, interval, "null or 1 or more")
+        _require(self.sync_timeout > 0, "sync_timeout", self.sync_timeout, "more than 0 (seconds)")
+        _require(self.sync in ("background", "inline"), "sync", self.sync, "'background' or 'inline'")
+
+    def cadences(self, steps_per_epoch: int | None = None) -> Cadences:
+        """Return the steps between two values of each family.
+
+        ConfigError where an interval is in epochs and their steps are not known.
+        """
+        cadences = self.cadence.resolve(self.log_interval or self.log_frequency, steps_per_epoch)
+        if self.histogram_interval is None:
+            return cadences
+        _require(
+            steps_per_epoch is not None,
+            "histogram_interval",
+            self.histogram_interval,
+            "null, unless the monitor is told steps_per_epoch",
+        )
+        return dataclasses.replace(cadences, histograms=self.histogram_interval * (steps_per_epoch or 1))
+
+
+_SECTIONS = (
+    TensorBoardConfig,
+    JsonlConfig,
+    WandbConfig,
+    CadenceConfig,
+    AlertsConfig,
+    GradientsConfig,
+    FiguresConfig,
+    LoggingConfig,
+)
+_DOCS = field_docs(__file__)
+for _section in _SECTIONS:
+    explain_fields(_section, _DOCS)
+
+
+def from_mapping(source: object = None) -> LoggingConfig:
+    """Build a LoggingConfig from None (defaults), a LoggingConfig, a mapping, a dataclass or a namespace.
+
+    The source is the logging section itself, or a whole run's configuration with a section `logging`; there
+    `model`, `data` and `training` are left alone. Unknown keys and wrong types raise ConfigError with the
+    key's path, the value, what is expected, and the nearest valid key.
+    """
+    if isinstance(source, LoggingConfig):
+        return source
+    if source is None:
+        return LoggingConfig()
+    section = to_mapping(source)
+    if section is None:
+        raise ConfigError(
+            f"logging configuration is {source!r} ({type(source).__name__}); "
+            "expected a mapping, a LoggingConfig, or a run's configuration with a section 'logging'"
+        )
+    if "logging" in section:
+        return from_mapping(section["logging"])
+    if _OTHER_SECTIONS & set(section):
+        return LoggingConfig()
+    return build(LoggingConfig, section, "logging")
+
+
+def to_dict(config: LoggingConfig) -> dict[str, Any]:
+    """Return the settings as plain nested dicts, as YAML has them."""
+    return dataclasses.asdict(config)
+
+
+def _require_known(key: str, names: Iterable[str], known: Mapping[str, str]) -> None:
+    for name in names:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        _require(name in known, key, name, f"{', '.join(known)}{hint}")
