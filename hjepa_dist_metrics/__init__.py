@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     )
     from hjepa_dist_metrics.monitor import (
         Alert as Alert,
+        Encoders as Encoders,
         LoggingConfig as LoggingConfig,
         MetricsLogger as MetricsLogger,
+        Observer as Observer,
         TrainingMonitor as TrainingMonitor,
     )
     from hjepa_dist_metrics.parallel import (
@@ -103,7 +105,7 @@ _HOMES = {
         "Updates",
         "WeightedMean",
     ),
-    "monitor": ("Alert", "LoggingConfig", "MetricsLogger", "TrainingMonitor"),
+    "monitor": ("Alert", "Encoders", "LoggingConfig", "MetricsLogger", "Observer", "TrainingMonitor"),
     "values": ("Scalar", "Value"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -3,4 +3,6 @@
 from hjepa_dist_metrics.logging.logger import MetricsLogger as MetricsLogger
 from hjepa_dist_metrics.monitor.health.alerts import Alert as Alert
 from hjepa_dist_metrics.monitor.monitor import TrainingMonitor as TrainingMonitor
+from hjepa_dist_metrics.monitor.observer import Observer as Observer, Scope as Scope
+from hjepa_dist_metrics.monitor.observers.teacher import Encoders as Encoders
 from hjepa_dist_metrics.settings.schema import LoggingConfig as LoggingConfig

@@ -21,7 +21,7 @@ from hjepa_dist_metrics.values import Drawing, Scalar, Text, Value
 logger = logging.getLogger("hjepa_dist_metrics.monitor")
 
 # The quick reference's short names for numbers that have a longer one.
-SHORT_NAMES = {
+ALIASES = {
     "loss/total": "train/loss",
     "learning_rate/base_lr": "train/lr",
     "ema/momentum_current": "train/ema_momentum",
@@ -41,7 +41,7 @@ class Publisher:
         self.sink, self.context, self.alert_book = sink, context, alert_book
         self.first: dict[str, float] = {}
         self.latest: dict[str, float] = {}
-        self._short_names = list(SHORT_NAMES.items())
+        self._aliases = list(ALIASES.items())
         self._convergence = Convergence()
         # Written with the first values.
         self._notes: dict[str, Value] = {"notes/how_to_read": Text(catalog.how_to_read())} if explain else {}
@@ -60,9 +60,9 @@ class Publisher:
         if self._studio is not None:
             self._studio.close()
 
-    def also_as(self, names: Mapping[str, str]) -> None:
+    def add_alias(self, names: Mapping[str, str]) -> None:
         """Write numbers under second tags too: `names` maps a tag to its other one."""
-        self._short_names = [*self._short_names, *names.items()]
+        self._aliases = [*self._aliases, *names.items()]
 
     def firing(self) -> set[str]:
         """Return the alert rules that fire now."""
@@ -80,7 +80,7 @@ class Publisher:
     def publish(self, step: int, values: dict[str, Value], report: SyncReport | None) -> None:
         """Write a sync's values, their short names, what the sync cost, and the alerts they raise."""
         values |= self._convergence.rates(step, values)
-        values |= {short: values[tag] for tag, short in self._short_names if tag in values}
+        values |= {short: values[tag] for tag, short in self._aliases if tag in values}
         self.write(step, {**values, **_cost(report)})
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:

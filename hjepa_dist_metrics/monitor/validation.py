@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -33,6 +33,22 @@ def require_one_mask_a_sample(mask: Tensor, samples: Any) -> None:
             "target blocks of a sample count together: mask.view(samples, -1, N).any(dim=1); leave padded "
             "samples out: mask[valid]"
         )
+
+
+def step_arguments(given: Mapping[str, Any], expected: set[str]) -> dict[str, Any]:
+    """Return what a step hands over, checked: predictions and targets as levels, nothing that is None."""
+    if unknown := given.keys() - expected:
+        raise ConfigError(
+            f"step got {', '.join(sorted(unknown))}, which no observer takes; expected some of "
+            f"{', '.join(sorted(expected))}"
+        )
+    arguments = {name: value for name, value in given.items() if value is not None}
+    require_samples(arguments.get("samples"))
+    for name in ("predictions", "targets", "prediction_valid"):
+        if name in arguments:
+            arguments[name] = as_levels(arguments[name])
+    require_pairs(arguments.get("predictions"), arguments.get("targets"))
+    return arguments
 
 
 def as_levels(value: Any) -> Any:

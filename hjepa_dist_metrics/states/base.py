@@ -69,6 +69,12 @@ class State(ABC):
     def merge(self, other: Self) -> Self:
         """Return the state that has seen what both have; `other` is later, or of higher ranks."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether the state has seen nothing; on a device this waits for it."""
+        own, blank = self.pack(), self.empty().pack()
+        return own.keys() == blank.keys() and all(same_values(own[name], blank[name]) for name in own)
+
     @abstractmethod
     def pack(self) -> dict[str, Tensor]:
         """Return the data as named tensors."""
@@ -129,6 +135,12 @@ class State(ABC):
         state = object.__new__(type(self))
         state.__dict__.update(self.__dict__)
         return state
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same, NaN in the same places."""
+    host = one.cpu()
+    return host.shape == other.shape and bool(((host == other) | ((host != host) & (other != other))).all())
 
 
 def as_tensor(values: Numeric, device: torch.device) -> Tensor:

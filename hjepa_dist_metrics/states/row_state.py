@@ -13,7 +13,14 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.base import (
+    Numeric,
+    State,
+    as_tensor,
+    follow,
+    require_same_signature,
+    same_values,
+)
 
 NAN = float("nan")
 Block = Any  # float64 [fields, n], a NumPy array in a sync and a tensor elsewhere
@@ -128,6 +135,11 @@ class Signed(RowState):
         data = torch.zeros((cls.fields, size), dtype=torch.float64, device="cpu")
         data[-3:] = NAN
         return data
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether no rank has given a value; its rank is there all the same."""
+        return same_values(self.data[:-3], self.empty().data[:-3])
 
     @classmethod
     def sign_rows(cls, block: Block, rank: int, steps: int) -> None:

@@ -44,16 +44,16 @@ def measure(rounds: int) -> list[Cell]:
     """Return a cell for the log step and for each collection; runs on every rank."""
     with tempfile.TemporaryDirectory() as folder:
         monitor = _trained(folder)
-        names = monitor.families.names(["scalars"])
-        cells = _measure(monitor.families.collection, names, rounds)
+        registry = monitor.run.registry
+        cells = _measure(registry.collection, registry.names(["scalars"]), rounds)
         monitor.flush()
     return cells
 
 
 def log_step_metrics(folder: str) -> dict[str, DistributedMetric]:
     """Return the metrics that the default run's log step syncs, having seen a few steps."""
-    families = _trained(folder).families
-    return {name: families.collection[name] for name in families.names(["scalars"])}
+    registry = _trained(folder).run.registry
+    return {name: registry.collection[name] for name in registry.names(["scalars"])}
 
 
 def _trained(folder: str) -> TrainingMonitor:

@@ -38,7 +38,7 @@ def test_a_rule_of_ones_own_watches_logged_and_merged_values(tmp_path):
 
 def test_second_names_add_to_the_short_ones(tmp_path):
     with TrainingMonitor(*problem(), config(tmp_path)) as monitor:
-        monitor.also_as({"learning_rate/base_lr": "optimization/lr"})
+        monitor.add_alias({"learning_rate/base_lr": "optimization/lr"})
         monitor.step(samples=1, losses=1.0)
     assert series(tmp_path, "optimization/lr") == series(tmp_path, "train/lr") == {0: 0.1}
 

@@ -177,7 +177,7 @@ model = nn.Linear(2, 2)
 config = settings({folder!r}, tensorboard={{"enabled": True}})
 monitor = TrainingMonitor(model, torch.optim.SGD(model.parameters(), 0.1), config)
 monitor.step(samples=24, losses=torch.tensor(1.0), **step_arguments(0))
-monitor.families.collection.close()
+monitor.run.collection.close()
 os.kill(os.getpid(), signal.{signal})
 """
 

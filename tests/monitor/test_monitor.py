@@ -340,7 +340,7 @@ def test_a_run_whose_end_fails_is_no_success(tmp_path, monkeypatch):
     model, optimizer = problem()
     told = []
     monitor = TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=100))
-    monkeypatch.setattr(monitor._sink, "write_status", told.append)
+    monkeypatch.setattr(monitor.run.sink, "write_status", told.append)
     monitor.step(samples=1, losses=1.0)
     monitor.flush()
     failing = Failing("mine/failing")
@@ -353,7 +353,7 @@ def test_a_run_whose_end_fails_is_no_success(tmp_path, monkeypatch):
 def test_a_pause_that_fails_is_a_pause(tmp_path, monkeypatch):
     model, optimizer = problem()
     now = [0.0]
-    monkeypatch.setattr("hjepa_dist_metrics.monitor.monitor.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("hjepa_dist_metrics.monitor.observers.timing._clock", lambda: now[0])
     settings = config(tmp_path, sync="inline", tensorboard={"enabled": False})
     with TrainingMonitor(model, optimizer, settings) as monitor:
         monitor.step(samples=1)

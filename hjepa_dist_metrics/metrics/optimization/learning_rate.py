@@ -80,3 +80,17 @@ class Stages:
             self._stage = END if self._stage == END or self._fell else MAIN
         self._fell = rate < last or (self._fell and rate == last)
         return self._stage
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the course so far as plain data."""
+        return {
+            "last": self._last,
+            "stage": self._stage,
+            "unchanged": self._unchanged,
+            "fell": self._fell,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._last, self._stage = state["last"], state["stage"]
+        self._unchanged, self._fell = state["unchanged"], state["fell"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
+from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.monitor.health.rule_state import memory_of, recall
 from hjepa_dist_metrics.settings.schema import AlertsConfig
 
@@ -66,6 +67,12 @@ class AlertBook:
     alerts: list[Alert] = field(default_factory=list)
     _watches: dict[str, _Watch] = field(default_factory=dict)
     _broken: set[str] = field(default_factory=set)
+
+    def add(self, name: str, rule: Rule) -> None:
+        """Watch by one more rule; ConfigError where there is one of its name."""
+        if name in self.rules:
+            raise ConfigError(f"there is an alert rule named {name!r} already")
+        self.rules[name] = rule
 
     def evaluate(self, step: int, numbers: Numbers) -> list[Alert]:
         """Return the alerts that begin at this step."""

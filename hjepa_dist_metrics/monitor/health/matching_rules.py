@@ -6,10 +6,15 @@ import math
 import re
 from collections.abc import Iterator
 
-from hjepa_dist_metrics.monitor.health.alerts import Finding, Numbers
+from hjepa_dist_metrics.monitor.health.alerts import Finding, Numbers, Rule
 
 _PAIR = re.compile(r"(alignment/[^/]+_vs_[^/]+/)(diagonal_similarity|diagonal_contrast)")
 _CHANCE = 3.0  # standard errors within which a contrast may come from pairs without any relation
+
+
+def matching_rules() -> dict[str, Rule]:
+    """Return the rules by name."""
+    return {"misaligned_modalities": misaligned_rule, "no_diagonal": no_diagonal_rule}
 
 
 def misaligned_rule(numbers: Numbers) -> list[Finding] | None:

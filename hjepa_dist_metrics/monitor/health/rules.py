@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 
 from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.metrics.ssl.ema import expected_move
-from hjepa_dist_metrics.monitor.health.alerts import Finding, Numbers, Rule
-from hjepa_dist_metrics.monitor.health.matching_rules import misaligned_rule, no_diagonal_rule
+from hjepa_dist_metrics.monitor.health.alerts import Finding, Numbers
 from hjepa_dist_metrics.values import Scalar, Value
 
 _RECENT = 30
@@ -37,26 +36,6 @@ _OVERFIT = 1.1
 _COUNT_OF_BAD = re.compile(r"[/_]nonfinite$")
 _BAD_STEPS = "gradient/nonfinite_steps"
 _CONTRIBUTION = re.compile(r"loss/contribution_h\d+")
-
-
-class RunRules:
-    """Hold the built-in rules of one run by name; `dims` returns each judged stream's width by tag prefix."""
-
-    def __init__(self, dims: Callable[[], Mapping[str, int]]) -> None:
-        norm = "gradient/global_norm_before_clip"
-        self.rules: dict[str, Rule] = {
-            "collapse": CollapseRule(dims),
-            "frozen_teacher": frozen_teacher,
-            "repeated_masks": repeated_masks,
-            "loss_spike": loss_spike,
-            "vanishing_gradients": NormRule(norm, low=True),
-            "exploding_gradients": NormRule(norm, low=False),
-            "nonfinite": Nonfinite(),
-            "level_imbalance": level_imbalance,
-            "overfitting": Overfitting(),
-            "misaligned_modalities": misaligned_rule,
-            "no_diagonal": no_diagonal_rule,
-        }
 
 
 @dataclass

@@ -1,1 +1,46 @@
 """What the monitor looks at: one file for each kind of observation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from hjepa_dist_metrics.monitor.observer import Observer
+from hjepa_dist_metrics.monitor.observers.figures import Figures
+from hjepa_dist_metrics.monitor.observers.gradients import Gradients
+from hjepa_dist_metrics.monitor.observers.losses import Losses
+from hjepa_dist_metrics.monitor.observers.masks import MaskGeometry
+from hjepa_dist_metrics.monitor.observers.noise import Noise
+from hjepa_dist_metrics.monitor.observers.representations import Representations
+from hjepa_dist_metrics.monitor.observers.scalars import LearningRates, Scalars
+from hjepa_dist_metrics.monitor.observers.teacher import Encoders, Teacher
+from hjepa_dist_metrics.monitor.observers.timing import Timing
+from hjepa_dist_metrics.monitor.observers.updates import ParameterUpdates
+from hjepa_dist_metrics.settings import LoggingConfig
+
+
+class BuiltIn(NamedTuple):
+    """The observers that every monitor has; a loop calls some of them around the phases of its steps."""
+
+    timing: Timing
+    gradients: Gradients
+    noise: Noise
+    losses: Losses
+    others: tuple[Observer, ...]
+
+    @classmethod
+    def of(
+        cls, config: LoggingConfig, level_weights: Iterable[float] | None, encoders: Encoders | None
+    ) -> BuiltIn:
+        """Return fresh observers."""
+        others: list[Observer] = [LearningRates(), Scalars(), MaskGeometry()]
+        if config.gradients.enabled and config.gradients.updates:
+            others.append(ParameterUpdates())
+        others += [Teacher(encoders), Representations(), Figures()]
+        noise = Noise(start=config.gradients.noise)
+        return cls(Timing(), Gradients(), noise, Losses(level_weights), tuple(others))
+
+    @property
+    def all(self) -> tuple[Observer, ...]:
+        """Return all observers, in the order in which they look at a step."""
+        return (self.gradients, self.noise, self.timing, *self.others[:1], self.losses, *self.others[1:])

@@ -1,71 +1,28 @@
-"""When the monitor looks at gradients and updates: before clipping, and around the optimizers' own steps."""
+"""Gradients, read when they are whole and not yet clipped, and their clipping."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import GradientNoise
-from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
-from hjepa_dist_metrics.monitor.observers.noise import NoiseWatch
-from hjepa_dist_metrics.monitor.observers.updates import UpdateWatch
-from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook
-from hjepa_dist_metrics.settings.schema import GradientsConfig
+from hjepa_dist_metrics.metrics import GradientClipping, GradientFlow
+from hjepa_dist_metrics.metrics.optimization.gradients import Report
+from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups
+from hjepa_dist_metrics.monitor.health.alerts import Rule
+from hjepa_dist_metrics.monitor.health.rules import NormRule
+from hjepa_dist_metrics.monitor.observer import Observer
 
 Update = Callable[[], None]
+_NORM = "gradient/global_norm_before_clip"
 
 
-class GradientWatch:
-    """Feed the gradient and update metrics of a model, on the steps that log them.
+class Gradients(Observer):
+    """Read the gradients on the steps that log them: in `clip_`, or after the backward in a loop without."""
 
-    `is_due` says whether the coming step logs a family; `guard` runs an update and keeps its failure for the
-    next sync.
-    """
-
-    def __init__(
-        self,
-        families: MetricRegistry,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer],
-        settings: GradientsConfig,
-        is_due: Callable[[str], bool],
-        guard: Callable[[Update], None],
-    ) -> None:
-        self._families, self._model, self._optimizers = families, model, optimizers
-        self._settings, self._is_due, self._guard = settings, is_due, guard
+    def __init__(self) -> None:
         self._clips = False
         self._before_clipping: list[Update] = []
-        self._noise: NoiseWatch | None = None
-        if settings.noise:
-            self.watch_noise()
-        compares = settings.enabled and settings.updates
-        self._updates = UpdateWatch(
-            optimizers if compares else (),
-            lambda: families.updates(model, optimizers),
-            lambda: is_due("scalars"),
-            guard,
-        )
-
-    def watch_noise(
-        self, model: nn.Module | None = None, hook: CommHook | None = None, state: Any = None
-    ) -> None:
-        """Estimate the gradient's noise from now on; see `TrainingMonitor.watch_gradient_noise`."""
-        if self._noise is not None:
-            raise ConfigError("the gradient's noise is watched already: by the config, or by hand")
-        noise = self._families.gradient_noise(
-            lambda: GradientNoise(model or self._model, hook=hook, hook_state=state)
-        )
-        many = self._families.collection.context.world_size > 1
-        self._noise = NoiseWatch(noise, many, lambda: self._is_due("scalars"), self._guard)
-
-    def backward(self) -> AbstractContextManager[None]:
-        """Measure the body, a backward, where that is needed."""
-        return nullcontext() if self._noise is None else self._noise.backward()
 
     def before_clipping(self, observe: Update) -> None:
         """Call `observe` in every `clip_`, when the gradients are whole and not yet clipped."""
@@ -78,30 +35,50 @@ class GradientWatch:
 
     def read(self) -> None:
         """Read the gradients if the coming step logs them."""
-        made = (
-            ("scalars", self._families.gradient_flow),
-            ("histograms", self._families.gradient_histograms),
-        )
-        if not self._settings.enabled:
+        if not self.scope.config.gradients.enabled:
             return
-        flows = [make(self._model, self._settings) for family, make in made if self._is_due(family)]
+        flows = []
+        if self.scope.is_due("scalars"):
+            flows.append(self._flow("gradient_flow", "numbers", "scalars"))
+        if self.scope.is_due("histograms"):
+            flows.append(self._flow("gradient_histograms", "histograms", "histograms"))
         if flows:
-            self._guard(lambda: flows[0].update(*flows[1:]))
+            self.scope.run(lambda: flows[0].update(*flows[1:]))
 
     def clip_(self, max_norm: float) -> Tensor:
         """Read the gradients, then clip them; return the norm before."""
         self._clips = True
         self.read()
         for observe in self._before_clipping:
-            self._guard(observe)
-        return self._families.clipping(self._model, self._optimizers).clip_(max_norm)
+            self.scope.run(observe)
+        return self._clipping().clip_(max_norm)
 
-    def step(self, samples: int) -> None:
-        """End the run's step, of `samples` samples on this rank."""
-        self._updates.finish()
-        if self._noise is not None:
-            self._noise.step(samples)
+    def rules(self) -> Mapping[str, Rule]:
+        """Return the rules on the gradient's norm."""
+        return {
+            "vanishing_gradients": NormRule(_NORM, low=True),
+            "exploding_gradients": NormRule(_NORM, low=False),
+        }
 
-    def release(self) -> None:
-        """Take the hooks off the optimizers."""
-        self._updates.release()
+    def _flow(self, name: str, report: Report, family: str) -> GradientFlow:
+        settings, scope = self.scope.config.gradients, self.scope
+
+        def make() -> GradientFlow:
+            return GradientFlow(
+                scope.model,
+                settings.depth,
+                settings.patterns,
+                per_parameter=settings.per_parameter,
+                report=report,
+                context=scope.context,
+            )
+
+        return scope.metric(name, GradientFlow, make, family)
+
+    def _clipping(self) -> GradientClipping:
+        return self.scope.metric("clipping", GradientClipping, self._make_clipping)
+
+    def _make_clipping(self) -> GradientClipping:
+        groups = optimizer_groups(self.scope.optimizers)
+        several = groups if len(groups) > 1 else None
+        return GradientClipping(self.scope.model, groups=several, context=self.scope.context)

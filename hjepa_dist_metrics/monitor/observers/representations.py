@@ -1,46 +1,72 @@
-"""What a step of self-distillation shows, and which metrics it feeds.
+"""Features, the context encoder's features, and predictions with their targets.
 
 The collapse alert judges the context's and the target's finest level and the streams that users name. Coarser
-levels are means of tokens, alike by design, and predictions rightly have a lower rank than their targets:
-they keep what the context tells of those. Both have the whole table, to be read.
+levels are means of tokens, which resemble each other by design, and predictions rightly have a lower rank
+than their targets: both have the whole table, to be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import (
-    Collapse,
-    EMADynamics,
-    HierarchyFeatures,
-    Masking,
-    PredictionQuality,
-)
-from hjepa_dist_metrics.metrics.validation import require_features, require_mask
-from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
-from hjepa_dist_metrics.monitor.validation import require_one_mask_a_sample
-from hjepa_dist_metrics.parallel import unwrap
+from hjepa_dist_metrics.metrics import Collapse, DistributedMetric, HierarchyFeatures, PredictionQuality
+from hjepa_dist_metrics.metrics.validation import require_features
+from hjepa_dist_metrics.monitor.health.alerts import Rule
+from hjepa_dist_metrics.monitor.health.rules import CollapseRule
+from hjepa_dist_metrics.monitor.observer import Observer
+
+M = TypeVar("M", bound=DistributedMetric)
 
 # One stream, several by name, or the levels of a hierarchy, fine to coarse.
 Streams = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
-Masks = Tensor | Mapping[str, Tensor] | Sequence[Tensor | None] | None
-Encoders = tuple[nn.Module, nn.Module]
+StreamMasks = Tensor | Mapping[str, Tensor] | Sequence[Tensor | None] | None
+# A tensor for each level of a hierarchy, or one where there is one level.
+Levels = Tensor | Sequence[Tensor]
+LevelMasks = Tensor | Sequence[Tensor | None] | None
 
 
-class Observing:
-    """Feed the metrics of representations, masks and the teacher; each appears with its first observation."""
+class Representations(Observer):
+    """Measure collapse, the hierarchy's levels, and how well predictions meet their targets."""
 
-    def __init__(self, families: MetricRegistry, model: nn.Module, encoders: Encoders | None) -> None:
-        self.families, self.model, self._encoders = families, model, encoders
+    takes = ("features", "context_features", "predictions")
+    also = ("valid", "ids", "context_valid", "targets", "prediction_valid")
+    family = "representations"
 
-    def features(self, features: Streams, valid: Masks, ids: Tensor | None, histograms: bool) -> None:
-        """Add features: levels make a hierarchy, the finest of which is also the target's stream."""
+    def __init__(self) -> None:
+        self._judged: dict[str, int] = {}  # the width of each stream that is judged, by tag prefix
+
+    def observe(
+        self,
+        features: Streams | None = None,
+        valid: StreamMasks = None,
+        ids: Tensor | None = None,
+        context_features: Tensor | None = None,
+        context_valid: Tensor | None = None,
+        predictions: Sequence[Tensor] | None = None,
+        targets: Sequence[Tensor] = (),
+        prediction_valid: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Add what a step hands over; the arguments are those of `TrainingMonitor.step`."""
+        if features is not None:
+            self.scope.run(lambda: self._add_features(features, valid, ids))
+        if context_features is not None:
+            require_features("context_features", context_features)
+            metric = self._collapse("context", context_features, short="context")
+            self.scope.run(lambda: metric.update(context_features, context_valid, ids))
+        if predictions is not None:
+            self.scope.run(lambda: self._add_predictions(predictions, targets, prediction_valid, ids))
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Return the rule on collapse."""
+        return {"collapse": CollapseRule(lambda: dict(self._judged))}
+
+    def _add_features(self, features: Streams, valid: StreamMasks, ids: Tensor | None) -> None:
         if isinstance(features, Sequence):
-            self._levels(features, valid, ids, histograms)
+            self._add_levels(features, valid, ids)
             return
         for name, tensor in _streams(features).items():
             require_features("features" if name is None else f"features {name!r}", tensor)
@@ -49,79 +75,47 @@ class Observing:
                 raise ConfigError("valid masks by name go with features by name, a list of them with a list")
             self._collapse(name, tensor).update(tensor, mask, ids)
 
-    def _levels(self, features: Sequence[Tensor], valid: Masks, ids: Tensor | None, histograms: bool) -> None:
+    def _add_levels(self, features: Sequence[Tensor], valid: StreamMasks, ids: Tensor | None) -> None:
+        """Add the levels of a hierarchy, the finest of which is the target's stream."""
         masks = [None] * len(features) if valid is None else valid
         if isinstance(masks, (Tensor, Mapping)):
             raise ConfigError("features by level go with a list of valid masks, one a level")
         for i, level in enumerate(features):
             require_features(f"features of level {i}", level)
         dims = [level.shape[-1] for level in features]
-        hierarchy = self.families.ensure("hierarchy", HierarchyFeatures, lambda: HierarchyFeatures(dims))
-        hierarchy.update(features, masks, histograms=histograms)
+        hierarchy = self._metric("hierarchy", HierarchyFeatures, lambda: HierarchyFeatures(dims))
+        hierarchy.update(features, masks, histograms=self.scope.is_due("histograms"))
         self._collapse(None, features[0], short="target").update(features[0], masks[0], ids)
         for i, (level, mask) in enumerate(zip(features, masks, strict=True)):
             if i:
                 self._collapse(f"level{i}", level, judged=False).update(level, mask, ids)
 
-    def context(self, features: Tensor, valid: Tensor | None, ids: Tensor | None) -> None:
-        """Add the context encoder's features."""
-        require_features("context_features", features)
-        self._collapse("context", features, short="context").update(features, valid, ids)
-
-    def predictions(
+    def _add_predictions(
         self,
         predictions: Sequence[Tensor],
         targets: Sequence[Tensor],
         valid: Sequence[Tensor | None] | None,
         ids: Tensor | None,
     ) -> None:
-        """Add predictions and what they were to match, level by level."""
         dims = [level.shape[-1] for level in predictions]
-        quality = self.families.ensure(
-            "prediction", PredictionQuality, lambda: PredictionQuality(len(dims), dims)
-        )
+        quality = self._metric("prediction", PredictionQuality, lambda: PredictionQuality(len(dims), dims))
         quality.update(predictions, targets, valid, ids)
         for i, level in enumerate(predictions):
             mask = None if valid is None else valid[i]
             self._collapse(f"prediction{i}", level, judged=False).update(level, mask, ids)
 
-    def mask(self, mask: Tensor, samples: int, count_blocks: bool) -> None:
-        """Add masks, bool [B, N] or [B, rows, columns], True = masked, of `samples` samples at most."""
-        require_mask("mask", mask, grid=True)
-        require_one_mask_a_sample(mask, samples)
-        grid = (mask.shape[1], mask.shape[2]) if mask.ndim == 3 else None
-        flat = mask.reshape(len(mask), -1)
-        masking = self.families.ensure("masking", Masking, lambda: Masking(flat.shape[1], grid))
-        masking.update(flat, count_blocks=count_blocks)
-
-    def teacher(self, momentum: float, momentum_target: float, due: bool, due_next: bool) -> None:
-        """Measure the encoders on steps that are logged; remember the teacher on the steps before those."""
-        if not (due or due_next):
-            return
-        context, target = self.encoders()
-        dynamics = self.families.ensure("ema", EMADynamics, EMADynamics)
-        if due:
-            dynamics.update(context, target, momentum, momentum_target)
-        else:
-            dynamics.remember(target)
-
-    def encoders(self) -> Encoders:
-        """Return the context and the target encoder: as given, or the model's attributes of these names."""
-        if self._encoders is None:
-            model = unwrap(self.model)
-            found = [getattr(model, f"{which}_encoder", None) for which in ("context", "target")]
-            if not (isinstance(found[0], nn.Module) and isinstance(found[1], nn.Module)):
-                raise ConfigError(
-                    f"{type(model).__name__} has no modules context_encoder and target_encoder: give "
-                    "TrainingMonitor the pair as `encoders`"
-                )
-            self._encoders = (found[0], found[1])
-        return self._encoders
-
     def _collapse(
         self, name: str | None, features: Tensor, *, short: str | None = None, judged: bool = True
     ) -> Collapse:
-        return self.families.collapse(name, features, short=short, judged=judged)
+        key = "collapse" if name is None else f"collapse_{name}"
+        dim = features.shape[-1]
+        metric = self._metric(key, Collapse, lambda: Collapse(dim, name, short=short))
+        if judged:
+            self._judged[metric.prefix] = metric.dim
+        return metric
+
+    def _metric(self, name: str, kind: type[M], make: Callable[[], M]) -> M:
+        return self.scope.metric(name, kind, make, "representations")
 
 
 def _streams(features: Any) -> Mapping[str | None, Any]:

@@ -97,7 +97,7 @@ class DualHeadWorkload:
         monitor.add_metric("parameters", parameters, "system")
         monitor.before_clipping(gradients.update)
         monitor.before_clipping(lambda: parameters.update() if monitor.due("system") else None)
-        monitor.also_as({"learning_rate/base_lr": "Train/learning_rate"})
+        monitor.add_alias({"learning_rate/base_lr": "Train/learning_rate"})
         for name, rule in reconstruction_rules().items():
             monitor.add_rule(name, rule)
 
@@ -132,7 +132,7 @@ class DualHeadWorkload:
     def _weights_at(self, epoch: int) -> dict[str, float]:
         weights = {head.loss_name: head.weight_at(epoch) for head in self.heads}
         if self._monitor is not None and self._weights not in (None, weights):
-            self._monitor.new_objective()
+            self._monitor.reset_loss_history()
         self._weights = weights
         return weights
 

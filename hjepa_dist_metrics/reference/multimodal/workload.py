@@ -93,7 +93,7 @@ class MultimodalWorkload:
         monitor.add_metric("modality_losses", self.losses)
         monitor.add_metric("modality_embeddings", self.spread)
         monitor.add_metric("epoch_train_loss", self.epoch_loss, "epoch")
-        monitor.also_as(SECOND_NAMES)
+        monitor.add_alias(SECOND_NAMES)
         if monitor.step_number == 0:
             self._write_graph(monitor)
 

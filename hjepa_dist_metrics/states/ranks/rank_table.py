@@ -46,6 +46,11 @@ class RankTable(State):
         return f"RankTable[{self.width}, {self.kept} of {self.most}]"
 
     @property
+    def is_empty(self) -> bool:
+        """Return whether no rank has given a row."""
+        return bool(np.isnan(self.table).all()) and not len(self._rest)
+
+    @property
     def table(self) -> npt.NDArray[np.float64]:
         """Return the rows."""
         return self._rows[:, 1:].cpu().numpy()

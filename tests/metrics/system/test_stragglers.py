@@ -11,7 +11,10 @@ from torch import nn
 from hjepa_dist_metrics import ConfigError, MetricCollection, Stragglers
 from hjepa_dist_metrics.metrics.system.stragglers import heat_map, split_times
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
-from hjepa_dist_metrics.monitor.observers.timing import SpeedWatch
+from hjepa_dist_metrics.monitor.observer import Scope
+from hjepa_dist_metrics.monitor.observers.timing import Timing
+from hjepa_dist_metrics.monitor.schedule import Schedule
+from hjepa_dist_metrics.settings import LoggingConfig
 from hjepa_dist_metrics.values import Image, Text
 from tests.helpers.ranks import run_ranks
 
@@ -108,25 +111,33 @@ def test_bad_windows_and_reports():
         Stragglers(report="picture")
 
 
+def loader(seconds: float):
+    """Yield a batch after a while."""
+    time.sleep(seconds)
+    yield None
+
+
 def train_with_a_sleeper(where: str, sleeper: int):
     """Train a DDP model; one rank sleeps in its forward, in its loader, or nobody does."""
     rank = dist.get_rank()
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)))
     collection = MetricCollection()
-    watch = SpeedWatch(MetricRegistry(collection))
+    timing = Timing()
+    schedule = Schedule(LoggingConfig().cadences().every(), 0)
+    timing.attach(Scope(model, [], LoggingConfig(), MetricRegistry(collection), schedule))
     pause = 0.04 if rank == sleeper else 0.0
     for _ in range(8):
-        begun = time.perf_counter()
-        time.sleep(0.005 + (pause if where == "loader" else 0.0))
-        watch.waited(time.perf_counter() - begun)
-        with watch.phase("forward"):
+        next(timing.batches(loader(0.005 + (pause if where == "loader" else 0.0))))
+        with timing.phase("forward"):
             time.sleep(0.02 + (pause if where == "forward" else 0.0))
             loss = model(torch.randn(16, 32)).square().mean()
-        with watch.phase("backward"):
+        with timing.phase("backward"):
             loss.backward()
-        watch.step(16, 0, time.perf_counter() - begun, 0.0)
-    watch.refresh(["scalars"])
+        timing.begin_step()
+        timing.observe(16)
+        timing.end_step()
+    timing.before_log(["scalars"])
     values = collection.compute()
     text = values.get("performance/straggler")
     return float(values["performance/slowest_rank"]), None if text is None else text.markdown

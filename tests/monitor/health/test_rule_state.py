@@ -8,15 +8,16 @@ import pytest
 from hjepa_dist_metrics.monitor.health.alerts import AlertBook
 from hjepa_dist_metrics.monitor.health.reconstruction_rules import reconstruction_rules
 from hjepa_dist_metrics.monitor.health.rule_state import memory_of, recall
-from hjepa_dist_metrics.monitor.health.rules import Convergence, RunRules
+from hjepa_dist_metrics.monitor.health.rules import Convergence
 from hjepa_dist_metrics.settings.schema import AlertsConfig
 from hjepa_dist_metrics.values import Scalar
+from tests.helpers.rules import built_in_rules
 
 NORM = "gradient/global_norm_before_clip"
 
 
 def book(rules=None):
-    rules = rules or {**RunRules(lambda: {"collapse/": 8}).rules, **reconstruction_rules()}
+    rules = rules or {**built_in_rules(), **reconstruction_rules()}
     return AlertBook(AlertsConfig(patience=1), rules)
 
 

@@ -31,7 +31,7 @@ def settings(tmp_path, **gradients):
 
 def smooth(monitor):
     """Weigh all steps alike, nearly: their number is small and the tolerance too."""
-    monitor.families.collection["gradient_noise"].decay = 0.99
+    monitor.run.collection["gradient_noise"].decay = 0.99
 
 
 def train(monitor, model, optimizer, generator, micro=1, clip=None, scaler=None, sync=None):

@@ -129,7 +129,7 @@ def run_steps(config: dict, steps: int = 3) -> list[tuple[int, dict, str]]:
     model = nn.Linear(2, 2)
     written = []
     with TrainingMonitor(model, torch.optim.SGD(model.parameters(), 0.1), config) as monitor:
-        group = monitor._sink._group
+        group = monitor.run.sink._group
         write = group.write
 
         def spy(step, values, wall_time=None):

@@ -1,7 +1,5 @@
 """Rates and times of a loop whose clock the test turns: accumulation, tokens, pauses."""
 
-import types
-
 import pytest
 import torch
 from torch import nn
@@ -28,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    monkeypatch.setattr("hjepa_dist_metrics.monitor.monitor.time", types.SimpleNamespace(perf_counter=found))
+    monkeypatch.setattr("hjepa_dist_metrics.monitor.observers.timing._clock", found)
     return found
 
 
@@ -36,7 +34,6 @@ def train(tmp_path, clock, steps, micro, evaluate_after=(), tokens=0, with_loade
     model = nn.Linear(3, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=2)) as monitor:
-        monitor._speed._clock.clock = clock
         batches = clock.loader(steps * micro)
         batches = monitor.batches(batches) if with_loader else batches
         for step in range(steps):

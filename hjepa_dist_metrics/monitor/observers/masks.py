@@ -1,0 +1,36 @@
+"""The masks of masked prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hjepa_dist_metrics.metrics import Masking
+from hjepa_dist_metrics.metrics.validation import require_mask
+from hjepa_dist_metrics.monitor.health.alerts import Rule
+from hjepa_dist_metrics.monitor.health.rules import repeated_masks
+from hjepa_dist_metrics.monitor.observer import Observer
+from hjepa_dist_metrics.monitor.validation import require_one_mask_a_sample
+
+
+class MaskGeometry(Observer):
+    """Count what is masked, in every step; blocks are counted on the steps that log."""
+
+    takes = ("mask",)
+    also = ("samples",)
+    family = None
+
+    def observe(self, mask: Tensor, samples: Any) -> None:
+        """Add masks, bool [B, N] or [B, rows, columns], True = masked, of `samples` samples at most."""
+        require_mask("mask", mask, grid=True)
+        require_one_mask_a_sample(mask, samples)
+        grid = (mask.shape[1], mask.shape[2]) if mask.ndim == 3 else None
+        flat = mask.reshape(len(mask), -1)
+        masking = self.scope.metric("masking", Masking, lambda: Masking(flat.shape[1], grid))
+        masking.update(flat, count_blocks=self.scope.is_due("scalars"))
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Return the rule on masks that repeat."""
+        return {"repeated_masks": repeated_masks}
