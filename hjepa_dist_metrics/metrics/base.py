@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.validation import described
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ProcessContext, compat
 from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.sync import DEFAULT_SYNC_TIMEOUT, Merged, SyncRequest, SyncResult, SyncSession
 from hjepa_dist_metrics.values import Scalar, Value
@@ -240,7 +240,7 @@ def _guarded(update: Callable[..., None]) -> Callable[..., None]:
     def guarded(self: DistributedMetric, *args: Any, **kwargs: Any) -> None:
         self.touched = True
         try:
-            with torch.no_grad(), _no_autocast():
+            with plain_arithmetic():
                 update(self, *args, **kwargs)
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
@@ -249,14 +249,16 @@ def _guarded(update: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-def _no_autocast() -> AbstractContextManager[object]:
-    """Return a context without autocast, on whatever device it is on; asking costs a microsecond."""
-    kinds = [kind for kind in _AUTOCASTING if torch.is_autocast_enabled(kind)]
-    if not kinds:
-        return nullcontext()
+def plain_arithmetic() -> AbstractContextManager[object]:
+    """Return a context without autograd and autocast; where there is neither it costs next to nothing."""
+    autocasts = compat.any_autocast()
+    if not autocasts:
+        return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
     stack = ExitStack()
-    for kind in kinds:
-        stack.enter_context(torch.autocast(kind, enabled=False))
+    stack.enter_context(torch.no_grad())
+    for kind in _AUTOCASTING:
+        if torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
     return stack
 
 

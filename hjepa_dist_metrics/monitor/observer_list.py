@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.base import plain_arithmetic
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.schedule import Schedule
 
@@ -17,6 +18,7 @@ class ObserverList:
     def __init__(self, scope: Scope, schedule: Schedule) -> None:
         self._scope, self._schedule = scope, schedule
         self._observers: dict[str, Observer] = {}
+        self._entries: list[tuple[Observer, tuple[str, ...], tuple[str, ...]]] = []
         # The arguments of a step that any observer looks at.
         self.arguments: set[str] = set()
 
@@ -32,19 +34,21 @@ class ObserverList:
             self._schedule.require_family(observer.family)
         observer.attach(self._scope)
         self._observers[name] = observer
-        self.arguments |= {*observer.takes, *observer.also}
+        names = (*observer.takes, *observer.also)
+        self._entries.append((observer, observer.takes, names))
+        self.arguments |= {*names}
 
     def observe(self, given: Mapping[str, Any]) -> None:
         """Hand over a step's arguments; a failed update is kept for the next sync, see `Scope.run`."""
         due = self._schedule.due
-        for observer in self._observers.values():
-            if observer.family is None or observer.family in due:
-                for name in observer.takes:
-                    if name in given:
-                        names = (*observer.takes, *observer.also)
-                        arguments = {name: given[name] for name in names if name in given}
-                        self._scope.run(partial(observer.observe, **arguments))
-                        break
+        with plain_arithmetic():  # once, and not in each metric's update
+            for observer, takes, names in self._entries:
+                if observer.family is None or observer.family in due:
+                    for name in takes:
+                        if name in given:
+                            arguments = {name: given[name] for name in names if name in given}
+                            self._scope.run(partial(observer.observe, **arguments))
+                            break
 
     def before_log(self, due: Sequence[str]) -> None:
         """Bring metrics up to date before the families `due` are logged."""

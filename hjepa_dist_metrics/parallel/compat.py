@@ -10,8 +10,14 @@ import os
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+
+def any_autocast() -> bool:
+    """Return whether autocast is on for any kind of device: `_is_any_autocast_enabled` (torch 1.13)."""
+    return bool(torch._C._is_any_autocast_enabled())
 
 
 def pair_group(store: Store, place: int, timeout: float) -> Any:

@@ -184,6 +184,11 @@ def lower_quartile(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 4]
 
 
+def upper_quartile(values: Sequence[float]) -> float:
+    """Return the value above which a quarter lies."""
+    return sorted(values)[3 * len(values) // 4]
+
+
 def milliseconds(seconds: float) -> str:
     """Return seconds as milliseconds with three significant digits."""
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"

@@ -26,7 +26,7 @@ def benchmark(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
 def test_help_lists_the_sub_commands_and_their_options(tmp_path: Path):
     usage = benchmark("--help", cwd=tmp_path)
     assert usage.returncode == 0
-    for name in ("sync", "scale", "overhead", "logger"):
+    for name in ("sync", "scale", "step", "overhead", "logger"):
         assert f"  {name} " in usage.stdout
         assert "--out" in benchmark(name, "--help", cwd=tmp_path).stdout
 
@@ -179,3 +179,24 @@ def test_logger_is_measured_against_a_summary_writer(tmp_path: Path):
     assert "100 scalars at most 0.1 of 100 add_scalar calls" in result.stdout
     assert (tmp_path / "logger.md").read_text().strip() == result.stdout.strip()
     assert benchmark("logger", "--rounds", "1", cwd=tmp_path).returncode == 2
+
+
+def test_a_step_is_measured_part_by_part(tmp_path: Path):
+    arguments = (
+        "--steps",
+        "3",
+        "--warmup",
+        "1",
+        "--tensors",
+        "4",
+        "--idle",
+        "0",
+        "2",
+        "--out",
+        str(tmp_path),
+    )
+    result = benchmark("step", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [row[1].strip() for row in table_rows(result.stdout)]
+    assert rows[2:] == ["plain", "monitored", "monitored, 2 idle observers"]
+    assert (tmp_path / "step.md").read_text().strip() == result.stdout.strip()

@@ -363,3 +363,12 @@ def test_a_pause_that_fails_is_a_pause(tmp_path, monkeypatch):
         now[0] += 1.0
         monitor.step(samples=1)
         assert monitor.latest["performance/step_time_ms"] == pytest.approx(1000.0)
+
+
+def test_logs_that_lie_far_apart_take_no_more_memory(tmp_path):
+    model, optimizer = problem()
+    settings = config(tmp_path, log_frequency=10**12, tensorboard={"enabled": False})
+    with TrainingMonitor(model, optimizer, settings) as monitor:
+        monitor.step(samples=1, losses=0.5)
+        states = monitor.run.collection["stability"].states
+        assert sum(tensor.numel() for tensor in states["recent"].pack().values()) < 100_000

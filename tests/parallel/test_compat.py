@@ -46,3 +46,10 @@ def test_the_device_is_made_on_the_named_interface(monkeypatch):
     compat._device.cache_clear()
     assert compat._device(os.getpid()) is compat._device(os.getpid())
     compat._device.cache_clear()
+
+
+def test_autocast_of_any_device_is_seen():
+    assert not compat.any_autocast()
+    with torch.autocast("cpu"):
+        assert compat.any_autocast()
+    assert not compat.any_autocast()

@@ -12,6 +12,9 @@ from hjepa_dist_metrics.monitor.health.rules import Nonfinite, Overfitting, leve
 from hjepa_dist_metrics.monitor.observer import Observer
 from hjepa_dist_metrics.monitor.schedule import EPOCH
 
+# Spikes are looked for in at most as many steps between two logs: each takes memory and bytes of a sync.
+_MOST_STEPS = 10_000
+
 
 class Losses(Observer):
     """Average the losses of every step over all ranks' samples, or tokens."""
@@ -64,9 +67,12 @@ class Losses(Observer):
         )
 
     def _stability(self) -> TrainingStability:
-        """Return the metric of the last steps, which reaches back over all steps between two logs."""
-        reach = WINDOW + (self.scope.config.cadences().scalars or 0)
-        return self.scope.metric("stability", TrainingStability, lambda: TrainingStability(reach=reach))
+        """Return the metric of the last steps, which reaches back over the steps between two logs."""
+        return self.scope.metric("stability", TrainingStability, self._make_stability)
+
+    def _make_stability(self) -> TrainingStability:
+        steps = self.scope.config.cadences().scalars or 0
+        return TrainingStability(reach=WINDOW + min(steps, _MOST_STEPS))
 
 
 def total_count(count: Any) -> Any:
