@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 from abc import ABC, abstractmethod
@@ -33,6 +34,9 @@ class DistributedMetric(ABC):
     A subclass adds states, feeds them in `update`, and turns merged states into values in `compute_from`:
 
         class MeanLength(DistributedMetric):
+            total: Sum
+            count: Sum
+
             def __init__(self):
                 self.add_state("total", Sum())
                 self.add_state("count", Sum())
@@ -120,12 +124,12 @@ class DistributedMetric(ABC):
         ]
 
     def compute(
-        self, context: ProcessContext | None = None, timeout: float = DEFAULT_SYNC_TIMEOUT
+        self, context: ProcessContext | None = None, timeout: float | None = None
     ) -> dict[str, Value]:
         """Merge the states over the ranks of `context` and return the values: the same on every rank.
 
-        A collective call, which waits `timeout` seconds for a rank that does not come. The local states stay
-        as they are. On a process outside the group it returns {}.
+        A collective call, which waits `timeout` seconds (60 by default) for a rank that does not come. The
+        local states stay as they are. On a process outside the group it returns {}.
         """
         self.require_added()
         kind = type(self)
@@ -139,7 +143,7 @@ class DistributedMetric(ABC):
         self,
         formula: Callable[[Mapping[str, State]], dict[str, Any]],
         context: ProcessContext | None = None,
-        timeout: float = DEFAULT_SYNC_TIMEOUT,
+        timeout: float | None = None,
     ) -> dict[str, Any] | None:
         """Return what a formula makes of the merged states; None on a process outside the group."""
         where = context or ProcessContext.current()
@@ -150,7 +154,7 @@ class DistributedMetric(ABC):
         def then(result: SyncResult) -> dict[str, Any]:
             return result.session.judged(lambda: formula(result.merged.get(name, {})))
 
-        return self._session.run(SyncRequest({name: self}, where, timeout), then)
+        return self._session.run(SyncRequest({name: self}, where, timeout or DEFAULT_SYNC_TIMEOUT), then)
 
     def merge(self, other: DistributedMetric) -> Self:
         """Take in what `other`, a metric of the same kind, has seen; return self. `other` stays as it is."""
@@ -159,6 +163,14 @@ class DistributedMetric(ABC):
         self._states = {name: state.merge(other._states[name]) for name, state in self._states.items()}
         self.failure = self.failure or other.failure
         return self
+
+    def clone(self) -> Self:
+        """Return a metric with the same settings and copies of the states; what it watches is shared."""
+        states = {name: state.adopt(_copies(state)) for name, state in self.states.items()}
+        metric = copy.copy(self)
+        metric._states = states
+        metric._session = SyncSession()
+        return metric
 
     def reset(self) -> None:
         """Forget everything seen, failures included."""

@@ -61,6 +61,12 @@ class BufferedMetric(DistributedMetric, Generic[Step]):
             other._settle()
         return super().merge(other)
 
+    def clone(self) -> Self:
+        """Return a metric with the same settings and copies of the states."""
+        metric = super().clone()  # which flushes what waits
+        metric._waiting = []
+        return metric
+
     def reset(self) -> None:
         """Forget everything seen."""
         self._waiting = []

@@ -45,7 +45,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
     come. Every rank must hold the same metrics and sync them the same number of times; where they do not,
     every rank raises the same `DesyncError`. Collections with the same metrics, as for training and for
     evaluation, are told apart by `name`, or by the order in which they were made: where ranks sync them in
-    different orders, that is an error too.
+    different orders, that is an error too. `prefix` is put before every tag, "val/" for instance.
     """
 
     def __init__(
@@ -54,10 +54,11 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         context: ProcessContext | None = None,
         sync_timeout: float = DEFAULT_SYNC_TIMEOUT,
         name: str = "",
+        prefix: str = "",
     ) -> None:
         if not sync_timeout > 0:
             raise ConfigError(f"sync_timeout must be a positive number of seconds, got {sync_timeout!r}")
-        self._context = context
+        self._context, self.prefix = context, prefix
         self.sync_timeout = float(sync_timeout)
         self._metrics: dict[str, DistributedMetric] = {}
         self._runs: list[_Run] | None = None
@@ -169,7 +170,13 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             runs = _runs_of(metrics)
         else:
             runs = self._runs = self._runs or _runs_of(metrics)
-        return lambda result: result.session.judged(lambda: _apply(runs, metrics, result.merged))
+        return lambda result: result.session.judged(lambda: self._values(runs, metrics, result.merged))
+
+    def _values(
+        self, runs: Sequence[_Run], metrics: Mapping[str, DistributedMetric], merged: Merged
+    ) -> dict[str, Value]:
+        values = _apply(runs, metrics, merged)
+        return {self.prefix + tag: value for tag, value in values.items()} if self.prefix else values
 
     def _request(self, metrics: Mapping[str, DistributedMetric]) -> SyncRequest:
         return SyncRequest(metrics, self.context, self.sync_timeout)
@@ -189,6 +196,12 @@ class MetricCollection(Mapping[str, DistributedMetric]):
             if not handle.seen and handle.error is not self._raised:
                 self._raised = handle.error
                 handle.result()
+
+    def clone(self, prefix: str | None = None) -> MetricCollection:
+        """Return a collection of clones of the metrics, with a prefix of its own if one is given."""
+        metrics = {name: metric.clone() for name, metric in self._metrics.items()}
+        chosen = self.prefix if prefix is None else prefix
+        return MetricCollection(metrics, self._context, self.sync_timeout, prefix=chosen)
 
     def reset(self) -> None:
         """Forget everything seen."""

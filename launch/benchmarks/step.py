@@ -1,6 +1,6 @@
 """What the monitor costs the training thread on steps that log nothing, in a real loop with fresh gradients.
 
-A multilayer perceptron of 100 tensors trains on one core; plain steps and monitored ones take turns. The parts
+A multilayer perceptron of 100 tensors trains on one core; plain and monitored steps take turns. The parts
 of a step are timed by the thread's CPU clock: the contexts around forward, backward and optimizer, clipping
 (against torch.nn.utils.clip_grad_norm_), and `TrainingMonitor.step`. Idle observers take arguments that the
 loop never hands over.
