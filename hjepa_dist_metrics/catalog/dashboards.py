@@ -20,9 +20,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hjepa_dist_metrics import catalog
+from hjepa_dist_metrics.catalog.registry import chart_regex, find_pattern, suggest
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.resources import config_path
+
+DASHBOARDS = (
+    "loss",
+    "ema",
+    "masking",
+    "hierarchy",
+    "prediction",
+    "collapse",
+    "gradient_flow",
+    "learning_rate",
+    "stability",
+    "performance",
+)
+
+# Shown where a run's configuration names them: they are about one workload.
+MULTIMODAL_DASHBOARDS = (
+    "multimodal_training",
+    "multimodal_embeddings",
+    "multimodal_optimization",
+    "multimodal_alignment",
+)
+DUAL_HEAD_DASHBOARDS = (
+    "dual_head_overview",
+    "dual_head_loss_breakdown",
+    "dual_head_gradients",
+    "dual_head_evaluation",
+    "dual_head_statistics",
+    "dual_head_distributions",
+)
+ALL_DASHBOARDS = (*DASHBOARDS, *DUAL_HEAD_DASHBOARDS, *MULTIMODAL_DASHBOARDS)
 
 _BAND_KEYS = ("value", "lower", "upper")
 
@@ -60,10 +90,10 @@ def load_dashboards(names: Iterable[str] | Literal["default"] = "default", num_l
     """Return the layout of dashboards, in the order named, as `TensorBoardSink(layout=...)` takes it.
 
     `names` are files of configs/dashboards/ without `.yaml`, or paths ending in `.yaml`; "default" is all of
-    catalog.DASHBOARDS. Regexes are anchored, so that a chart fetches its own tags only.
+    DASHBOARDS. Regexes are anchored, so that a chart fetches its own tags only.
     Raises ConfigError for an unknown name, a file of another shape, or a tag that is not in the catalog.
     """
-    chosen = catalog.DASHBOARDS if names == "default" else tuple(names)
+    chosen = DASHBOARDS if names == "default" else tuple(names)
     layout: Layout = {}
     for name in chosen:
         dashboard = load_dashboard(name)
@@ -90,7 +120,7 @@ def load_dashboard(name: str) -> Dashboard:
 def _layout_of(chart: Chart) -> list[Any]:
     if chart.band:
         return ["Margin", list(chart.tags)]
-    return ["Multiline", [catalog.chart_regex(tag) for tag in chart.tags]]
+    return ["Multiline", [chart_regex(tag) for tag in chart.tags]]
 
 
 def _parse(content: object, where: str) -> Dashboard:
@@ -130,8 +160,8 @@ def _fields(content: object, where: str, kinds: Mapping[str, type]) -> dict[str,
 
 
 def _check_tag(tag: object, where: str) -> None:
-    entry = catalog.find_pattern(tag) if isinstance(tag, str) else None
+    entry = find_pattern(tag) if isinstance(tag, str) else None
     if entry is None:
-        raise ConfigError(f"{where}: the catalog has no tag {tag!r}; {catalog.suggest(str(tag))}")
+        raise ConfigError(f"{where}: the catalog has no tag {tag!r}; {suggest(str(tag))}")
     if entry.kind != "scalar":
         raise ConfigError(f"{where}: {tag!r} is of kind {entry.kind}; a chart draws scalars")

@@ -1,4 +1,4 @@
-"""What the catalog knows about a tag, and how a pattern finds the tags it speaks of."""
+"""What the catalog holds about a tag, and how a pattern matches tags."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Entry:
     unit: str = ""
     """Unit, empty for pure numbers."""
     source: str = ""
-    """Where the tag or formula comes from: a section of the enhancement document, or an arXiv number."""
+    """Title or arXiv number of the paper that the number comes from."""
     kind: Kind = "scalar"
     healthy: str = ""
     """What good and bad values look like, in words."""
@@ -70,7 +70,7 @@ class Entry:
     family: Family = "scalars"
     """The cadence that it follows."""
     deviation: str = ""
-    """How it differs from the sketch that its tag comes from."""
+    """How it differs from what often goes by the same name."""
 
     @property
     def regex(self) -> str:
@@ -83,15 +83,15 @@ class Entry:
         return _PLACEHOLDER.search(self.pattern) is not None
 
     def matches(self, tag: str) -> bool:
-        """Return whether the entry speaks of this tag."""
+        """Return whether the pattern matches the tag."""
         return _compiled(self.pattern).fullmatch(tag) is not None
 
     def titled(self, tag: str) -> str:
         """Return the title with the placeholders filled from a tag: `rank of {name}` as `rank of level0`."""
-        found = _compiled(self.pattern).fullmatch(tag)
+        match = _compiled(self.pattern).fullmatch(tag)
         names = _PLACEHOLDER.findall(self.pattern)
-        values = dict(zip(names, found.groups(), strict=True)) if found else {}
-        return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), self.title)
+        values = dict(zip(names, match.groups(), strict=True)) if match else {}
+        return _PLACEHOLDER.sub(lambda name: values.get(name[1], name[0]), self.title)
 
     @property
     def literal_length(self) -> int:

@@ -56,13 +56,13 @@ def straggler_limits(dim: int, count: int) -> Limits:
     return Limits(warn=0.75, bad=0.5, low_is_bad=True)
 
 
-# Gradient norm of a model with several heads, and gradient norm of one head over another's (S2).
+# Gradient norm of a model with several heads, and gradient norm of one head over another's.
 GRADIENT_NORM_RANGE = (1e-3, 100.0)
 HEAD_RATIO_RANGE = (0.1, 10.0)
 
 
 def psnr_gap_limits(dim: int, count: int) -> Limits:
-    """Return 3 dB between training and validation frames as the warning, 5 dB as overfitting (S2)."""
+    """Return 3 dB between training and validation frames as the warning, 5 dB as overfitting."""
     return Limits(warn=3.0, bad=5.0, low_is_bad=False)
 
 
@@ -72,5 +72,5 @@ def similarity_gap_limits(dim: int, count: int) -> Limits:
 
 
 def similarity_limits(dim: int, count: int) -> Limits:
-    """Return a similarity to the frozen encoder of 0.85 as the warning, 0.7 as poor (S2)."""
+    """Return a similarity to the frozen encoder of 0.85 as the warning, 0.7 as poor."""
     return Limits(warn=0.85, bad=0.7, low_is_bad=True)

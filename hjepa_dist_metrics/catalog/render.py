@@ -1,30 +1,50 @@
-"""Write the catalog out for readers: the README's table, one tag explained, a page in every run."""
+"""Write the catalog out for readers: the page of all tags, one tag explained, a page in every run."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS
 from hjepa_dist_metrics.catalog.entry import Entry, Limits
+from hjepa_dist_metrics.catalog.registry import entries, find_pattern, suggest
 from hjepa_dist_metrics.catalog.rules import ALERT_RULES
+from hjepa_dist_metrics.errors import ConfigError
 
 
-def markdown_table(entries: Iterable[Entry]) -> str:
-    """Return a Markdown table of the entries: tag, what it shows, unit, healthy values, source."""
+def tags_page(chosen: Iterable[Entry]) -> str:
+    """Return the Markdown page of entries in reading order, a section for each group of tags."""
+    groups = itertools.groupby(chosen, key=lambda entry: entry.pattern.partition("/")[0])
+    sections = [f"## {group}\n\n{markdown_table(members)}" for group, members in groups]
+    head = (
+        "# All tags\n\n"
+        "Made from the metrics' own `ENTRIES` by `python -m hjepa_dist_metrics.commands.tags`; do not edit. "
+        "`{i}` and `{rank}` stand for a number, the other placeholders for a name. "
+        "`hjepa-metrics explain TAG` tells more about each.\n"
+    )
+    return "\n".join([head, *sections])
+
+
+def markdown_table(chosen: Iterable[Entry]) -> str:
+    """Return a Markdown table of entries: tag, what it shows, unit, healthy values, source."""
     rows = [
         "| tag | shows | unit | healthy | source |",
         "|---|---|---|---|---|",
         *(
             f"| `{entry.pattern}` | {_cell(entry.title)} | {entry.unit} | {_cell(entry.healthy)} "
             f"| {entry.source} |"
-            for entry in entries
+            for entry in chosen
         ),
     ]
     return "\n".join(rows) + "\n"
 
 
-def explain_entry(tag: str, entry: Entry) -> str:
-    """Return what is known about a tag, a line for each thing."""
+def explain(tag: str) -> str:
+    """Return several lines on a tag or pattern; raises ConfigError, naming near tags, for an unknown one."""
+    entry = find_pattern(tag)
+    if entry is None:
+        raise ConfigError(f"no metric has the tag {tag!r}; {suggest(tag)}")
     lines = [f"{tag}: {entry.titled(tag)}", f"  {entry.meaning}"]
     facts = {
         "pattern": entry.pattern if entry.is_pattern else "",
@@ -42,22 +62,22 @@ def explain_entry(tag: str, entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def how_to_read_page(dashboards: Sequence[str], collapse: Iterable[Entry]) -> str:
-    """Return the Markdown page that goes into every run."""
+def how_to_read() -> str:
+    """Return the Markdown page that every run carries in its TEXT tab."""
     rules = "\n".join(f"- **{rule}**: {what}" for rule, what in ALERT_RULES.items())
     return (
         "# How to read this run\n\n"
         "Every number is true of the whole job: states are merged over all ranks, then the formula runs "
         "once. The number of ranks and the way samples fall on them change nothing.\n\n"
         "## Where to look first\n\n"
-        "1. **Custom Scalars** holds the dashboards: " + ", ".join(dashboards) + ".\n"
+        "1. **Custom Scalars** holds the dashboards: " + ", ".join(DASHBOARDS) + ".\n"
         "2. `loss/total` falls *and* `collapse/effective_rank` holds: the run is healthy. A loss that falls "
         "while the rank falls is a representation that collapses; the loss cannot tell.\n"
         "3. `ema/update_magnitude` is above 0 while the momentum is below 1: the teacher really follows.\n"
         "4. `gradient/clipping_percentage` is low, and `gradient/nonfinite_steps` is 0.\n\n"
         "## Bounds that know the run's size\n\n"
         "D is the width of the features, n the number of rows of the whole job.\n\n"
-        + _bounds(collapse)
+        + _bounds(entry for entry in entries() if "{name}" not in entry.pattern)
         + "\n## Alerts\n\n`alerts/<rule>` is 1 while a rule fires; the log stands under `alerts/log`.\n\n"
         + rules
         + "\n\n## Axes\n\nSteps are optimizer steps. TensorBoard keeps 1,000 points a tag and 10 images "
@@ -66,11 +86,11 @@ def how_to_read_page(dashboards: Sequence[str], collapse: Iterable[Entry]) -> st
     )
 
 
-def _bounds(entries: Iterable[Entry]) -> str:
+def _bounds(chosen: Iterable[Entry]) -> str:
     sizes = ((64, 128), (64, 4096), (384, 4096), (768, 65536))
     head = "| tag | " + " | ".join(f"D={dim}, n={count}" for dim, count in sizes) + " |"
     rows = [head, "|---|" + "---|" * len(sizes)]
-    for entry in entries:
+    for entry in chosen:
         if entry.limits is not None:
             cells = [_say(entry.limits(dim, count)) for dim, count in sizes]
             rows.append(f"| `{entry.pattern}` | " + " | ".join(cells) + " |")

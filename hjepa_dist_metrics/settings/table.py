@@ -1,6 +1,6 @@
 """The table of all settings of a run's logging, made from `LoggingConfig`.
 
-`python -m hjepa_dist_metrics.settings.table README.md` rewrites it between its two markers.
+`python -m hjepa_dist_metrics.settings.table` rewrites it between its two markers in `configs/README.md`.
 """
 
 from __future__ import annotations
@@ -56,4 +56,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "README.md"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "configs/README.md"))

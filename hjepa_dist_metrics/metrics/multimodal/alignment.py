@@ -1,8 +1,9 @@
-"""Embeddings of several modalities: how they spread, and whether those of one sample find each other (S3)."""
+"""Embeddings of several modalities: how they spread, and whether those of one sample find each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows, modality_names
@@ -142,3 +145,92 @@ def _column(valid: Tensor, rows: Tensor) -> Tensor:
     if tuple(valid.shape) != tuple(rows.shape[:1]):
         raise ConfigError(f"expected a valid mask of shape {[len(rows)]}, got {list(valid.shape)}")
     return valid.to(rows.device, torch.bool, non_blocking=True)[:, None, None]
+
+
+_embedding = partial(Entry, dashboard="multimodal_embeddings")
+_alignment = partial(Entry, dashboard="multimodal_alignment", family="representations")
+
+ENTRIES = (
+    _embedding(
+        "embeddings/{name}/mean",
+        "mean of the embeddings of {name}",
+        "Mean of all elements of the embeddings, before normalisation.",
+        healthy="near 0",
+    ),
+    _embedding(
+        "embeddings/{name}/std",
+        "spread of the embeddings of {name}",
+        "Standard deviation over samples for each dimension, mean over dimensions.",
+        healthy="holds; falling towards 0 is collapse",
+        deviation="often one std over all elements, which stays high where the embeddings ignore the input",
+    ),
+    _embedding(
+        "embeddings/{name}/norm",
+        "norm of the embeddings of {name}",
+        "L2 norm of an embedding before normalisation, mean over samples.",
+        healthy="stable; towards 0 is collapse",
+    ),
+    _embedding(
+        "embeddings/nonfinite",
+        "nonfinite embeddings",
+        "Embeddings of any modality with a NaN or an infinity since the last log.",
+        healthy="0",
+        bounds=NOTHING,
+    ),
+    _alignment(
+        "alignment/{a}_vs_{b}/diagonal_similarity",
+        "similarity of right pairs, {a} and {b}",
+        "Mean cosine between the two embeddings of the same sample, over all samples of all ranks.",
+        healthy="rises well above mean_similarity",
+    ),
+    _alignment(
+        "alignment/{a}_vs_{b}/mean_similarity",
+        "similarity of all pairs, {a} and {b}",
+        "Mean cosine over ALL pairs of samples of all ranks: (sum a) . (sum b) / n^2 on unit rows, exact.",
+        healthy="falls towards 0; near diagonal_similarity nothing is told apart",
+        deviation="often the mean over one rank's batch",
+    ),
+    _alignment(
+        "alignment/{a}_vs_{b}/modality_gap",
+        "gap between {a} and {b}",
+        "Distance between the mean unit embeddings of the two modalities.",
+        source="arXiv 2203.02053",
+        healthy="small; about 1 and more means two cones apart, which retrieval may survive",
+    ),
+    _alignment(
+        "alignment/{a}_vs_{b}/diagonal_contrast",
+        "contrast of the diagonal, {a} and {b}",
+        "(mean of the diagonal - mean of the rest) / std of the rest, of the sample's similarity matrix.",
+        unit="standard deviations",
+        healthy="above 1; within 3 / sqrt(alignment/sample_pairs) of 0 there is no diagonal at all",
+    ),
+    _alignment(
+        "alignment/{a}_vs_{b}/recall_at_{i}_{from}_to_{to}",
+        "recall at {i}, {from} to {to}",
+        "How often a sample's own embedding is among the i most similar ones of the other modality, in a "
+        "uniform sample over all ranks; of equal ones each is as likely to come first.",
+        healthy="rises above alignment/recall_at_{i}_chance; samples that mean the same share its place",
+    ),
+    _alignment(
+        "alignment/{a}_vs_{b}/similarity_matrix",
+        "similarity matrix, {a} and {b}",
+        "Cosines of a uniform sample over all ranks, rows a, columns b: red 1, white 0, blue -1.",
+        kind="image",
+        dashboard="",
+        healthy="a red diagonal on a pale ground",
+    ),
+    _alignment(
+        "alignment/recall_at_{i}_chance",
+        "recall at {i} of a guess",
+        "i over the number of sampled pairs.",
+    ),
+    _alignment("alignment/num_pairs", "samples compared", "Samples of all ranks behind the exact numbers."),
+    _alignment("alignment/sample_pairs", "samples drawn", "Samples behind recall, contrast and matrix."),
+    _alignment(
+        "alignment/nonfinite",
+        "nonfinite similarities",
+        "Right pairs whose cosine is NaN or infinite.",
+        healthy="0",
+        bounds=NOTHING,
+    ),
+)

@@ -1,13 +1,15 @@
-"""The loss over an epoch: mean and scatter over its steps (S3)."""
+"""The loss over an epoch: mean and scatter over its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.validation import as_number
@@ -47,3 +49,35 @@ class EpochLoss(DistributedMetric):
             return {}
         losses = sums[taken] / counts[taken]
         return {f"{self.group}/epoch_mean": losses.mean(), f"{self.group}/epoch_std": losses.std()}
+
+
+_loss = partial(Entry, dashboard="multimodal_training")
+
+ENTRIES = (
+    _loss(
+        "loss/train/{name}",
+        "training loss {name}",
+        "One term of the training loss, mean over all samples of all ranks: total, of two modalities, or of "
+        "the global embedding with each modality (global_modal).",
+        healthy="falls steadily; a plateau from the start is a pair that does not learn",
+    ),
+    _loss(
+        "loss/train/epoch_mean",
+        "training loss of the epoch, mean",
+        "Mean of the total loss over the epoch's steps, each that of the global batch.",
+        healthy="falls from epoch to epoch",
+    ),
+    _loss(
+        "loss/train/epoch_std",
+        "training loss of the epoch, scatter",
+        "Standard deviation of the total loss over the epoch's steps, each that of the global batch.",
+        healthy="small against the mean once the first epoch is over",
+        deviation="over the losses of the whole job's batches; one rank's batches scatter more",
+    ),
+    _loss(
+        "loss/val/{name}",
+        "validation loss {name}",
+        "The same term on held-out samples.",
+        healthy="falls with loss/train; rising while that falls is overfitting",
+    ),
+)

@@ -1,14 +1,16 @@
-"""Learning rates as the optimizer holds them (S0 5.2)."""
+"""Learning rates as the optimizer holds them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_list
 from hjepa_dist_metrics.metrics.validation import as_number
@@ -94,3 +96,24 @@ class Stages:
         """Go on from a checkpoint."""
         self._last, self._stage = state["last"], state["stage"]
         self._unchanged, self._fell = state["unchanged"], state["fell"]
+
+
+_rate = partial(Entry, dashboard="learning_rate")
+
+ENTRIES = (
+    _rate("learning_rate/base_lr", "learning rate", "Learning rate of the first parameter group."),
+    _rate("learning_rate/param_group_{i}", "learning rate of group i", "Learning rate of parameter group i."),
+    _rate(
+        "learning_rate/warmup_stage",
+        "stage of the schedule",
+        "0 in warmup, 1 at or after the peak, 2 at the end value.",
+        healthy="0, then 1",
+    ),
+    Entry("train/lr", "learning rate", "Learning rate of the first parameter group."),
+    _rate(
+        "optimization/lr",
+        "learning rate",
+        "Learning rate of the first parameter group, under this name too.",
+        dashboard="multimodal_optimization",
+    ),
+)

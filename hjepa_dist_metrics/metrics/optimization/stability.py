@@ -1,4 +1,4 @@
-"""Does the loss hold its course? Smoothness, trend, spikes, validation against training (S0 5.3)."""
+"""Does the loss hold its course? Smoothness, trend, spikes, validation against training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import bisect
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric, keepable, number_row
 from hjepa_dist_metrics.metrics.validation import device_of
@@ -153,3 +156,65 @@ def _middle(rising: Sequence[float]) -> float:
     """Return the median of rising numbers: of fifty, in a tenth of NumPy's time."""
     half = len(rising) // 2
     return rising[half] if len(rising) % 2 else 0.5 * (rising[half - 1] + rising[half])
+
+
+_stability = partial(Entry, dashboard="stability")
+
+ENTRIES = (
+    _stability(
+        "stability/loss_smoothness",
+        "scatter of the loss",
+        "Standard deviation of the total loss over the last 50 steps.",
+        healthy="small against the loss, and falling",
+    ),
+    _stability(
+        "stability/val_train_loss_ratio",
+        "validation loss over training loss",
+        "Validation loss divided by the training loss of the same time.",
+        healthy="near 1; rising steadily is overfitting",
+    ),
+    _stability(
+        "stability/loss_trend_slope",
+        "slope of the loss",
+        "Slope, at the newest point, of a quadratic fitted to a window of the loss.",
+        unit="1/step",
+        healthy="negative or near 0",
+        deviation="often that of a fit to the whole history, at its first step",
+    ),
+    _stability(
+        "stability/loss_max_spike",
+        "largest over smallest loss",
+        "Largest over smallest loss of the steps since the last log and the 50 before.",
+        healthy="near 1; explodes near a loss of 0, void for negative ones: see stability/spike_score",
+    ),
+    _stability(
+        "stability/spike_score",
+        "robust spike score",
+        "(loss - median) / (1.4826 * MAD) over the 50 losses before, without spikes and nonfinite values.",
+        unit="robust standard deviations",
+        healthy="within 6; above that the step is a spike",
+    ),
+    _stability(
+        "stability/worst_spike_score",
+        "worst spike score",
+        "Largest spike score of the steps since the last log and the 50 before.",
+        unit="robust standard deviations",
+        healthy="within 6",
+    ),
+    _stability(
+        "stability/spike_count",
+        "spikes",
+        "Steps whose spike score passed 6, of those since the last log and the 50 before.",
+        unit="steps",
+        healthy="0, or a few early ones",
+    ),
+    _stability(
+        "stability/nonfinite_steps",
+        "nonfinite steps",
+        "Steps whose loss was NaN or infinite, of those since the last log and the 50 before; they are left "
+        "out of the rest.",
+        unit="steps",
+        healthy="0",
+        bounds=NOTHING,
+    ),
+)

@@ -1,13 +1,15 @@
-"""Models with several heads: losses, gradients and parameters of each, side by side (S2 1 to 4)."""
+"""Models with several heads: losses, gradients and parameters of each, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.optimization.group_norms import Column, columns_of, group_square_sums
@@ -181,3 +183,103 @@ def _require_parts(parts: Mapping[str, nn.Module], ratios: Sequence[tuple[str, s
     unknown = sorted({name for pair in ratios for name in pair} - set(parts))
     if not parts or unknown:
         raise ConfigError(f"expected named parts of the model, got {list(parts)}; unknown: {unknown}")
+
+
+_training = partial(Entry, dashboard="dual_head_loss_breakdown")
+_gradient = partial(Entry, dashboard="dual_head_gradients")
+
+ENTRIES = (
+    Entry(
+        "Train/PSNR",
+        "PSNR of the epoch",
+        "PSNR of every training patch as it was trained on, mean over the epoch and all ranks.",
+        unit="dB",
+        dashboard="dual_head_overview",
+        healthy="rises steadily, without jumps",
+    ),
+    Entry(
+        "Train/learning_rate",
+        "learning rate",
+        "Learning rate of the first parameter group.",
+        dashboard="dual_head_overview",
+        healthy="follows the schedule",
+        deviation="written at every log, not once an epoch",
+    ),
+    _training(
+        "Train/Loss/{name}_loss",
+        "loss {name}",
+        "Loss of one head, mean over all samples of the epoch on all ranks; 0 in its warm-up.",
+        healthy="falls; one that is switched on after a warm-up falls from there",
+    ),
+    _training(
+        "Train/Loss/total_loss",
+        "total loss of the epoch",
+        "Sum of the heads' losses times their weights, mean over the epoch.",
+        healthy="falls steadily, but for a step where a head is switched on; wild swings are an alert",
+    ),
+    _training(
+        "Train/Loss/{name}_loss_weighted",
+        "weighted loss {name}",
+        "The head's loss times its weight: what it adds to the total loss.",
+        healthy="0 in the warm-up, then neither negligible nor most of the total",
+    ),
+    _training(
+        "Train/Loss/{name}_ratio",
+        "ratio of losses {name}",
+        "Loss of the first head over that of another, before weights; not written while the other is 0.",
+        healthy="steady; its size depends on the losses' units",
+    ),
+    _training(
+        "Train/{name}_loss_active",
+        "loss {name} switched on",
+        "1 where the head's loss has a weight in this epoch, 0 in its warm-up.",
+        healthy="0 for the warm-up, then 1",
+    ),
+    _gradient(
+        "Train/Gradients/total_norm",
+        "gradient norm",
+        "L2 norm of the gradient of the whole model before clipping, mean over the epoch's steps.",
+        healthy="between 0.1 and 10; below 0.001 vanishes, above 100 explodes",
+    ),
+    _gradient(
+        "Train/Gradients/{module}_norm",
+        "gradient norm of {module}",
+        "The same for one part of the model: a head, or the decoder that they share.",
+        healthy="of one order of magnitude over the parts; 0 for a head in its warm-up",
+    ),
+    _gradient(
+        "Train/Gradients/{name}_ratio",
+        "ratio of gradients {name}",
+        "Gradient norm of one head over that of another; not written while the other is 0.",
+        healthy="between 0.1 and 10: the heads learn at similar rates",
+    ),
+    Entry(
+        "Train_Batch/PSNR",
+        "PSNR of the batch",
+        "PSNR of the patches since the last log, mean over all ranks.",
+        unit="dB",
+        healthy="noisy, rising",
+        deviation="over the batches since the last log; log at every step for single batches",
+    ),
+    Entry(
+        "Train_Batch/{name}_loss",
+        "loss {name} of the batch",
+        "Loss of one head, or the total, over the batches since the last log on all ranks.",
+        healthy="noisy, falling",
+        deviation="over the batches since the last log; log at every step for single batches",
+    ),
+    Entry(
+        "Model/Params/{module}_mean",
+        "mean of the parameters of {module}",
+        "Mean over all elements of a head's parameters.",
+        family="system",
+        healthy="stable; steady drift saturates",
+    ),
+    Entry(
+        "Model/Params/{module}_std",
+        "spread of the parameters of {module}",
+        "Standard deviation (divided by n) over all elements of a head's parameters.",
+        family="system",
+        healthy="stable",
+    ),
+)

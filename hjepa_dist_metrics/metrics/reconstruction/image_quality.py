@@ -1,14 +1,17 @@
-"""Reconstruction of images and of their meaning: PSNR and cosine similarity by frame (S2)."""
+"""Reconstruction of images and of their meaning: PSNR and cosine similarity by frame."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import psnr_gap_limits, similarity_gap_limits, similarity_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.reconstruction.per_frame import Floats, FrameMetric
 from hjepa_dist_metrics.metrics.ssl.collapse import SIMILARITY_EDGES, unit_rows
@@ -171,3 +174,96 @@ def _only(images: Tensor, valid: Tensor) -> Tensor:
     """Return images with those that do not count set to 0."""
     counted = row_weights(valid, images.shape[:1], images.device)
     return torch.where(counted.reshape(-1, 1, 1, 1), images, torch.zeros_like(images))
+
+
+_frame = partial(Entry, dashboard="dual_head_evaluation", family="representations")
+_spread = partial(Entry, unit="dB", dashboard="dual_head_statistics", family="representations")
+_info = partial(Entry, healthy="constant", family="representations")
+
+ENTRIES = (
+    _frame(
+        "Eval/Frame/{name}_psnr",
+        "PSNR of {name} frames",
+        "-10 log10 MSE of each patch, mean over a frame's patches wherever they lie, mean over frames.",
+        unit="dB",
+        healthy="rises on both splits, a little lower on validation frames",
+        deviation="a perfect patch counts as 100 dB and not as infinite",
+    ),
+    _frame(
+        "Eval/Frame/{name}_sim",
+        "similarity of {name} frames",
+        "Cosine of a patch's predicted embedding with the frozen encoder's, averaged as the PSNR.",
+        healthy="near 1",
+    ),
+    _frame(
+        "Eval/Frame/val_{name}_sim",
+        "similarity {name} of validation frames",
+        "Cosine of a patch's predicted embedding with the frozen encoder's, averaged as the PSNR.",
+        healthy="above 0.85; below 0.7 the head has not learned the meaning",
+        limits=similarity_limits,
+    ),
+    _frame(
+        "Eval/Frame/{name}_dist",
+        "distance of {name} frames",
+        "1 - similarity.",
+        healthy="near 0",
+    ),
+    _frame(
+        "Eval/Gap/psnr_gap",
+        "PSNR gap",
+        "PSNR of training frames minus that of validation frames.",
+        unit="dB",
+        healthy="below 3 and stable; above 5 overfits",
+        limits=psnr_gap_limits,
+    ),
+    _frame(
+        "Eval/Gap/{name}_sim_gap",
+        "similarity gap of {name}",
+        "Similarity on training frames minus that on validation frames.",
+        healthy="below 0.1 and stable",
+        limits=similarity_gap_limits,
+    ),
+    _spread(
+        "Eval/PSNR_Stats/{name}_std",
+        "spread of PSNR over {name} frames",
+        "Standard deviation (divided by n) over the frames of the whole job.",
+        unit="dB",
+        healthy="low: frames are reconstructed alike",
+    ),
+    _spread(
+        "Eval/PSNR_Stats/{name}_min",
+        "worst PSNR of {name} frames",
+        "Smallest PSNR of a frame.",
+        unit="dB",
+        healthy="rises with the mean",
+    ),
+    _spread(
+        "Eval/PSNR_Stats/{name}_max",
+        "best PSNR of {name} frames",
+        "Largest PSNR of a frame.",
+        unit="dB",
+        healthy="high",
+    ),
+    Entry(
+        "Eval/Image/{name}",
+        "a frame, true and reconstructed ({name})",
+        "The frame in the middle of the split: true above, reconstructed below.",
+        kind="image",
+        family="figures",
+        healthy="blurred at first, then the same picture; patch borders vanish",
+    ),
+    _info(
+        "Eval/Info/num_{name}_frames",
+        "number of {name} frames",
+        "Frames seen over all ranks.",
+        unit="frames",
+        healthy="constant",
+    ),
+    _info(
+        "Eval/Info/num_{name}_patches",
+        "number of {name} patches",
+        "Patches seen over all ranks, each once.",
+        unit="patches",
+        healthy="constant, frames times patches a frame",
+    ),
+)

@@ -1,4 +1,4 @@
-"""A quality of patches, averaged to frames and described over the frames of the whole job (S2 5 to 10).
+"""A quality of patches, averaged to frames and described over the frames of the whole job.
 
 A frame's patches may lie on several ranks and in several batches: they find together by the frame's id.
 """
@@ -6,6 +6,7 @@ A frame's patches may lie on several ranks and in several batches: they find tog
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.states import GroupSums, Moments
@@ -161,3 +164,57 @@ def _few(noun: str, ids: Sequence[int]) -> str:
     listed = ", ".join(map(str, ids[:_NAMED]))
     more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
     return f"{noun} {listed}" if len(ids) == 1 else f"{noun}s {listed}{more}"
+
+
+_spread = partial(Entry, dashboard="dual_head_statistics", family="representations")
+_quantile = partial(Entry, dashboard="dual_head_distributions", family="representations")
+_frame = partial(Entry, dashboard="dual_head_evaluation", family="representations")
+
+ENTRIES = (
+    _frame(
+        "Eval/Gap/{name}_gap",
+        "gap of {name}",
+        "The same for another quality.",
+        healthy="small and stable",
+    ),
+    _spread(
+        "Eval/Patch/{name}_std",
+        "spread of {name} over patches",
+        "Standard deviation (divided by n) over all patches of all ranks.",
+        healthy="low; higher than over frames, since places differ",
+    ),
+    _spread(
+        "Eval/Patch/{name}_nonfinite",
+        "nonfinite patches of {name}",
+        "Patches whose quality is NaN.",
+        unit="patches",
+        healthy="0",
+        bounds=NOTHING,
+    ),
+    _quantile(
+        "Eval/Quantile/{name}_p10",
+        "lower decile of {name} over frames",
+        "A tenth of the frames lie below.",
+        healthy="rises with the median",
+    ),
+    _quantile(
+        "Eval/Quantile/{name}_p50",
+        "median of {name} over frames",
+        "Half of the frames lie below.",
+        healthy="near the mean",
+    ),
+    _quantile(
+        "Eval/Quantile/{name}_p90",
+        "upper decile of {name} over frames",
+        "A tenth of the frames lie above.",
+        healthy="rises with the median",
+    ),
+    Entry(
+        "Eval/Histogram/{name}_distribution",
+        "distribution of {name} over frames",
+        "Each frame counted once, over edges that stay: 0 to 60 dB for PSNR, -1 to 1 for similarities.",
+        kind="histogram",
+        family="representations",
+        healthy="narrow, at high values, alike on both splits",
+    ),
+)

@@ -1,4 +1,4 @@
-"""Representational collapse, read from moments of all rows of all ranks (S0 4.1)."""
+"""Representational collapse, read from moments of all rows of all ranks."""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
-"""Dynamics of the target encoder, the teacher that follows by a moving average (S0 1.2)."""
+"""Dynamics of the target encoder, the teacher that follows by a moving average."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.flat_tensors import chunks, flatten
@@ -191,3 +193,59 @@ def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return everything in one vector, float32 or better: one kernel for many small tensors."""
     flat = flatten([tensor.to(device, non_blocking=True) for tensor in tensors])
     return flat if flat.dtype == torch.float64 else flat.to(torch.float32)
+
+
+_ema = partial(Entry, dashboard="ema")
+
+ENTRIES = (
+    _ema(
+        "ema/momentum_current",
+        "momentum now",
+        "Momentum of the moving average at this step.",
+        healthy="rises to ema/momentum_target; 1 for good means that the teacher is frozen",
+    ),
+    _ema(
+        "ema/momentum_target",
+        "momentum at the end",
+        "Momentum that the schedule ends at.",
+        healthy="constant",
+    ),
+    _ema(
+        "ema/parameter_divergence",
+        "distance of the encoders",
+        "L2 norm of the difference of all weights and buffers, context encoder minus target encoder.",
+        healthy="settles at a level that falls with the learning rate",
+        deviation="often a sum of the parameters' norms, which is no norm, and without buffers",
+    ),
+    _ema(
+        "ema/relative_divergence",
+        "relative distance of the encoders",
+        "ema/parameter_divergence over the norm of the target's weights.",
+        healthy="below about 0.1; growing without end is a stale teacher, exactly 0 a shared one",
+    ),
+    _ema(
+        "ema/cosine",
+        "cosine of the encoders",
+        "Cosine between all weights of the context encoder and all of the target encoder.",
+        healthy="near 1",
+    ),
+    _ema(
+        "ema/update_magnitude",
+        "last move of the teacher",
+        "Norm of the target encoder's own last move over the norm of its weights.",
+        healthy="small and above 0; exactly 0 with momentum below 1 means that the update never runs, "
+        "as where a wrapper hides the target encoder",
+    ),
+    _ema(
+        "ema/target_weight_stability",
+        "stability of the teacher",
+        "1 - ema/update_magnitude.",
+        healthy="near 1, and below it",
+    ),
+    Entry(
+        "train/ema_momentum",
+        "EMA momentum",
+        "Momentum of the target encoder's moving average.",
+        healthy="rises to its end value along the schedule",
+    ),
+)

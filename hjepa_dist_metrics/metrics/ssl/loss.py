@@ -1,13 +1,16 @@
-"""Losses of a hierarchical objective: exact means over the job, and what each level contributes (S0 1.1)."""
+"""Losses of a hierarchical objective: exact means over the job, and what each level contributes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric, keepable, number_row
 from hjepa_dist_metrics.metrics.validation import as_number, device_of
@@ -141,3 +144,90 @@ def _stack(named: Mapping[str, Any]) -> Tensor:
     scalars = [as_number(f"{key!r} of losses", value) for key, value in named.items()]
     device = device_of(scalars)
     return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars])
+
+
+_loss = partial(Entry, dashboard="loss")
+
+ENTRIES = (
+    _loss(
+        "loss/total",
+        "total loss",
+        "Weighted sum of the levels' losses, mean over all samples of all ranks.",
+        healthy="falls, then flattens; a fall alone proves little: read it beside collapse/effective_rank",
+    ),
+    _loss(
+        "loss/h{i}",
+        "loss of level {i}",
+        "Unweighted loss of hierarchy level i (0 is the finest), mean over all samples of all ranks.",
+        healthy="each level falls; a level that never does is too hard or broken",
+    ),
+    _loss(
+        "loss/unweighted",
+        "unweighted loss",
+        "Mean of the levels' losses without the hierarchy weights: comparable between weightings.",
+        healthy="falls with loss/total",
+    ),
+    _loss(
+        "loss/contribution_h{i}",
+        "share of level {i} in the total loss",
+        "w_i * loss_i / sum_j(w_j * loss_j) * 100.",
+        unit="%",
+        healthy="the levels add up to 100; one far above 90 leaves the others untrained",
+        deviation="often computed without the weights; such shares do not add up to 100",
+    ),
+    _loss(
+        "loss/convergence_rate_h{i}",
+        "speed at which level {i} converges",
+        "Relative change of the level's loss per step, over the window between two logs.",
+        unit="1/step",
+        healthy="negative while the level learns, near 0 once it has converged",
+    ),
+    _loss(
+        "loss/convergence_rate",
+        "speed of convergence",
+        "Relative change of the total loss per step, over the window between two logs.",
+        unit="1/step",
+        healthy="negative while learning, near 0 at the end",
+    ),
+    _loss(
+        "loss/variance",
+        "variance term",
+        "VICReg's variance term where the objective has one, mean over all samples of all ranks.",
+        source="arXiv 2105.04906",
+        healthy="falls towards 0",
+    ),
+    _loss(
+        "loss/covariance",
+        "covariance term",
+        "VICReg's covariance term where the objective has one, mean over all samples of all ranks.",
+        source="arXiv 2105.04906",
+        healthy="small",
+    ),
+    _loss(
+        "loss/nonfinite",
+        "nonfinite losses",
+        "How many losses were NaN or infinite since the last log, on all ranks.",
+        healthy="0",
+        bounds=NOTHING,
+    ),
+    _loss(
+        "loss/first_nonfinite_level",
+        "first level with a nonfinite loss",
+        "Number of the finest level whose loss was NaN or infinite; written only when there was one.",
+        healthy="absent",
+    ),
+    Entry("train/loss", "training loss", "The total loss, under its short name.", healthy="falls"),
+    Entry(
+        "train_epoch/loss",
+        "training loss of the epoch",
+        "Mean of the total loss over all samples of the epoch.",
+        healthy="falls from epoch to epoch",
+    ),
+    Entry(
+        "val/loss",
+        "validation loss",
+        "Total loss on held-out samples, each counted once though samplers pad.",
+        healthy="falls with train_epoch/loss",
+        dashboard="loss",
+    ),
+)

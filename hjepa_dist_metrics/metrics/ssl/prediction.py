@@ -1,8 +1,9 @@
-"""How well predictions meet their targets, level by level (S0 3.1, 3.2)."""
+"""How well predictions meet their targets, level by level."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.histograms import histogram_value
@@ -172,3 +175,95 @@ def _table(hardest: Patches, easiest: Patches) -> str:
         for score, (image, patch) in zip(scores, labels, strict=True):
             rows.append(f"| {title} | {image} | {patch} | {score:.4f} |")
     return "\n".join(rows)
+
+
+_prediction = partial(Entry, dashboard="prediction", family="representations")
+_figure = partial(Entry, kind="image", family="figures")
+_VALID = "over the masked, unpadded tokens of all ranks."
+
+ENTRIES = (
+    _prediction(
+        "prediction/level{i}_cosine_sim_mean",
+        "cosine of prediction and target, level {i}",
+        f"Mean cosine between predicted and target token {_VALID}",
+        healthy="rises towards 1; near 1 at once, with collapse/mean_similarity near 1, is collapse",
+    ),
+    _prediction(
+        "prediction/level{i}_cosine_sim_std", "its spread", f"Standard deviation of the cosine {_VALID}"
+    ),
+    _prediction("prediction/level{i}_cosine_sim_min", "its smallest", f"Smallest cosine {_VALID}"),
+    _prediction("prediction/level{i}_cosine_sim_max", "its largest", f"Largest cosine {_VALID}"),
+    _prediction(
+        "prediction/level{i}_normalized_mse",
+        "squared error of directions, level {i}",
+        f"Mean squared difference of the L2-normalised features, (2 - 2 cosine) / D, {_VALID}",
+        healthy="falls",
+    ),
+    _prediction(
+        "prediction/level{i}_l2_distance",
+        "distance of prediction and target, level {i}",
+        f"L2 norm of the difference, mean {_VALID}",
+        healthy="falls against hierarchy/level{i}_feat_norm",
+    ),
+    _prediction(
+        "prediction/level{i}_cka",
+        "CKA of prediction and target, level {i}",
+        f"Linear CKA between predicted and target tokens {_VALID}",
+        source="arXiv 1905.00414",
+        healthy="rises towards 1",
+    ),
+    _prediction(
+        "prediction/level{i}_num_tokens", "tokens compared, level {i}", "Valid tokens.", unit="tokens"
+    ),
+    _prediction(
+        "prediction/level{i}_similarity_histogram",
+        "distribution of the cosine, level {i}",
+        f"Counts of the cosine between prediction and target {_VALID}",
+        kind="histogram",
+        family="histograms",
+        dashboard="",
+    ),
+    _prediction(
+        "prediction/level{i}_nonfinite",
+        "nonfinite tokens, level {i}",
+        f"NaN and infinite cosines {_VALID}",
+        healthy="0",
+        bounds=NOTHING,
+    ),
+    _prediction(
+        "prediction/level{i}_extreme_patches",
+        "hardest and easiest patches, level {i}",
+        f"Image, patch and cosine of the tokens that match worst and best {_VALID}",
+        kind="text",
+        dashboard="",
+        healthy="different images; one image again and again is a bad sample",
+    ),
+    _figure(
+        "prediction/most_difficult_patches",
+        "hardest patches",
+        "Crops of the patches with the lowest cosine, of all ranks.",
+    ),
+    _figure(
+        "prediction/easiest_patches",
+        "easiest patches",
+        "Crops of the patches with the highest cosine, of all ranks.",
+    ),
+    _figure(
+        "prediction/level{i}_gram_{name}",
+        "Gram matrix of level {i}",
+        "Correlation between features of the predictions or the targets.",
+        healthy="dark off the diagonal; bright blocks are redundant features",
+    ),
+    _figure(
+        "patches/similarity_heatmap",
+        "prediction quality over the image",
+        "Cosine between prediction and target for each patch of one image.",
+        healthy="without places that are dark in every image",
+    ),
+    _figure(
+        "embeddings/{name}_pred_vs_target",
+        "map of predictions and targets",
+        "Both projected to two dimensions (PCA by default), coloured by level.",
+        healthy="the two clouds lie on each other and are spread out",
+    ),
+)

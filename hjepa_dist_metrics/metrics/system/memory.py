@@ -1,16 +1,18 @@
-"""Memory and load of every rank's device and process (S0 8.1, S1 system metrics)."""
+"""Memory and load of every rank's device and process."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 
@@ -118,3 +120,45 @@ def _peak_bytes() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+_speed = partial(Entry, dashboard="performance")
+_system = partial(Entry, family="system")
+
+
+def _memory(name: str, what: str) -> tuple[Entry, ...]:
+    return (
+        _speed(
+            f"performance/gpu_memory_{name}_gb",
+            f"GPU memory {what}",
+            f"GPU memory {what}, largest over ranks.",
+            unit="GB",
+            healthy="flat; a steady rise is a leak",
+        ),
+        _speed(
+            f"performance/gpu_memory_{name}_gb_rank",
+            f"rank with most GPU memory {what}",
+            f"Number of the rank behind performance/gpu_memory_{name}_gb.",
+            unit="rank",
+            dashboard="",
+        ),
+    )
+
+
+ENTRIES = (
+    *_memory("allocated", "allocated by tensors"),
+    *_memory("reserved", "reserved by the allocator"),
+    *_memory("peak", "allocated at the peak"),
+    _system(
+        "system/gpu{rank}_memory_allocated_gb", "allocated GPU memory", "Of this rank's device.", unit="GB"
+    ),
+    _system(
+        "system/gpu{rank}_memory_reserved_gb", "reserved GPU memory", "Of this rank's device.", unit="GB"
+    ),
+    _system("system/gpu{rank}_utilization", "GPU utilisation", "Of this rank's device.", unit="%"),
+    _system(
+        "system/gpu{rank}_memory_utilization", "GPU memory utilisation", "Of this rank's device.", unit="%"
+    ),
+    _system("system/cpu_percent", "CPU utilisation", "Of the machine, mean over ranks.", unit="%"),
+    _system("system/ram_gb", "memory", "Used by the ranks' processes, largest over ranks.", unit="GB"),
+)

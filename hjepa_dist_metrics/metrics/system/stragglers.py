@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import straggler_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
@@ -125,3 +128,40 @@ def heat_map(own: Floats) -> npt.NDArray[np.uint8]:
     fade = np.round(255 * (1 - excess)).astype(np.uint8)
     cells = np.stack([np.full_like(fade, 255), fade, fade], axis=-1)
     return cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
+
+
+_speed = partial(Entry, dashboard="performance")
+
+ENTRIES = (
+    _speed(
+        "performance/straggler_score",
+        "slowest rank's speed",
+        "Least median time of a rank's own compute and data over the largest, waits for others left out.",
+        healthy="near 1; below 0.75 one rank holds all the others up",
+        limits=straggler_limits,
+    ),
+    _speed("performance/slowest_rank", "slowest rank", "Number of the rank behind the score.", unit="rank"),
+    _speed(
+        "performance/collective_wait_time_ms",
+        "wait for other ranks",
+        "Time that a rank waits inside the backward's collectives: beyond the step's shortest backward.",
+        unit="ms",
+        healthy="small against the step",
+    ),
+    _speed(
+        "performance/straggler",
+        "straggler",
+        "Names the slow rank and whether its compute or its data is slow; written below a score of 0.75.",
+        kind="text",
+        dashboard="",
+    ),
+    _speed(
+        "performance/straggler_map",
+        "ranks' own times",
+        "A row for each rank, a column for each of the last steps: white as the fastest, red twice as slow.",
+        kind="image",
+        family="figures",
+        dashboard="",
+        healthy="white; a red row is a slow rank, a red column a slow step",
+    ),
+)

@@ -1,14 +1,17 @@
-"""Speed of the whole job (S0 8.1): every rank's samples over the slowest rank's time."""
+"""Speed of the whole job: every rank's samples over the slowest rank's time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from typing_extensions import Self
 
+from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import OVERHEAD_PERCENT
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.system.flops import peak_flops as devices_peak
@@ -170,3 +173,85 @@ class TotalSamples(DistributedMetric):
         if seconds.longest > 0:
             tags["performance/samples_per_second_total"] = states["samples"].value / seconds.longest
         return tags
+
+
+_speed = partial(Entry, dashboard="performance")
+
+_PHASE_TITLES = {
+    "forward_time": "forward pass",
+    "backward_time": "backward pass",
+    "data_time": "wait for data",
+    "optimizer_time": "optimizer step",
+    "step_time": "whole step",
+}
+
+
+def _phase_entries(name: str, what: str) -> tuple[Entry, ...]:
+    clock = "by CUDA events on CUDA, by the host's clock on CPU"
+    deviation = "often the time that CUDA kernels take to launch, on one rank" if what != "whole step" else ""
+    return (
+        _speed(
+            f"performance/{name}_ms",
+            f"time of the {what}",
+            f"Time of the {what}, mean over steps and ranks, {clock}.",
+            unit="ms",
+            deviation=deviation,
+        ),
+        _speed(
+            f"performance/{name}_ms_max",
+            f"time of the {what} on the slowest rank",
+            f"Time of the {what}, mean over steps, largest over ranks.",
+            unit="ms",
+            healthy=f"near performance/{name}_ms; far above it one rank is slow",
+        ),
+        _speed(
+            f"performance/{name}_ms_max_rank",
+            f"slowest rank in the {what}",
+            f"Number of the rank behind performance/{name}_ms_max.",
+            unit="rank",
+            healthy="changes; always the same rank is a slow machine",
+            dashboard="",
+        ),
+    )
+
+
+ENTRIES = (
+    *(entry for name, what in _PHASE_TITLES.items() for entry in _phase_entries(name, what)),
+    _speed(
+        "performance/samples_per_second",
+        "throughput of the job",
+        "Samples of all ranks over the longest rank's elapsed time.",
+        unit="samples/s",
+        healthy="steady",
+        deviation="often one rank's samples over its compute time, times the number of ranks",
+    ),
+    _speed(
+        "performance/tokens_per_second", "token throughput of the job", "The same in tokens.", unit="tokens/s"
+    ),
+    _speed(
+        "performance/total_samples", "samples seen", "Samples of all ranks since the start.", unit="samples"
+    ),
+    _speed("performance/total_tokens", "tokens seen", "Tokens of all ranks since the start.", unit="tokens"),
+    _speed(
+        "performance/samples_per_second_total",
+        "throughput since the start",
+        "Samples of all ranks since the start over the longest rank's time, pauses left out.",
+        unit="samples/s",
+    ),
+    _speed("performance/forward_backward_ratio", "forward over backward", "Forward time over backward time."),
+    _speed(
+        "performance/mfu",
+        "model FLOPs utilisation",
+        "Arithmetic of the model per second over the devices' peak.",
+        source="arXiv 2204.02311",
+        healthy="above 0.3 for large models",
+    ),
+    _speed(
+        "performance/monitor_overhead_percent",
+        "cost of monitoring",
+        "Share of the step time that the training thread spends in this library.",
+        unit="%",
+        healthy="below 5",
+        bounds=OVERHEAD_PERCENT,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Entries of representational collapse, for the whole run and for each named stream."""
+"""Catalog entries of representational collapse, for the whole run and for each named stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hjepa_dist_metrics.catalog.limits import (
     mean_std_limits,
 )
 
-_collapse = partial(Entry, source="S0 4.1", dashboard="collapse", family="representations")
+_collapse = partial(Entry, dashboard="collapse", family="representations")
 
 _WHOLE = (
     _collapse(
@@ -22,14 +22,14 @@ _WHOLE = (
         "Standard deviation over all rows of each L2-normalised feature, mean over features.",
         healthy="near 1/sqrt(D); below 0.3/sqrt(D) is suspicious, below 0.03/sqrt(D) collapse",
         limits=mean_std_limits,
-        deviation="the document's bound of 0.01 does not know D: a healthy encoder cannot exceed 1/sqrt(D)",
+        deviation="often judged by a bound of 0.01 at any D; no encoder exceeds 1/sqrt(D)",
     ),
     _collapse(
         "collapse/min_std_per_dim",
         "spread of the deadest feature",
         "The same, smallest over features.",
         healthy="above 0; at 0 a feature is dead",
-        deviation="the document's bound of 0.001 does not know D",
+        deviation="often judged by a fixed bound of 0.001, which does not depend on D",
     ),
     _collapse(
         "collapse/effective_rank",
@@ -39,7 +39,7 @@ _WHOLE = (
         unit="dimensions",
         healthy="above a quarter of min(D, n - 1); below a twentieth is collapse",
         limits=effective_rank_limits,
-        deviation="the sketch samples 1,000 rows of one rank and expects about D, which n rows cannot reach",
+        deviation="often from 1,000 rows of one rank and expected near D, which n rows cannot reach",
     ),
     _collapse(
         "collapse/rankme",
@@ -55,7 +55,6 @@ _WHOLE = (
         "participation ratio",
         "trace(C)^2 / |C|_F^2: how many directions carry the variance.",
         unit="dimensions",
-        source="S0 4.1",
         healthy="about 1 / (1/n + 1/D) at best",
     ),
     _collapse(
@@ -85,7 +84,7 @@ _WHOLE = (
         "Mean cosine over ALL pairs of rows of the whole job: (|sum xhat|^2 - n) / (n(n-1)), exact.",
         healthy="below 0.5; above 0.9 is collapse to a point",
         limits=mean_similarity_limits,
-        deviation="the sketch looks at 1,000 rows of one rank",
+        deviation="often computed from 1,000 rows of one rank",
     ),
     _collapse(
         "collapse/std_similarity",
@@ -223,11 +222,10 @@ def _named(entry: Entry) -> Entry:
     )
 
 
-_SHORT = partial(Entry, source="S1", family="representations")
+_SHORT = partial(Entry, family="representations")
 _POOLED = "std over samples of each dimension, mean over dimensions"
 
-COLLAPSE = (*_WHOLE, *(_named(entry) for entry in _WHOLE), *_ALIKE)
-SHORT_LIST = tuple(
+_SHORT_LIST = tuple(
     entry
     for stream in ("context", "target")
     for entry in (
@@ -236,7 +234,7 @@ SHORT_LIST = tuple(
             f"spread of the {stream} encoder's features",
             f"Sample-pooled features: {_POOLED}.",
             healthy="well above 0",
-            deviation="the sketch takes the std of [B, N*D], 1 even for an encoder blind to its images",
+            deviation="often the std over [B, N*D], which is 1 even where all images have the same features",
         ),
         _SHORT(
             f"train/{stream}_norm",
@@ -251,7 +249,9 @@ SHORT_LIST = tuple(
             unit="dimensions",
             healthy="above a quarter of min(D, n - 1); below a twentieth is collapse",
             limits=effective_rank_limits,
-            deviation="the document expects about D, which n samples cannot reach",
+            deviation="often expected to be near D, which n samples cannot reach",
         ),
     )
 )
+
+ENTRIES = (*_WHOLE, *(_named(entry) for entry in _WHOLE), *_ALIKE, *_SHORT_LIST)
