@@ -50,6 +50,10 @@ class Scope:
         """Return whether the step after the coming one logs a family."""
         return self._schedule.is_due_next(family)
 
+    def steps_between(self, family: str) -> int | None:
+        """Return the steps between two logs of a family, None where it is off."""
+        return self._schedule.steps_between(family)
+
     def metric(self, name: str, kind: type[M], make: Callable[[], M], family: str = "scalars") -> M:
         """Return the run's metric `name`, made at its first use and logged at the cadence of `family`."""
         return self._registry.ensure(name, kind, make, family)

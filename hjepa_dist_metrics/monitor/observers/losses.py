@@ -71,7 +71,7 @@ class Losses(Observer):
         return self.scope.metric("stability", TrainingStability, self._make_stability)
 
     def _make_stability(self) -> TrainingStability:
-        steps = self.scope.config.cadences().scalars or 0
+        steps = self.scope.steps_between("scalars") or 0
         return TrainingStability(reach=WINDOW + min(steps, _MOST_STEPS))
 
 
