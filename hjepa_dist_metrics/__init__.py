@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from hjepa_dist_metrics.monitor import (
         Alert as Alert,
         Encoders as Encoders,
+        Evidence as Evidence,
+        Finding as Finding,
+        Health as Health,
         LoggingConfig as LoggingConfig,
         MetricsLogger as MetricsLogger,
         Observer as Observer,
@@ -105,7 +108,17 @@ _HOMES = {
         "Updates",
         "WeightedMean",
     ),
-    "monitor": ("Alert", "Encoders", "LoggingConfig", "MetricsLogger", "Observer", "TrainingMonitor"),
+    "monitor": (
+        "Alert",
+        "Encoders",
+        "Evidence",
+        "Finding",
+        "Health",
+        "LoggingConfig",
+        "MetricsLogger",
+        "Observer",
+        "TrainingMonitor",
+    ),
     "values": ("Scalar", "Value"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics import GradientClipping, GradientFlow
 from hjepa_dist_metrics.metrics.optimization.gradients import Report
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import NormRule
 from hjepa_dist_metrics.monitor.observer import Observer
 
 Update = Callable[[], None]
@@ -52,13 +50,6 @@ class Gradients(Observer):
         for observe in self._before_clipping:
             self.scope.run(observe)
         return self._clipping().clip_(max_norm)
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules on the gradient's norm."""
-        return {
-            "vanishing_gradients": NormRule(_NORM, low=True),
-            "exploding_gradients": NormRule(_NORM, low=False),
-        }
 
     def _flow(self, name: str, report: Report, family: str) -> GradientFlow:
         settings, scope = self.scope.config.gradients, self.scope

@@ -15,8 +15,6 @@ from torch import Tensor
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import Collapse, DistributedMetric, HierarchyFeatures, PredictionQuality
 from hjepa_dist_metrics.metrics.validation import require_features
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import CollapseRule
 from hjepa_dist_metrics.monitor.observer import Observer
 
 M = TypeVar("M", bound=DistributedMetric)
@@ -59,10 +57,6 @@ class Representations(Observer):
             self.scope.run(lambda: metric.update(context_features, context_valid, ids))
         if predictions is not None:
             self.scope.run(lambda: self._add_predictions(predictions, targets, prediction_valid, ids))
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule on collapse."""
-        return {"collapse": CollapseRule(lambda: dict(self._judged))}
 
     def _add_features(self, features: Streams, valid: StreamMasks, ids: Tensor | None) -> None:
         if isinstance(features, Sequence):

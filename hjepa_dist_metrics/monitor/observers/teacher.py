@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import EMADynamics
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import frozen_teacher
 from hjepa_dist_metrics.monitor.observer import Observer
 from hjepa_dist_metrics.parallel import unwrap
 
@@ -51,7 +47,3 @@ class Teacher(Observer):
                 )
             self._encoders = (context, target)
         return self._encoders
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule on a teacher that does not move."""
-        return {"frozen_teacher": frozen_teacher}
