@@ -17,6 +17,7 @@ class Description:
         cause: what usually makes it.
         advice: what to try next.
         explains: names of findings that follow from this one and are shown with it.
+        is_event: it begins with an event, and lasts until the number is back within its limit.
     """
 
     group: str
@@ -25,6 +26,7 @@ class Description:
     cause: str
     advice: str
     explains: tuple[str, ...] = ()
+    is_event: bool = False
 
 
 _COLLAPSES = (
@@ -35,7 +37,9 @@ _COLLAPSES = (
     "loss_drop",
     "gradient_vanishing",
     "plateau",
-    "constant_predictions",
+    "ignored_input",
+    "loss_level_shift",
+    "loss_spike",
 )
 _DIVERGENCE = (
     "gradient_explosion",
@@ -70,6 +74,7 @@ FINDINGS: dict[str, Description] = {
         "check that the target carries no gradient and the teacher follows by a moving average; raise the "
         "variance term's weight",
         explains=("image_collapse", "partial_collapse", *_COLLAPSES),
+        is_event=True,
     ),
     "image_collapse": Description(
         "collapse",
@@ -86,6 +91,7 @@ FINDINGS: dict[str, Description] = {
         "the model found a shortcut: part of the features became constant or redundant",
         "go back to a checkpoint before the drop; raise the variance or covariance term",
         explains=_COLLAPSES,
+        is_event=True,
     ),
     "cluster_collapse": Description(
         "collapse",
@@ -102,6 +108,7 @@ FINDINGS: dict[str, Description] = {
         "redundant features: strong augmentation, a weak covariance term, or a projector that hides it",
         "raise the covariance term's weight or the batch size; look at collapse/spectrum",
         explains=("dead_features", "loss_drop"),
+        is_event=True,
     ),
     "dead_features": Description(
         "collapse",
@@ -124,12 +131,14 @@ FINDINGS: dict[str, Description] = {
         "a loss that a small output serves best, or a weight decay that is too strong",
         "normalise the targets; lower the weight decay",
     ),
-    "constant_predictions": Description(
+    "ignored_input": Description(
         "collapse",
         "failing",
-        "the predictor gives one answer to every input",
+        "the predictor ignores its input",
         "the predictor sees no context, or its input is detached or masked out",
         "check what the predictor is given; compare its output for two images",
+        explains=("loss_level_shift", "loss_spike", "dimensional_collapse"),
+        is_event=True,
     ),
     "teacher_is_student": Description(
         "teacher",
@@ -149,8 +158,8 @@ FINDINGS: dict[str, Description] = {
     "teacher_gets_gradients": Description(
         "teacher",
         "failing",
-        "the teacher moves by more than its moving average",
-        "an optimizer holds the teacher's parameters, or its output is not detached",
+        "an optimizer moves the teacher",
+        "the optimizer was given the parameters of the whole model",
         "set requires_grad_(False) on the teacher and leave it out of the optimizer",
     ),
     "repeated_masks": Description(
@@ -197,6 +206,7 @@ FINDINGS: dict[str, Description] = {
         "a learning rate that is too high, or a loss without a bound",
         "lower the learning rate, clip gradients, look at the module with the largest norm",
         explains=("loss_spike", "clipping_every_step", "norm_explosion", "loss_level_shift"),
+        is_event=True,
     ),
     "gradient_vanishing": Description(
         "optimization",
@@ -249,6 +259,7 @@ FINDINGS: dict[str, Description] = {
         "the loss jumped and stays up",
         "a change of data or settings, a checkpoint that was restored in part, or a lost optimizer state",
         "compare what changed at that step: data, learning rate, resumed state",
+        is_event=True,
     ),
     "loss_drop": Description(
         "loss",
@@ -256,6 +267,7 @@ FINDINGS: dict[str, Description] = {
         "the loss dropped at once",
         "a shortcut: a collapse, a leak of the targets, or data that repeat",
         "compare collapse/* and kNN accuracy before and after; check masks and data",
+        is_event=True,
     ),
     "plateau": Description(
         "loss",

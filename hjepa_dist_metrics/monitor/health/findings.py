@@ -32,6 +32,10 @@ class Evidence:
     best: float = math.nan
     at_once: bool = False
 
+    def holds_for(self, value: float) -> bool:
+        """Return whether a later value is still on the wrong side of the limit."""
+        return not math.isnan(self.limit) and (value > self.limit) == (self.value > self.limit)
+
     def __str__(self) -> str:
         return f"{self.tag} = {self.value:.4g} ({self.reason})"
 

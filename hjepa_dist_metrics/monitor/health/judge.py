@@ -164,6 +164,8 @@ class Judge:
         watch = self._watches.setdefault(name, _Watch())
         new = step > watch.judged
         watch.judged = step
+        if not evidence and watch.firing and describe(name).is_event:
+            evidence = [old for old in watch.evidence if old.holds_for(self._history.value(old.tag))]
         if not evidence:
             watch.bad, watch.good = 0, watch.good + new
             if watch.firing and watch.good >= self.config.recovery:

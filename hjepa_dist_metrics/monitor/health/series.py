@@ -66,6 +66,28 @@ class Series:
         points = [*self.outline, *self.recent]
         return min(points, key=lambda point: abs(point[0] - step))[1] if points else math.nan
 
+    def sustained(self, share: float, sign: float = 1.0) -> float:
+        """Return the best level that the run has held for a share of its steps so far, NaN before that.
+
+        The highest minimum of any window of that length, in `sign`: the lowest maximum for -1. A start that
+        is left at once is no level, and one good log makes none.
+        """
+        points = (
+            [*self.outline, *(p for p in self.recent if p[0] > self.outline[-1][0])] if self.count else []
+        )
+        width, best = share * self.steps, -math.inf
+        window: deque[Point] = deque()  # rising; the first is the minimum
+        for step, value in points:
+            signed = sign * value
+            while window and window[-1][1] >= signed:
+                window.pop()
+            window.append((step, signed))
+            while window[0][0] < step - width:
+                window.popleft()
+            if step - points[0][0] >= width:
+                best = max(best, window[0][1])
+        return sign * best if math.isfinite(best) else math.nan
+
     @property
     def steps(self) -> int:
         """Return the steps from the first number to the newest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 
 from hjepa_dist_metrics.monitor.health.detector import Detector, matching
@@ -18,7 +19,7 @@ _STRAGGLER, _SLOWEST, _WAIT = (
 _MEMORY = r"system/ram_gb|performance/gpu_memory_allocated_gb"
 
 _SLOW = 0.75  # of the others' speed
-_SLOWER = 0.5  # of the best speed
+_SLOWER, _FALLING = 0.6, 0.6  # of the speed at the start; of all pairs of logs, less those that rise
 _SLOW_LOGS = 8
 _GROWTH, _LEAST_GROWTH = 0.15, 0.02  # of the memory at the start; GB
 _RISING = 0.85
@@ -54,22 +55,16 @@ def straggler(history: History) -> list[Evidence] | None:
 
 
 def throughput_decay(history: History) -> list[Evidence] | None:
-    """Find a job whose speed has stayed below half of its best for long."""
+    """Find a speed that has fallen from log to log over the whole run."""
     series = history.get(_SPEED)
-    if series is None or series.highest is None or series.count < 2 * _SLOW_LOGS:
+    if series is None or series.count < 2 * _SLOW_LOGS:
         return None
-    best = _typical_best(series.outline)
-    slow = series.last(_SLOW_LOGS)
-    if max(slow) >= _SLOWER * best:
+    speeds = [value for _, value in series.outline]
+    start, now = statistics.median(speeds[: len(speeds) // 3]), series.median(5)
+    if now >= _SLOWER * start or rank_correlation(speeds) > -_FALLING:
         return []
-    reason = f"it was {best:.4g} before; below half of it for {_SLOW_LOGS} logs"
-    return [Evidence(_SPEED, series.newest, reason, limit=_SLOWER * best, best=best)]
-
-
-def _typical_best(outline: list[tuple[int, float]]) -> float:
-    """Return the upper quartile of the speeds, which a lucky log does not move."""
-    values = sorted(value for _, value in outline)
-    return values[(3 * len(values)) // 4]
+    reason = f"it was {start:.4g} in the first third of the run, and falls from log to log"
+    return [Evidence(_SPEED, series.newest, reason, limit=_SLOWER * start, best=start)]
 
 
 def memory_growth(history: History) -> list[Evidence] | None:

@@ -62,7 +62,7 @@ def _jump(history: History, sign: float, share: float, words: str) -> list[Evide
         older, newer = values[:-after], values[-after:]
         if _is_step(older[-8:], newer, sign, share):
             before, level = statistics.median(older[-8:]), statistics.median(newer)
-            limit = before + sign * share * abs(before)
+            limit = statistics.median(older[-3:]) if sign > 0 else before - share * abs(before)
             return [Evidence(tag, series.newest, words.format(before=before, after=level), limit=limit)]
     return []
 
@@ -72,7 +72,7 @@ def _is_step(older: list[float], newer: list[float], sign: float, share: float) 
     extreme = max(sign * value for value in older)
     gap = min(sign * value for value in newer) - extreme
     noise = max(scatter(older), scatter(newer) if len(newer) > 2 else 0.0)
-    drift = abs(statistics.median(older[-3:]) - statistics.median(older[:3]))
+    drift = sign * (statistics.median(older[-3:]) - statistics.median(older[:3]))
     steady = gap > 2.0 * drift
     return steady and gap > share * abs(before) and gap > _CLEAR * noise
 

@@ -9,27 +9,29 @@ from hjepa_dist_metrics.monitor.health.detector import Detect, Detector, matchin
 from hjepa_dist_metrics.monitor.health.detectors.losses import TOTALS, loss_drop
 from hjepa_dist_metrics.monitor.health.detectors.streams import WIDTHS, Stream, has_stopped, streams
 from hjepa_dist_metrics.monitor.health.findings import Evidence
-from hjepa_dist_metrics.monitor.health.series import History, Series
+from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
 
-_ALIKE, _NARROW = 0.99, 0.1  # mean cosine and relative spread of rows that are nearly one
-_FALLEN_ALIKE, _FALLEN_SPREAD = 0.9, 0.25  # the same after a fall from the run's own best spread
-_STUCK_LOGS = 6  # logs after which a bad start is no start any more
-_STUCK_STEPS = 50
+_HELD = 0.5  # of the run so far: what was held for as long is the run's own level
+_FEW = 6  # logs before which there is no such level
+_ALIKE, _ONE = 0.5, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
+_APART_KEPT, _APART_LOST = 0.45, 0.3  # of 1 - the mean cosine, while it falls on and in any case
+_STUCK_LOGS, _STUCK_STEPS = 10, 100  # after which a bad start is no start any more
+_RISING = 0.4  # of all pairs of recent numbers, less those that fall
 _BETTER = 1.5  # times the start, for a bad start that is being left
 _INDEPENDENT = 0.2  # of the variance between images that independent tokens would give
-_RANK_KEPT = 0.4  # of the run's own best rank
-_PARTIAL_KEPT = 0.6
-_RANK_SHARE = 0.05  # of min(D, n - 1), from the start on
+_RANK_KEPT = 0.6  # of the run's own level
+_RANK_LEAST = 2.0  # dimensions, from the start on
 _PROBE_KEPT = 0.97  # of the best accuracy of a probe
 _DUPLICATES = 0.9
 _DEAD = 0.25  # of the features
 _NORM = 30.0  # times the norm at the start, and its inverse
-_CONSTANT, _VARIED = 0.99, 0.9  # mean cosine of predictions and of what they predict
+_CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
 _PROBES = r"val/.*accuracy|probe/.*accuracy"
 _NORMS = (
     r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|collapse/(?:.+_)?rms_norm|embeddings/.+/norm"
 )
-_PREDICTIONS = r"collapse/prediction\d+_mean_similarity"
+_PREDICTIONS, _MATCHES = r"collapse/prediction\d+_mean_similarity", r"prediction/level\d+_cosine_sim_mean"
+_OF_PAIRS = ("_mean_similarity", "_cosine_sim_mean")
 
 
 def _each(judge: Callable[[Stream], list[Evidence] | None]) -> Detect:
@@ -43,19 +45,21 @@ def _each(judge: Callable[[Stream], list[Evidence] | None]) -> Detect:
 
 
 def point_collapse(stream: Stream) -> list[Evidence] | None:
-    """Find rows that all point the same way, which have fallen there or have not left it since the start."""
-    similarity, spread = stream.series("mean_similarity"), stream.series("mean_std_per_dim")
-    if similarity is None or spread is None or stream.is_small:
+    """Find rows that point ever more the same way, or have done so since the start."""
+    similarity = stream.series("mean_similarity")
+    if similarity is None or stream.is_small or similarity.count < _FEW:
         return None
-    width, best = stream.relative_spread(spread), _best(spread)
-    alike = similarity.median(1)
-    narrow = alike > _ALIKE and width < _NARROW and (_is_stuck(spread) or spread.newest < 0.5 * best)
-    fallen = alike > _FALLEN_ALIKE and spread.newest < _FALLEN_SPREAD * best and has_stopped(spread)
-    if not (narrow or fallen):
-        return []
-    reason = f"the spread is {spread.newest / best:.2g} of its best and the mean cosine {alike:.4g}"
-    tag = stream.prefix + "mean_std_per_dim"
-    return [Evidence(tag, spread.newest, reason, limit=_FALLEN_SPREAD * best, best=best)]
+    now, level = similarity.median(2), similarity.sustained(_HELD, -1.0)
+    limit = 1.0 - _APART_KEPT * (1.0 - level)
+    rises = rank_correlation(similarity.last(8)) > _RISING or now > 1.0 - _APART_LOST * (1.0 - level)
+    tag = stream.prefix + "mean_similarity"
+    if now > max(limit, _ALIKE) and rises:
+        reason = f"the mean cosine of two samples was {level:.3g} before, and rises towards 1"
+        return [Evidence(tag, similarity.newest, reason, limit=limit, best=level)]
+    if now > _ONE and _is_stuck(similarity, -1.0):
+        reason = "the mean cosine of two samples has been next to 1 since the start"
+        return [Evidence(tag, similarity.newest, reason, limit=_ONE, best=level)]
+    return []
 
 
 def image_collapse(stream: Stream) -> list[Evidence] | None:
@@ -83,16 +87,15 @@ def dimensional_collapse(stream: Stream) -> list[Evidence] | None:
 
 def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
     rank = stream.series(name)
-    if rank is None:
+    if rank is None or rank.count < _FEW:
         return
-    best, now = _best(rank), rank.median(2)
-    attainable = min(stream.width, stream.rows - 1)
-    if now < _RANK_KEPT * best and rank.count > 3 and has_stopped(rank):
-        reason = f"{now / best:.2g} of its best in this run, {best:.3g}, of at most {attainable:.0f}"
-        yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * best, best=best)
-    elif name == "effective_rank" and now < _RANK_SHARE * attainable and _is_stuck(rank):
-        reason = f"{now:.3g} of {attainable:.0f} dimensions, and no more since the start"
-        yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_SHARE * attainable, best=best)
+    now, level = rank.median(2), rank.sustained(_HELD)
+    if now < _RANK_KEPT * level and has_stopped(rank):
+        reason = f"{now / level:.2g} of the {level:.3g} dimensions that the run had"
+        yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * level, best=level)
+    elif name == "effective_rank" and now < _RANK_LEAST and _is_stuck(rank):
+        reason = f"of {stream.width:.0f} dimensions, and no more since the start"
+        yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_LEAST, best=level)
 
 
 def partial_collapse(history: History) -> list[Evidence] | None:
@@ -106,9 +109,9 @@ def partial_collapse(history: History) -> list[Evidence] | None:
         if (rank := stream.series("effective_rank")) is not None and not stream.is_small
     ]
     fallen = [
-        Evidence(tag, rank.newest, f"{_best(rank):.3g} at best, before the loss dropped", best=_best(rank))
+        Evidence(tag, rank.newest, f"{level:.3g} before the loss dropped", _RANK_KEPT * level, level)
         for tag, rank in ranks
-        if rank.median(2) < _PARTIAL_KEPT * _best(rank)
+        if rank.median(2) < _RANK_KEPT * (level := rank.sustained(_HELD))
     ]
     return [*fallen, *drop] if fallen else []
 
@@ -168,18 +171,39 @@ def _trend(series: Series) -> float:
     return (values[-1] - values[0]) / max(abs(values[0]), math.ulp(0.0)) + 0.0
 
 
-def constant_predictions(history: History) -> list[Evidence] | None:
-    """Find predictions that are all alike while the features that they predict are not."""
+def ignored_input(history: History) -> list[Evidence] | None:
+    """Find predictions that are all alike and do not meet their targets."""
+    return _alike_predictions(history, lambda match: match <= _MATCH, "predictions are all alike")
+
+
+def embedded_collapse(history: History) -> list[Evidence] | None:
+    """Find predictions that are all alike and meet their targets, which are then all alike too."""
+    return _alike_predictions(history, lambda match: match > _MATCH, "predictions and targets are all alike")
+
+
+def _alike_predictions(history: History, meets: Callable[[float], bool], words: str) -> list[Evidence] | None:
     found, judged = [], False
-    targets = history.value("collapse/mean_similarity")
     for tag, series in matching(history, _PREDICTIONS):
-        if tag not in history.fresh or not math.isfinite(targets):
+        match = history.value(tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS))
+        if tag not in history.fresh or not math.isfinite(match) or series.count < _FEW:
             continue
         judged = True
-        if series.median(2) > _CONSTANT and targets < _VARIED and _is_stuck(series, -1.0):
-            reason = f"predictions are all alike, their targets are not (mean cosine {targets:.3g})"
-            found.append(Evidence(tag, series.newest, reason, limit=_CONSTANT))
+        now, level = series.median(2), series.sustained(_HELD, -1.0)
+        limit = 1.0 - _APART_KEPT * (1.0 - level)
+        if now > max(limit, _CONSTANT) and meets(match):
+            reason = (
+                f"{words}; their mean cosine was {level:.3g} before, that to their targets is {match:.3g}"
+            )
+            found.append(Evidence(tag, series.newest, reason, limit=limit, best=level))
     return found if judged else None
+
+
+def _point(history: History) -> list[Evidence] | None:
+    """Judge the streams and what is predicted of them."""
+    streams_, predictions = _each(point_collapse)(history), embedded_collapse(history)
+    if streams_ is None and predictions is None:
+        return None
+    return [*(streams_ or ()), *(predictions or ())]
 
 
 def _best(series: Series) -> float:
@@ -192,6 +216,8 @@ def _is_stuck(series: Series, sign: float = 1.0) -> bool:
     if series.count < _STUCK_LOGS or series.steps < _STUCK_STEPS:
         return False
     start, now = series.start[0][1], series.median(3)
+    if sign * rank_correlation(series.last(8)) > _RISING:
+        return False
     return now <= _BETTER * start if sign > 0 else now >= start / _BETTER
 
 
@@ -213,9 +239,7 @@ def _reads(*names: str) -> tuple[str, ...]:
 
 
 DETECTORS = (
-    Detector(
-        "point_collapse", _each(point_collapse), (WIDTHS,), _reads("mean_similarity", "mean_std_per_dim")
-    ),
+    Detector("point_collapse", _point, (WIDTHS,), (*_reads("mean_similarity"), _PREDICTIONS, _MATCHES)),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTALS)),
     Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("duplicate_share"), _PROBES)),
@@ -228,5 +252,5 @@ DETECTORS = (
     Detector("dead_features", _each(dead_features), (WIDTHS,), _reads("dead_features")),
     Detector("norm_explosion", norm_explosion, (_NORMS,)),
     Detector("norm_vanishing", norm_vanishing, (_NORMS,)),
-    Detector("constant_predictions", constant_predictions, (_PREDICTIONS,), ("collapse/mean_similarity",)),
+    Detector("ignored_input", ignored_input, (_PREDICTIONS,), (_MATCHES,)),
 )

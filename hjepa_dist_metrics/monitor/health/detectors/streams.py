@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,10 +45,6 @@ class Stream:
         """Return whether the newest log has far fewer rows than usual, so that ranks cannot be compared."""
         series = self.series("num_samples")
         return series is None or self.rows < max(0.5 * series.median(9), 4)
-
-    def relative_spread(self, series: Series) -> float:
-        """Return a spread of unit rows times sqrt(D): 1 where directions are even, 0 where all are one."""
-        return series.median(1) * math.sqrt(self.width)
 
 
 def streams(history: History) -> Iterator[Stream]:
