@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         TotalSamples as TotalSamples,
         TrainingStability as TrainingStability,
         Updates as Updates,
+        ViewAgreement as ViewAgreement,
         WeightedMean as WeightedMean,
     )
     from hjepa_dist_metrics.monitor import (
@@ -106,6 +107,7 @@ _HOMES = {
         "TotalSamples",
         "TrainingStability",
         "Updates",
+        "ViewAgreement",
         "WeightedMean",
     ),
     "monitor": (
