@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         SyncTimeoutError as SyncTimeoutError,
     )
     from hjepa_dist_metrics.metrics import (
+        BatchContent as BatchContent,
         Collapse as Collapse,
         DistributedMetric as DistributedMetric,
         EMADynamics as EMADynamics,
@@ -74,6 +75,7 @@ _HOMES = {
         "SyncTimeoutError",
     ),
     "metrics": (
+        "BatchContent",
         "Collapse",
         "DistributedMetric",
         "EMADynamics",

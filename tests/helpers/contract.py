@@ -244,6 +244,11 @@ def _head_parameters() -> DistributedMetric:
     return metrics.HeadParameters(model, {"rgb_head": model["rgb_head"]})
 
 
+def _feed_batches(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update((FEATURES[step].repeat(4) * (step % 3 > 0), torch.arange(2)), step)
+
+
 def _optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 0.25)], lr=1.0
@@ -251,6 +256,9 @@ def _optimizer() -> torch.optim.Optimizer:
 
 
 EXAMPLES: dict[type[DistributedMetric], Example] = {
+    metrics.BatchContent: Example(
+        metrics.BatchContent, _feed_batches, tags=(), rank_states=("batches",), tolerance=0.0
+    ),
     metrics.HierarchicalLoss: Example(
         lambda: metrics.HierarchicalLoss(2, [1.0, 0.5]), _feed_losses, tolerance=1e-9
     ),
