@@ -249,6 +249,11 @@ def _feed_batches(metric: Any, piece: slice) -> None:
         metric.update((FEATURES[step].repeat(4) * (step % 3 > 0), torch.arange(2)), step)
 
 
+def _feed_coverage(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update([f"layer{i}.weight" for i in range(step % 3)], step % 2)
+
+
 def _optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 0.25)], lr=1.0
@@ -285,6 +290,7 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
     ),
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
+    metrics.OptimizerCoverage: Example(metrics.OptimizerCoverage, _feed_coverage, tolerance=0.0),
     metrics.Updates: Example(_updates, _feed_updates, replicated=True, tolerance=0.0),
     metrics.GradientNoise: Example(
         lambda: metrics.GradientNoise(_model(), decay=0.0), _feed_noise, replicated=True, tolerance=1e-12

@@ -12,6 +12,7 @@ from hjepa_dist_metrics.monitor.observers.gradients import Gradients
 from hjepa_dist_metrics.monitor.observers.losses import Losses
 from hjepa_dist_metrics.monitor.observers.masks import MaskGeometry
 from hjepa_dist_metrics.monitor.observers.noise import Noise
+from hjepa_dist_metrics.monitor.observers.parameters import Parameters
 from hjepa_dist_metrics.monitor.observers.representations import Representations
 from hjepa_dist_metrics.monitor.observers.scalars import LearningRates, Scalars
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders, Teacher
@@ -38,7 +39,8 @@ class BuiltIn(NamedTuple):
         others: list[Observer] = [LearningRates(), Scalars(), MaskGeometry()]
         if config.gradients.enabled and config.gradients.updates:
             others.append(ParameterUpdates())
-        others += [Teacher(encoders), Representations(), Figures()]
+        teacher = Teacher(encoders)
+        others += [teacher, Parameters(teacher), Representations(), Figures()]
         noise = Noise(start=config.gradients.noise)
         return cls(Timing(), Batches(), Gradients(), noise, Losses(level_weights), tuple(others))
 
