@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         SyncTimeoutError as SyncTimeoutError,
     )
     from hjepa_dist_metrics.metrics import (
+        BatchContent as BatchContent,
         Collapse as Collapse,
         DistributedMetric as DistributedMetric,
         EMADynamics as EMADynamics,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         ModalityAlignment as ModalityAlignment,
         ModalityEmbeddings as ModalityEmbeddings,
         NamedMeans as NamedMeans,
+        OptimizerCoverage as OptimizerCoverage,
         PredictionQuality as PredictionQuality,
         Reconstruction as Reconstruction,
         ReplicatedScalars as ReplicatedScalars,
@@ -78,6 +80,7 @@ _HOMES = {
         "SyncTimeoutError",
     ),
     "metrics": (
+        "BatchContent",
         "Collapse",
         "DistributedMetric",
         "EMADynamics",
@@ -99,6 +102,7 @@ _HOMES = {
         "ModalityEmbeddings",
         "PredictionQuality",
         "NamedMeans",
+        "OptimizerCoverage",
         "Reconstruction",
         "ReplicatedScalars",
         "SemanticSimilarity",
