@@ -14,10 +14,11 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import scale_
-from hjepa_dist_metrics.metrics.optimization.group_norms import columns_of, group_square_sums
+from hjepa_dist_metrics.metrics.optimization.group_norms import columns_of, group_norms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import Groups, Parameters, TrackedParameters
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.parallel.reduction import any_rank
+from hjepa_dist_metrics.parallel.sharding.square_ranges import root_sum_square
 from hjepa_dist_metrics.states import Replicated
 from hjepa_dist_metrics.states.base import follow
 
@@ -78,16 +79,16 @@ class GradientClipping(BufferedMetric[_Step]):
             raise ConfigError(f"max_norm must be positive (infinity to only measure), got {max_norm!r}")
         self.watched.require_unchanged()
         stored = [g for slot in self.watched.slots if (g := slot.stored_gradient()) is not None]
-        squares = group_square_sums(self.watched, self._columns)
+        norms = group_norms(self.watched, self._columns)
         if not stored:
             raise ConfigError("no parameter has a gradient: clip after backward() and before zero_grad()")
-        norm = squares.sum().sqrt()
+        norm = root_sum_square(norms)
         coefficient = torch.clamp(max_norm / (norm + _TORCH_EPS), max=1.0)
         if not math.isinf(max_norm):
-            scale_(stored, coefficient.to(_wide(stored)))
+            scale_(stored, coefficient)
         if self.skip_nonfinite and any_rank(~torch.isfinite(norm), self._context or ProcessContext.current()):
             self._drop_gradients()
-        self.update(norm, coefficient, norm > max_norm, squares[:-1].sqrt() if self.watched.groups else None)
+        self.update(norm, coefficient, norm > max_norm, norms[:-1] if self.watched.groups else None)
         return norm.to(_wide(stored), copy=True)  # a copy is the caller's to change
 
     def update(
