@@ -19,7 +19,7 @@ from hjepa_dist_metrics.errors import ConfigError, DesyncError
 from hjepa_dist_metrics.logging.embeddings import check_points, to_embedding, to_labels
 from hjepa_dist_metrics.logging.graph import trace_graph
 from hjepa_dist_metrics.logging.histograms import TensorHistograms
-from hjepa_dist_metrics.logging.host_copy import hold, take_numbers, whole
+from hjepa_dist_metrics.logging.host_copy import hold, scalars, size_of, take_numbers, whole
 from hjepa_dist_metrics.logging.images import (
     check_frames,
     figure_pixels,
@@ -31,12 +31,13 @@ from hjepa_dist_metrics.logging.images import (
 )
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
 from hjepa_dist_metrics.logging.parameters import named_parameters
-from hjepa_dist_metrics.logging.tags import StepCounter, flatten, join, numbers
+from hjepa_dist_metrics.logging.tags import PlainTags, StepCounter, flatten, join, numbers
 from hjepa_dist_metrics.metrics import Memory, MetricCollection, NamedMeans
 from hjepa_dist_metrics.metrics.named_means import weights_of
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.settings.schema import LoggingConfig, from_mapping
 from hjepa_dist_metrics.sinks import HParam, Sink
+from hjepa_dist_metrics.sinks.lanes.entry import SCALAR_BYTES
 from hjepa_dist_metrics.values import Image, Scalar, Text, Value, Video
 
 Values = Mapping[str, Value]
@@ -90,7 +91,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         self.context = context or ProcessContext.current()
         self.run_name, first = agree_on_run(self.config, self.context, resume, start_step)
         self._output = open_output(self.config, self.context, self.run_name, first, more=sinks)
-        self._steps = StepCounter(first)
+        self._steps, self._plain_tags = StepCounter(first), PlainTags()
         self._memory: MetricCollection | None = None
         self._means = NamedMeans()
         self._collection = MetricCollection(
@@ -104,10 +105,17 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
 
         A number is a Python or NumPy one, or a tensor or array of one element, of any dtype and device.
         """
+        plain = self._plain_tags.of(metrics, prefix)
+        if plain is not None:
+            at = self._steps.resolve(step, plain)
+            if plain and self.context.is_main:
+                kept = dict(metrics)
+                self._output.write_later(at, lambda: scalars(plain, kept.values()), SCALAR_BYTES * len(kept))
+            return
         found = {tag: whole(v) if isinstance(v, Tensor) else v for tag, v in numbers(metrics, prefix).items()}
         at = self._steps.resolve(step, found)
         if found and self.context.is_main:
-            self._output.write_later(at, take_numbers(found))
+            self._output.write_later(at, take_numbers(found), SCALAR_BYTES * len(found))
 
     def accumulate_metrics(self, metrics: Mapping[str, Any], weight: Any = 1) -> None:
         """Add numbers of this rank to the running means; local, and without a wait for the device.
@@ -322,7 +330,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         at = self._steps.resolve(step, [name])
         if self.context.is_main:
             taken = hold(source)
-            self._output.write_later(at, lambda: {name: make(taken())})
+            self._output.write_later(at, lambda: {name: make(taken())}, size_of(source))
 
     def _log_parameters(self, group: str, tensors: Mapping[str, Tensor], step: int | None) -> None:
         self._log_histograms({join(group, name): whole(tensor) for name, tensor in tensors.items()}, step)
@@ -333,7 +341,8 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         limits = None if edges is None else _check_edges(edges)
         at = self._steps.resolve(step, tensors)
         if tensors and self.context.is_main:
-            self._output.write_later(at, TensorHistograms(tensors, limits).values)
+            size = sum(map(size_of, tensors.values()))
+            self._output.write_later(at, TensorHistograms(tensors, limits).values, size)
 
 
 @contextmanager
