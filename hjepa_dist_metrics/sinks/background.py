@@ -70,7 +70,7 @@ class BackgroundSink:
         What it reads, of about `size` bytes, must not change any more. An error of `make` is reported, and
         its values are left out.
         """
-        if not self._idle():
+        if not (self._closed or self._guard.in_child) or not self._idle():
             if len(self._lanes) == 1:
                 self._lanes[0].put(Entry.later(step, make, time.time(), size))
             else:

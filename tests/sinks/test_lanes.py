@@ -10,7 +10,7 @@ import pytest
 from hjepa_dist_metrics import MetricsLogger
 from hjepa_dist_metrics.sinks import BackgroundSink, MemorySink, SinkGroup, background
 from hjepa_dist_metrics.sinks.lanes.entry import ENTRY_BYTES, SCALAR_BYTES, Entry
-from hjepa_dist_metrics.sinks.lanes.queue import WriteQueue
+from hjepa_dist_metrics.sinks.lanes.queue import Room, WriteQueue
 from hjepa_dist_metrics.values import Image, Scalar, Text
 
 WRITE = ENTRY_BYTES + SCALAR_BYTES
@@ -137,7 +137,7 @@ def test_what_waits_is_bounded_in_bytes_and_counted_again_when_taken():
     assert queue.dropped_steps == 1000 - held
     steps = [queue.take().step for _ in range(held)]
     assert steps == list(range(1000 - held, 1000))
-    assert queue.put(Entry.of(0, scalar(0), 0.0)) is False
+    assert queue.put(Entry.of(0, scalar(0), 0.0)) is Room.PLENTY
 
 
 def test_many_writers_and_a_reader_lose_and_double_nothing():

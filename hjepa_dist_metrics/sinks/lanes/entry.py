@@ -27,47 +27,49 @@ class Entry:
     __slots__ = ("large", "large_bytes", "small", "small_bytes", "step", "wall_time")
 
     def __init__(
-        self, step: int, wall_time: float, small: Make | None, large: Make | None, large_bytes: int = 0
+        self,
+        step: int,
+        wall_time: float,
+        small: Make | None,
+        small_bytes: int = 0,
+        large: Make | None = None,
+        large_bytes: int = 0,
     ) -> None:
         self.step, self.wall_time, self.small = step, wall_time, small
-        self.large: list[Make] = [] if large is None else [large]
-        self.small_bytes, self.large_bytes = ENTRY_BYTES, large_bytes
+        self.large: list[Make] | tuple[()] = () if large is None else [large]
+        self.small_bytes, self.large_bytes = ENTRY_BYTES + small_bytes, large_bytes
 
     @classmethod
     def of(cls, step: int, values: Values, wall_time: float) -> Entry:
         """Return the entry of values, which must not change any more."""
         sizes = {tag: size_of(value) for tag, value in values.items() if not isinstance(value, Scalar)}
         large = {tag: size for tag, size in sizes.items() if size >= LARGE_BYTES}
+        scalar_bytes = SCALAR_BYTES * (len(values) - len(large))
         if not large:
-            entry = cls(step, wall_time, lambda: values, None)
-            entry.small_bytes += SCALAR_BYTES * len(values) + sum(sizes.values())
-            return entry
+            return cls(step, wall_time, lambda: values, scalar_bytes + sum(sizes.values()))
         small = {tag: value for tag, value in values.items() if tag not in large}
-        entry = cls(
+        large_bytes = sum(large.values())
+        return cls(
             step,
             wall_time,
             (lambda: small) if small else None,
+            scalar_bytes + sum(sizes.values()) - large_bytes,
             lambda: {tag: values[tag] for tag in large},
-            sum(large.values()),
+            large_bytes,
         )
-        entry.small_bytes += SCALAR_BYTES * len(small) + sum(sizes.values()) - entry.large_bytes
-        return entry
 
     @classmethod
     def later(cls, step: int, make: Make, wall_time: float, size: int) -> Entry:
         """Return the entry of values that `make` returns on the writing thread, of about `size` bytes."""
         if size >= LARGE_BYTES:
-            return cls(step, wall_time, None, make, size)
-        entry = cls(step, wall_time, make, None)
-        entry.small_bytes += size
-        return entry
+            return cls(step, wall_time, None, 0, make, size)
+        return cls(step, wall_time, make, size)
 
     def copy(self) -> Entry:
         """Return an entry of the same values, for another queue."""
         large = self.large[0] if self.large else None
-        other = Entry(self.step, self.wall_time, self.small, large, self.large_bytes)
-        other.small_bytes = self.small_bytes
-        return other
+        small_bytes = self.small_bytes - ENTRY_BYTES
+        return Entry(self.step, self.wall_time, self.small, small_bytes, large, self.large_bytes)
 
 
 class Once:

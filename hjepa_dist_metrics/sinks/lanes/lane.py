@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from hjepa_dist_metrics.sinks.compose import SinkGroup
 from hjepa_dist_metrics.sinks.lanes.entry import Entry, Make
-from hjepa_dist_metrics.sinks.lanes.queue import Job, WriteQueue
+from hjepa_dist_metrics.sinks.lanes.queue import Job, Room, WriteQueue
 from hjepa_dist_metrics.sinks.lanes.retrying import Retrying
 from hjepa_dist_metrics.values import Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
-# How long a caller lets files catch up where their queue is full; a disk that hangs costs a step no more.
+# How long a caller lets files catch up where half their queue is full; a disk that hangs costs no more.
 _CATCH_UP_SECONDS = 0.0005
 _MOST_SAID = 20
 
@@ -55,9 +55,14 @@ class Lane:
 
     def put(self, entry: Entry) -> None:
         """Queue an entry; where the queue is full, the oldest goes."""
-        if self.patience is None and self._queue.is_full:
+        room = self._queue.put(entry)
+        if room:
+            self._crowded(room)
+
+    def _crowded(self, room: Room) -> None:
+        if self.patience is None:
             time.sleep(_CATCH_UP_SECONDS)
-        if self._queue.put(entry) and not self._drops:
+        if room is Room.NONE and not self._drops:
             self._drops = True
             logger.warning(
                 "%s is slower than values come: its queue is full, and the oldest are dropped", self.group

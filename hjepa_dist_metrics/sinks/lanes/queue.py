@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import queue
 import threading
 from collections import deque
@@ -13,6 +14,14 @@ from hjepa_dist_metrics.sinks.lanes.entry import Entry, Make
 Job = Callable[[], None]
 
 _LOOK_SECONDS = 0.1
+
+
+class Room(enum.IntEnum):
+    """How much room a queue has."""
+
+    PLENTY = 0
+    LITTLE = 1
+    NONE = 2
 
 
 class WriteQueue:
@@ -32,7 +41,7 @@ class WriteQueue:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._small_limit, self._large_limit = capacity, 4 * capacity
+        self._small_limit, self._large_limit, self._plenty = capacity, 4 * capacity, capacity // 2
         self._waiting: deque[Entry | Job] = deque()
         self._rescued: deque[Job] = deque()  # jobs that stood before entries that were dropped
         self._large: deque[Entry] = deque()
@@ -45,29 +54,32 @@ class WriteQueue:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._rescued)
 
-    @property
-    def is_full(self) -> bool:
-        """Return whether the next entry makes an older one go."""
-        return self._small_in - self._small_taken >= self._small_limit
-
-    def put(self, entry: Entry) -> bool:
-        """Add an entry; return whether something was dropped for it."""
+    def put(self, entry: Entry) -> Room:
+        """Add an entry; return how much room is left, `Room.NONE` where older ones were dropped for it."""
         with self._callers:
             self._small_in += entry.small_bytes
             self._waiting.append(entry)
-            if entry.large:
-                self._large_in += entry.large_bytes
-                while self._large and not self._large[0].large:
-                    self._large.popleft()  # written long ago
-                self._large.append(entry)
-            dropped = False
-            if self._small_in - self._small_taken > self._small_limit // 2 and self._wake.empty():
+            if not entry.large and self._small_in - self._small_taken <= self._plenty:
+                return Room.PLENTY
+            if self._wake.empty():
                 self._wake.put(None)
-            while self._large_in - self._large_taken > self._large_limit and len(self._large) > 1:
-                dropped |= self._drop_large()
-            while self._small_in - self._small_taken > self._small_limit and len(self._waiting) > 1:
-                dropped |= self._drop_oldest()
-            return dropped
+            return self._make_room(entry)
+
+    def _make_room(self, entry: Entry) -> Room:
+        dropped = False
+        if entry.large:
+            self._large_in += entry.large_bytes
+            while self._large and not self._large[0].large:
+                self._large.popleft()  # written long ago
+            self._large.append(entry)
+        while self._large_in - self._large_taken > self._large_limit and len(self._large) > 1:
+            dropped |= self._drop_large()
+        while self._small_in - self._small_taken > self._small_limit and len(self._waiting) > 1:
+            dropped |= self._drop_oldest()
+        if dropped:
+            return Room.NONE
+        crowded = self._small_in - self._small_taken > self._plenty
+        return Room.LITTLE if crowded else Room.PLENTY
 
     def put_job(self, job: Job) -> None:
         """Add a job: what was put before is taken before."""
@@ -88,6 +100,8 @@ class WriteQueue:
 
     def take_large(self, entry: Entry) -> Make | None:
         """Return what makes the entry's large values, None where it has none or they were dropped."""
+        if not entry.large:
+            return None
         with suppress(IndexError):
             make = entry.large.pop()
             self._large_taken += entry.large_bytes
@@ -97,10 +111,16 @@ class WriteQueue:
     def _drop_large(self) -> bool:
         """Drop the oldest large part that nobody has taken."""
         entry = self._large.popleft()
+        return self._take_back_large(entry)
+
+    def _take_back_large(self, entry: Entry) -> bool:
+        """Drop an entry's large part; return False where it has none, or it is written or being written."""
+        if not entry.large:
+            return False
         try:
             entry.large.pop()
         except IndexError:
-            return False  # it is written, or being written
+            return False
         self._large_in -= entry.large_bytes
         self.dropped_values += 1
         return True
@@ -114,10 +134,6 @@ class WriteQueue:
             self._rescued.append(oldest)
             return False
         self._small_in -= oldest.small_bytes
-        if oldest.large:
-            with suppress(IndexError):
-                oldest.large.pop()
-                self._large_in -= oldest.large_bytes
-                self.dropped_values += 1
+        self._take_back_large(oldest)
         self.dropped_steps += 1
         return True
