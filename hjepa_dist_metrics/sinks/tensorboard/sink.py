@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hjepa_dist_metrics.errors import MetricsError
 from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
-from hjepa_dist_metrics.sinks.projector import ProjectorFiles
-from hjepa_dist_metrics.sinks.summaries import encode
+from hjepa_dist_metrics.sinks.tensorboard.projector import ProjectorFiles
+from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
+from hjepa_dist_metrics.sinks.tensorboard.summaries import encode
 from hjepa_dist_metrics.values import Embedding, Graph, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
@@ -28,6 +29,8 @@ class TensorBoardSink:
     is superseded by the resumed run. `layout` becomes the custom-scalars dashboards. `writer` is the
     SummaryWriter underneath, for what this class does not cover (meshes, audio).
     """
+
+    local = True
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class TensorBoardSink:
             str(self.directory), purge_step=start_step, max_queue=1000, flush_secs=flush_secs
         )
         self._file: Any = self.writer.file_writer
-        self._records = _Records.put_under(self._file)
+        self._records = GuardedRecords.put_under(self._file)
         self._projector = ProjectorFiles(self.directory, start_step)
         if layout:
             self._add_layout(layout)
@@ -179,55 +182,6 @@ def _wait_for_a_later_name(directory: Path) -> None:
     taken = {path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*")}
     while f"{int(time.time()):010d}" in taken:
         time.sleep(0.05)
-
-
-class _Records:
-    """Stand between tensorboard's writing thread and the file, and keep the first failure.
-
-    That thread would die with a traceback of its own and leave half a record, behind which a reader stops;
-    here the failure is kept for the caller, and nothing is written after it.
-    """
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-        self._failure: Exception | None = None
-
-    @classmethod
-    def put_under(cls, file_writer: Any) -> _Records:
-        """Wrap the record writer of a FileWriter, in the thread that writes and where it is closed.
-
-        These are tensorboard's private names; a version without them writes as it always does.
-        """
-        try:
-            asynchronous = file_writer.event_writer._async_writer
-            records = cls(asynchronous._writer)
-            asynchronous._worker._record_writer  # noqa: B018 - both names must be there before either is set
-        except AttributeError:
-            return cls(None)
-        asynchronous._writer = asynchronous._worker._record_writer = records
-        return records
-
-    def raise_failure(self) -> None:
-        """Raise what went wrong, if anything did."""
-        if self._failure is not None:
-            raise self._failure
-
-    def write(self, data: bytes) -> None:
-        self._attempt(lambda: self._writer.write(data))
-
-    def flush(self) -> None:
-        self._attempt(lambda: self._writer.flush())
-
-    def close(self) -> None:
-        self._attempt(lambda: self._writer.close())
-
-    def _attempt(self, call: Callable[[], None]) -> None:
-        if self._failure is not None:
-            return
-        try:
-            call()
-        except Exception as error:  # tensorboard's file systems raise their own types besides OSError
-            self._failure = error
 
 
 def _hparam(value: object) -> HParam:

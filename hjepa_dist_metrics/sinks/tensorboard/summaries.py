@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_dist_metrics.sinks.png import encode_apng, encode_png
+from hjepa_dist_metrics.sinks.tensorboard.png import encode_apng, encode_png
 from hjepa_dist_metrics.values import Histogram, Image, Scalar, Text, Value, Video
 
 
