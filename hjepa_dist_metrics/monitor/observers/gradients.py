@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -45,11 +46,21 @@ class Gradients(Observer):
 
     def clip_(self, max_norm: float) -> Tensor:
         """Read the gradients, then clip them; return the norm before."""
+        self._look_before_clipping()
+        return self._clipping().clip_(max_norm)
+
+    @contextmanager
+    def clipping(self) -> Iterator[None]:
+        """Read the gradients, and their norm before and after the body, which clips them."""
+        self._look_before_clipping()
+        with self._clipping().measuring():
+            yield
+
+    def _look_before_clipping(self) -> None:
         self._clips = True
         self.read()
         for observe in self._before_clipping:
             self.scope.run(observe)
-        return self._clipping().clip_(max_norm)
 
     def _flow(self, name: str, report: Report, family: str) -> GradientFlow:
         settings, scope = self.scope.config.gradients, self.scope

@@ -14,7 +14,7 @@ from hjepa_dist_metrics import ConfigError, MetricsLogger
 from hjepa_dist_metrics.integrations.accelerate import MetricsTracker, TrackerSink
 from hjepa_dist_metrics.sinks import read_jsonl
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 SCRIPT = """
 import sys
