@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hjepa_dist_metrics.catalog.dashboards import load_dashboards
+from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.broadcast_decision import announce
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.settings.schema import LoggingConfig
@@ -54,6 +55,7 @@ class NullSink:
 
 
 _DEFAULT_LEVELS = 3
+_LONGEST_REASON = 600  # an announcement takes 4,096 bytes
 
 Output = BackgroundSink | NullSink
 
@@ -64,14 +66,23 @@ def agree_on_run(
     """Return the run's name and its first step, the same on every rank. A collective call.
 
     The main process claims the name. The first step is `start_step`; by default 0, or what follows the last
-    logged step where the run is resumed.
+    logged step where the run is resumed. Where it cannot claim, every rank raises the same ConfigError.
     """
-    claimed = None
-    if context.is_main:
-        claimed = json.dumps(_claim(config, resume, start_step))
+    claimed = _claim_or_reason(config, resume, start_step) if context.is_main else None
     said = announce(claimed, context, config.sync_timeout, f"the run {config.experiment_name!r}")
-    run_name, first = json.loads(said) if said else (config.experiment_name, start_step or 0)
+    run_name, first, wrong = json.loads(said) if said else (config.experiment_name, start_step or 0, "")
+    if wrong:
+        raise ConfigError(wrong)
     return str(run_name), int(first)
+
+
+def _claim_or_reason(config: LoggingConfig, resume: bool, start_step: int | None) -> str:
+    """Return JSON of name, first step, and why that failed: the other ranks wait for an answer."""
+    try:
+        return json.dumps([*_claim(config, resume, start_step), ""])
+    except Exception as error:
+        reason = f"the run {config.experiment_name!r} cannot be opened in {config.log_dir}: "
+        return json.dumps(["", 0, (reason + f"{type(error).__name__}: {error}")[:_LONGEST_REASON]])
 
 
 def _claim(config: LoggingConfig, resume: bool, start_step: int | None) -> tuple[str, int]:

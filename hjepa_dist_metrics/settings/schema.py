@@ -18,6 +18,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.settings.cadence import Every
 from hjepa_dist_metrics.settings.field_docs import explain_fields, field_docs
 from hjepa_dist_metrics.settings.mapping import build, to_mapping
+from hjepa_dist_metrics.settings.run_name import check_run_name
 
 SyncMode = Literal["background", "inline"]
 WandbMode = Literal["online", "offline"]
@@ -223,8 +224,8 @@ class LoggingConfig:
     `.yaml`) or paths, an empty list is none."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.experiment_name.strip()), "experiment_name", self.experiment_name, "a name")
-        _require(bool(self.log_dir), "log_dir", self.log_dir, "a directory")
+        check_run_name(self.experiment_name, "logging.experiment_name")
+        _require(bool(self.log_dir) and "\0" not in self.log_dir, "log_dir", self.log_dir, "a directory")
         _require(self.log_frequency >= 1, "log_frequency", self.log_frequency, "1 or more")
         for key in ("log_interval", "histogram_interval"):
             interval = getattr(self, key)

@@ -78,6 +78,8 @@ class ProjectorFiles:
 def folder_name(tag: str) -> str:
     """Return a file name of ASCII for a tag: quoted, and with a digest in place of what is too long."""
     quoted = quote(tag, safe="", errors="backslashreplace")
+    if quoted.startswith("."):  # `quote` leaves dots, and `..` is the folder above
+        quoted = "%2E" + quoted[1:]
     if len(quoted) <= _LONGEST_NAME:
         return quoted
     digest = hashlib.sha256(quoted.encode()).hexdigest()[:16]
