@@ -121,7 +121,16 @@ class Drawing:
     sketch: Callable[[], Callable[[], object]] | None = None
 
 
-Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding | Video | Graph | Drawing
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Hold a message to people, such as an alert that begins: `level` is "info", "warning" or "failing"."""
+
+    level: str
+    title: str
+    text: str = ""
+
+
+Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding | Video | Graph | Drawing | Notice
 
 
 def as_float(number: SupportsFloat) -> float:

@@ -25,6 +25,11 @@ def wandb_dir(log_dir: str | Path) -> Path:
     return Path(log_dir) / "wandb_runs"
 
 
+def mlflow_dir(log_dir: str | Path) -> Path:
+    """Return the directory of the ids of all runs' MLflow runs."""
+    return Path(log_dir) / "mlflow_runs"
+
+
 def claim_run_name(log_dir: str | Path, experiment_name: str, resume: bool = False) -> str:
     """Return the name to write under, and take it: `name`, or `name-2`, `name-3`, ... where it is taken.
 

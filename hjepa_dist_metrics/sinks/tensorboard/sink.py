@@ -13,7 +13,7 @@ from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
 from hjepa_dist_metrics.sinks.tensorboard.projector import ProjectorFiles
 from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
 from hjepa_dist_metrics.sinks.tensorboard.summaries import encode
-from hjepa_dist_metrics.values import Embedding, Graph, Value
+from hjepa_dist_metrics.values import Embedding, Graph, Notice, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
@@ -80,8 +80,8 @@ class TensorBoardSink:
         entries = []
         for tag, value in values.items():
             tag = tag.lstrip("/")  # a leading slash puts the tag into a group without a name
-            if not self._accepts(tag, value):
-                continue
+            if isinstance(value, Notice) or not self._accepts(tag, value):
+                continue  # of notices, TensorBoard has the log of all alerts
             try:
                 if isinstance(value, Embedding):
                     self._projector.add(tag, int(step), value)
