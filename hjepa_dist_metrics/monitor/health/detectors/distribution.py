@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable
 
-from hjepa_dist_metrics.monitor.health.detector import Detector, matching
+from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, rank_correlation
 
@@ -70,7 +70,7 @@ def throughput_decay(history: History) -> list[Evidence] | None:
 def memory_growth(history: History) -> list[Evidence] | None:
     """Find memory that has grown from log to log over the whole run."""
     found, judged = [], False
-    for tag, series in matching(history, _MEMORY):
+    for tag, series in history.matching(_MEMORY):
         values = [value for _, value in series.outline][2:]
         if len(values) < 12:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from hjepa_dist_metrics.monitor.health.detector import Detect, Detector, matching
+from hjepa_dist_metrics.monitor.health.detector import Detect, Detector
 from hjepa_dist_metrics.monitor.health.detectors.losses import TOTALS, loss_drop
 from hjepa_dist_metrics.monitor.health.detectors.streams import WIDTHS, Stream, has_stopped, streams
 from hjepa_dist_metrics.monitor.health.findings import Evidence
@@ -46,6 +46,9 @@ def _each(judge: Callable[[Stream], list[Evidence] | None]) -> Detect:
 
 def point_collapse(stream: Stream) -> list[Evidence] | None:
     """Find rows that point ever more the same way, or have done so since the start."""
+    if stream.value("is_constant") > 0:
+        tag = stream.prefix + "is_constant"
+        return [Evidence(tag, 1.0, "all samples have exactly the same features", limit=0.0)]
     similarity = stream.series("mean_similarity")
     if similarity is None or stream.is_small or similarity.count < _FEW:
         return None
@@ -154,7 +157,7 @@ def norm_vanishing(history: History) -> list[Evidence] | None:
 
 
 def _norms(history: History, sign: float, words: str) -> list[Evidence] | None:
-    norms = [(tag, series) for tag, series in matching(history, _NORMS) if tag in history.fresh]
+    norms = [(tag, series) for tag, series in history.matching(_NORMS) if tag in history.fresh]
     found = []
     for tag, series in norms:
         start, now = series.start_median(), series.median(2)
@@ -183,7 +186,7 @@ def embedded_collapse(history: History) -> list[Evidence] | None:
 
 def _alike_predictions(history: History, meets: Callable[[float], bool], words: str) -> list[Evidence] | None:
     found, judged = [], False
-    for tag, series in matching(history, _PREDICTIONS):
+    for tag, series in history.matching(_PREDICTIONS):
         match = history.value(tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS))
         if tag not in history.fresh or not math.isfinite(match) or series.count < _FEW:
             continue
@@ -223,7 +226,7 @@ def _is_stuck(series: Series, sign: float = 1.0) -> bool:
 
 def _probe_holds(history: History) -> bool:
     """Return whether a probe says that the features are as good as ever."""
-    probes = [series for _, series in matching(history, _PROBES) if series.count > 1]
+    probes = [series for _, series in history.matching(_PROBES) if series.count > 1]
     return bool(probes) and all(
         series.newest >= _PROBE_KEPT * max(value for _, value in (*series.outline, *series.recent))
         and history.step - series.recent[-1][0] <= max(series.steps, 1)
@@ -239,7 +242,12 @@ def _reads(*names: str) -> tuple[str, ...]:
 
 
 DETECTORS = (
-    Detector("point_collapse", _point, (WIDTHS,), (*_reads("mean_similarity"), _PREDICTIONS, _MATCHES)),
+    Detector(
+        "point_collapse",
+        _point,
+        (WIDTHS,),
+        (*_reads("mean_similarity", "is_constant"), _PREDICTIONS, _MATCHES),
+    ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTALS)),
     Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), _PROBES)),
