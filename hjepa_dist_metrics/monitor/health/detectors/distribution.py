@@ -19,7 +19,7 @@ _STRAGGLER, _SLOWEST, _WAIT = (
 _MEMORY = r"system/ram_gb|performance/gpu_memory_allocated_gb"
 
 _SLOW = 0.75  # of the others' speed
-_SLOWER, _FALLING = 0.6, 0.6  # of the speed at the start; of all pairs of logs, less those that rise
+_SLOWER, _FALLING = 0.5, 0.6  # of the speed at the start; of all pairs of logs, less those that rise
 _SLOW_LOGS = 8
 _GROWTH, _LEAST_GROWTH = 0.15, 0.02  # of the memory at the start; GB
 _RISING = 0.85
