@@ -11,10 +11,12 @@ from hjepa_dist_metrics.monitor.health.detectors.streams import WIDTHS, Stream, 
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
 
-_HELD = 0.5  # of the run so far: what was held for as long is the run's own level
+_HELD = 0.4  # of the run so far: what was held for as long is the run's own level
+_LEAST = 4  # logs
 _FEW, _EARLY = 6, 50  # logs and steps before which there is no such level: networks leave their start
 _ALIKE, _ONE = 0.5, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
 _APART_KEPT, _APART_LOST = 0.45, 0.3  # of 1 - the mean cosine, while it falls on and in any case
+_APART_GONE, _RANK_GONE = 0.005, 0.2  # of it and of the rank: so little that even an early run has collapsed
 _STUCK_LOGS, _STUCK_STEPS = 10, 100  # after which a bad start is no start any more
 _RISING = 0.4  # of all pairs of recent numbers, less those that fall
 _BETTER = 1.5  # times the start, for a bad start that is being left
@@ -51,12 +53,14 @@ def point_collapse(stream: Stream) -> list[Evidence] | None:
         tag = stream.prefix + "is_constant"
         return [Evidence(tag, 1.0, "all samples have exactly the same features", limit=0.0)]
     similarity = stream.series("mean_similarity")
-    if similarity is None or stream.is_small or _is_early(similarity):
+    if similarity is None or stream.is_small or similarity.count < _LEAST:
         return None
     now = similarity.median(2)
     if now <= _ALIKE:
         return []
     level = similarity.sustained(_HELD, -1.0)
+    if _is_early(similarity) and not now > 1.0 - _APART_GONE * (1.0 - level):
+        return None
     limit = 1.0 - _APART_KEPT * (1.0 - level)
     trend = rank_correlation(similarity.last(8))
     rises = trend > _RISING or (trend > -_RISING and now > 1.0 - _APART_LOST * (1.0 - level))
@@ -95,12 +99,14 @@ def dimensional_collapse(stream: Stream) -> list[Evidence] | None:
 
 def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
     rank = stream.series(name)
-    if rank is None or _is_early(rank):
+    if rank is None or rank.count < _LEAST:
         return
     now = rank.median(2)
     if now >= max(_RANK_KEPT * _best(rank), _RANK_LEAST):
         return
     level = rank.sustained(_HELD)
+    if _is_early(rank) and not now < _RANK_GONE * level:
+        return
     if now < _RANK_KEPT * level and has_stopped(rank) and _agrees(stream):
         reason = f"{now / level:.2g} of the {level:.3g} dimensions that the run had"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * level, best=level)
