@@ -25,7 +25,6 @@ WINDOW = 50
 _LEAST_REFERENCE = 8
 _CONSISTENT = 1.4826  # of the median absolute deviation with a Gaussian's standard deviation
 _RELATIVE_FLOOR = 1e-3
-_EPS = 1e-8
 _TINY = float(np.finfo(np.float64).tiny)
 
 Losses = npt.NDArray[np.float64]
@@ -106,11 +105,16 @@ class TrainingStability(BufferedMetric[_Step]):
         tags = {
             "stability/loss_smoothness": float(losses.std()),
             "stability/loss_trend_slope": slope_at_end(losses),
-            "stability/loss_max_spike": float(reached.max() / (reached.min() + _EPS)),
+            **_quotient("stability/loss_max_spike", reached.max(), reached.min()),
         }
         if validation == validation:
-            tags["stability/val_train_loss_ratio"] = float(validation / (losses.mean() + _EPS))
+            tags |= _quotient("stability/val_train_loss_ratio", validation, losses.mean())
         return tags
+
+
+def _quotient(tag: str, numerator: float, denominator: float) -> dict[str, float]:
+    """Return the quotient under a tag; {} where a loss of exactly 0 leaves none."""
+    return {} if denominator == 0 else {tag: float(numerator / denominator)}
 
 
 def slope_at_end(losses: Losses) -> float:
@@ -170,7 +174,7 @@ ENTRIES = (
     _stability(
         "stability/val_train_loss_ratio",
         "validation loss over training loss",
-        "Validation loss divided by the training loss of the same time.",
+        "Validation loss over the mean training loss of the last 50 steps; absent where that is exactly 0.",
         healthy="near 1; rising steadily is overfitting",
     ),
     _stability(
@@ -184,7 +188,8 @@ ENTRIES = (
     _stability(
         "stability/loss_max_spike",
         "largest over smallest loss",
-        "Largest over smallest loss of the steps since the last log and the 50 before.",
+        "Largest over smallest loss of the steps since the last log and the 50 before; absent where the "
+        "smallest is exactly 0.",
         healthy="near 1; explodes near a loss of 0, void for negative ones: see stability/spike_score",
     ),
     _stability(
@@ -210,9 +215,9 @@ ENTRIES = (
     ),
     _stability(
         "stability/nonfinite_steps",
-        "nonfinite steps",
-        "Steps whose loss was NaN or infinite, of those since the last log and the 50 before; they are left "
-        "out of the rest.",
+        "nonfinite steps in the window",
+        "Steps whose loss was NaN or infinite, of those since the last log and the 50 before: no total, it "
+        "falls as the window moves on. They are left out of the rest.",
         unit="steps",
         healthy="0",
         bounds=NOTHING,
