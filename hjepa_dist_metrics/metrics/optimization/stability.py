@@ -41,7 +41,7 @@ class TrainingStability(BufferedMetric[_Step]):
 
     Spikes are looked for in the last `reach` steps, the window by default: it should hold those since the
     last look and some before. Their tags are `loss_max_spike` (largest over smallest), `worst_spike_score`,
-    `spike_count` and `nonfinite_steps`.
+    `spike_count`, `nonfinite_steps` and, where there are any, `first_nonfinite_step`.
     """
 
     persistent = True
@@ -98,13 +98,16 @@ class TrainingStability(BufferedMetric[_Step]):
             "stability/spike_count": int((scores > SPIKE_BOUND).sum()),
             "stability/nonfinite_steps": len(losses) - len(finite),
         }
+        if len(finite) < len(losses):
+            tags["stability/first_nonfinite_step"] = int(states["recent"].steps[~np.isfinite(losses)][0])
         return tags | (self._shape(finite, states["validation_loss"].value) if len(finite) else {})
 
     def _shape(self, reached: Losses, validation: float) -> dict[str, float]:
         losses = reached[-self.window :]
+        scale = float(np.abs(losses).max()) or 1.0  # squares of what is divided by it are of ordinary size
         tags = {
-            "stability/loss_smoothness": float(losses.std()),
-            "stability/loss_trend_slope": slope_at_end(losses),
+            "stability/loss_smoothness": scale * float((losses / scale).std()),
+            "stability/loss_trend_slope": scale * slope_at_end(losses / scale),
             **_quotient("stability/loss_max_spike", reached.max(), reached.min()),
         }
         if validation == validation:
@@ -221,5 +224,13 @@ ENTRIES = (
         unit="steps",
         healthy="0",
         bounds=NOTHING,
+    ),
+    _stability(
+        "stability/first_nonfinite_step",
+        "first nonfinite step in the window",
+        "Number of the first step, of those since the last log and the 50 before, whose loss was NaN or "
+        "infinite: where it came, and not where it was logged. Written only where there was one.",
+        unit="step",
+        healthy="absent",
     ),
 )
