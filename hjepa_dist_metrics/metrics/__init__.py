@@ -2,6 +2,7 @@
 
 from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetric
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
+from hjepa_dist_metrics.metrics.data.batches import BatchContent as BatchContent
 from hjepa_dist_metrics.metrics.multimodal.alignment import (
     ModalityAlignment as ModalityAlignment,
     ModalityEmbeddings as ModalityEmbeddings,
@@ -9,6 +10,7 @@ from hjepa_dist_metrics.metrics.multimodal.alignment import (
 from hjepa_dist_metrics.metrics.multimodal.epoch_loss import EpochLoss as EpochLoss
 from hjepa_dist_metrics.metrics.named_means import NamedMeans as NamedMeans
 from hjepa_dist_metrics.metrics.optimization.clipping import GradientClipping as GradientClipping
+from hjepa_dist_metrics.metrics.optimization.coverage import OptimizerCoverage as OptimizerCoverage
 from hjepa_dist_metrics.metrics.optimization.gradients import GradientFlow as GradientFlow
 from hjepa_dist_metrics.metrics.optimization.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.optimization.noise import GradientNoise as GradientNoise

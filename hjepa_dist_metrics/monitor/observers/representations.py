@@ -21,8 +21,6 @@ from hjepa_dist_metrics.metrics import (
     ViewAgreement,
 )
 from hjepa_dist_metrics.metrics.validation import require_features
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import CollapseRule
 from hjepa_dist_metrics.monitor.observer import Observer
 
 M = TypeVar("M", bound=DistributedMetric)
@@ -74,10 +72,6 @@ class Representations(Observer):
             require_features("views", views)
             agreement = self._metric("views", ViewAgreement, lambda: ViewAgreement(views.shape[-1]))
             self.scope.run(lambda: agreement.update(views, views_valid))
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule on collapse."""
-        return {"collapse": CollapseRule(lambda: dict(self._judged))}
 
     def _add_features(self, features: Streams, valid: StreamMasks, ids: Tensor | None) -> None:
         if isinstance(features, Sequence):
