@@ -19,6 +19,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric, keepable, number_row
 from hjepa_dist_metrics.metrics.validation import device_of
 from hjepa_dist_metrics.states import Replicated, StepWindow
+from hjepa_dist_metrics.states.scales import standard_deviation
 
 SPIKE_BOUND = 6.0
 WINDOW = 50
@@ -106,7 +107,7 @@ class TrainingStability(BufferedMetric[_Step]):
         losses = reached[-self.window :]
         scale = float(np.abs(losses).max()) or 1.0  # squares of what is divided by it are of ordinary size
         tags = {
-            "stability/loss_smoothness": scale * float((losses / scale).std()),
+            "stability/loss_smoothness": standard_deviation(losses),
             "stability/loss_trend_slope": scale * slope_at_end(losses / scale),
             **_quotient("stability/loss_max_spike", reached.max(), reached.min()),
         }
