@@ -45,7 +45,7 @@ SCALINGS: dict[type[DistributedMetric], Scaling] = {
     metrics.WeightedMean: Scaling((0,), ALL),
     metrics.NamedMeans: Scaling((0,), ALL),
     metrics.ReplicatedScalars: Scaling((0,), ALL),
-    metrics.Collapse: Scaling((0,), {"vicreg_covariance": 4}, free="vicreg_variance|sigreg"),
+    metrics.Collapse: Scaling((0,), {"vicreg_covariance": 4, "rms_norm": 1}, free="vicreg_variance|sigreg"),
     metrics.GradientClipping: Scaling((0,), {"global_norm": 1}),
     metrics.TrainingStability: Scaling((0,), {"smoothness|slope": 1}),
     metrics.HierarchyFeatures: Scaling((0,), FEATURES),

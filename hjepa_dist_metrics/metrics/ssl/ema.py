@@ -45,7 +45,9 @@ class EMADynamics(DistributedMetric):
     Tags under `ema/`: `momentum_current`, `momentum_target`, `parameter_divergence` = |c - t|,
     `relative_divergence` = |c - t| / |t|, `cosine`, and from the second update on `update_magnitude`, the
     norm of the target's move since the update or `remember` before over |t|, and `target_weight_stability` =
-    1 - that. Norms are L2 over everything, squares of which are added in float32 or better.
+    1 - that. Norms are L2 over everything, squares of which are added in float32 or better. `weight_distance`
+    and `weight_move` are the same ratios over weights alone: a batch norm's buffers follow the data, and hide
+    a teacher whose weights stand still.
 
     Ranks whose weights differ are named in a `DesyncError`. Of sharded weights (FSDP2) each piece counts
     once. Buffers may differ between ranks, a batch norm's running mean does: their squared norms are averaged
@@ -58,6 +60,7 @@ class EMADynamics(DistributedMetric):
         # Norms of difference, target, context and the target's move, or their squares in three ranges.
         self.add_state("weights", Replicated(shape=(4,)))
         self.add_state("pieces", Sum(shape=(3, 4)))
+        self.add_state("own_weights", Moments(shape=(3, 4)))  # of ranks that need not train one model
         self.add_state("buffers", Moments(shape=(3, 4)))
         self._before: _Held | None = None
 
@@ -81,17 +84,16 @@ class EMADynamics(DistributedMetric):
         _require_alike(live.shapes, slow.shapes)
         before = [None] * 3 if self._before is None else self._before.parts()
         norms = [_norms(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
-        latest = ("pieces", "buffers")  # not a sum over updates
+        latest = ("pieces", "buffers", "own_weights")  # not a sum over updates
         self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
         weights, pieces, buffers = norms
-        squares = square_ranges(buffers)
         if momentum is None:
-            squares = squares + square_ranges(weights).to(squares.device, non_blocking=True)
+            self.own_weights.update(square_ranges(weights))
         else:
             self.schedule.update([momentum, momentum_target])
             self.weights.update(weights)
         self.pieces.update(square_ranges(pieces))
-        self.buffers.update(squares)
+        self.buffers.update(square_ranges(buffers))
         self._keep(slow)
 
     def _keep(self, now: _Held) -> None:
@@ -104,21 +106,27 @@ class EMADynamics(DistributedMetric):
         if not np.any(states["buffers"].count):
             return {}
         momentum, momentum_target = states["schedule"].value
-        squares = torch.from_numpy(states["pieces"].value + states["buffers"].mean)
+        squares = torch.from_numpy(states["pieces"].value)
+        if np.any(states["own_weights"].count):
+            squares = squares + torch.from_numpy(states["own_weights"].mean)
         if states["weights"].known:
             squares = squares + square_ranges(torch.from_numpy(states["weights"].value))
-        difference, target, context, move = root(squares).tolist()
+        distance, weight, _, weight_move = root(squares).tolist()
+        everything = squares + torch.from_numpy(states["buffers"].mean)
+        difference, target, context, move = root(everything).tolist()
         schedule = {"ema/momentum_current": momentum, "ema/momentum_target": momentum_target}
         tags = {
             **({} if momentum != momentum else schedule),
             "ema/parameter_divergence": difference,
             "ema/relative_divergence": relative(difference, target),
             "ema/cosine": cosine(difference, target, context),
+            "ema/weight_distance": relative(distance, weight),
         }
         if math.isnan(move) and not math.isnan(target):  # nothing to compare with
             return tags
         magnitude = relative(move, target)
-        return {**tags, "ema/update_magnitude": magnitude, "ema/target_weight_stability": 1.0 - magnitude}
+        moves = {"ema/update_magnitude": magnitude, "ema/weight_move": relative(weight_move, weight)}
+        return {**tags, **moves, "ema/target_weight_stability": 1.0 - magnitude}
 
 
 def relative(part: float, whole: float) -> float:
@@ -267,5 +275,17 @@ ENTRIES = (
         "EMA momentum",
         "Momentum of the target encoder's moving average.",
         healthy="rises to its end value along the schedule",
+    ),
+    _ema(
+        "ema/weight_distance",
+        "relative distance of the encoders' weights",
+        "L2 norm of the difference of the weights over that of the target's weights, without buffers.",
+        healthy="as ema/relative_divergence; exactly 0 is a shared teacher",
+    ),
+    _ema(
+        "ema/weight_move",
+        "last move of the teacher's weights",
+        "L2 norm of the target's weights' last move over that of the weights, without buffers.",
+        healthy="about (1 - momentum) / momentum times ema/weight_distance; 0 is a teacher that stands still",
     ),
 )
