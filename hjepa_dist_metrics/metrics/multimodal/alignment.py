@@ -17,7 +17,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows, modality_names
 from hjepa_dist_metrics.metrics.multimodal.retrieval import diagonal_contrast, heatmap, recall_at
-from hjepa_dist_metrics.metrics.ssl.rows import row_norms, unit_rows
+from hjepa_dist_metrics.metrics.ssl.rows import cosines, row_norms, unit_rows
 from hjepa_dist_metrics.states import Lazy, Moments, Sample, Sum, of_width, resolved
 
 RECALLS = (1, 5)
@@ -100,8 +100,8 @@ class ModalityAlignment(DistributedMetric):
         stacked = torch.stack(rows, dim=1)
         kept = stacked if valid is None else torch.where(_column(valid, stacked), stacked, 0.0)
         self.sums.update(kept)
-        cosines = [(rows[a] * rows[b]).sum(dim=1) for a, b in self.pairs]
-        self.diagonals.update(torch.stack(cosines, dim=1), valid)
+        diagonal = [cosines(rows[a], rows[b]) for a, b in self.pairs]
+        self.diagonals.update(torch.stack(diagonal, dim=1), valid)
         self.sample.update(stacked.flatten(start_dim=1), valid, ids=ids)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:

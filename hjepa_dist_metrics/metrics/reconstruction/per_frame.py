@@ -19,6 +19,7 @@ from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.states import GroupSums, Moments
+from hjepa_dist_metrics.states.scales import square_sum
 from hjepa_dist_metrics.values import Histogram
 
 Floats = npt.NDArray[np.float64]
@@ -143,7 +144,7 @@ def clipped_histogram(values: Floats, edges: Floats) -> Histogram:
         0.0 if none else float(finite.min()),
         0.0 if none else float(finite.max()),
         float(finite.sum()),
-        float(finite @ finite),
+        square_sum(finite),
         len(values) - len(finite),
     )
 

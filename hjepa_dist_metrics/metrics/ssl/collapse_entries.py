@@ -85,7 +85,8 @@ _WHOLE = (
     _collapse(
         "collapse/mean_similarity",
         "mean cosine of two samples",
-        "Mean cosine over ALL pairs of rows of the whole job: (|sum xhat|^2 - n) / (n(n-1)), exact.",
+        "Mean cosine over ALL pairs of rows of the whole job: (|sum xhat|^2 - n) / (n(n-1)), exact. A row of "
+        "zeros has the cosine 0 with any other; where all rows are zeros it is 1, as of any constant rows.",
         healthy="below 0.5; above 0.9 is collapse to a point",
         limits=mean_similarity_limits,
         deviation="often computed from 1,000 rows of one rank",
