@@ -42,7 +42,7 @@ class TrainingStability(BufferedMetric[_Step]):
 
     Spikes are looked for in the last `reach` steps, the window by default: it should hold those since the
     last look and some before. Their tags are `loss_max_spike` (largest over smallest), `worst_spike_score`,
-    `spike_count`, `nonfinite_steps` and, where there are any, `first_nonfinite_step`.
+    `worst_spike_height`, `spike_count`, `nonfinite_steps` and, where there are any, `first_nonfinite_step`.
     """
 
     persistent = True
@@ -95,7 +95,7 @@ class TrainingStability(BufferedMetric[_Step]):
         scores = spike_scores(losses, self.window)
         tags = {
             "stability/spike_score": scores[-1],
-            "stability/worst_spike_score": max((float(s) for s in scores if s == s), default=math.nan),
+            **_worst(losses, scores),
             "stability/spike_count": int((scores > SPIKE_BOUND).sum()),
             "stability/nonfinite_steps": len(losses) - len(finite),
         }
@@ -114,6 +114,18 @@ class TrainingStability(BufferedMetric[_Step]):
         if validation == validation:
             tags |= _quotient("stability/val_train_loss_ratio", validation, losses.mean())
         return tags
+
+
+def _worst(losses: Losses, scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return the highest spike score, and how far its loss is above the median of the losses."""
+    if np.isnan(scores).all():
+        return {"stability/worst_spike_score": math.nan}
+    worst = int(np.nanargmax(scores))
+    height = losses[worst] - np.nanmedian(losses[np.isfinite(losses)])
+    return {
+        "stability/worst_spike_score": float(scores[worst]),
+        "stability/worst_spike_height": float(height),
+    }
 
 
 def _quotient(tag: str, numerator: float, denominator: float) -> dict[str, float]:
@@ -209,6 +221,12 @@ ENTRIES = (
         "Largest spike score of the steps since the last log and the 50 before.",
         unit="robust standard deviations",
         healthy="within 6",
+    ),
+    _stability(
+        "stability/worst_spike_height",
+        "height of the worst spike",
+        "Loss of the step with the largest spike score, less the median of the losses.",
+        healthy="small against loss/total",
     ),
     _stability(
         "stability/spike_count",
