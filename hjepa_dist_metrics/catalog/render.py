@@ -21,7 +21,7 @@ def tags_page(chosen: Iterable[Entry]) -> str:
         "# All tags\n\n"
         "Made from the metrics' own `ENTRIES` by `python -m hjepa_dist_metrics.commands.tags`; do not edit. "
         "`{i}` and `{rank}` stand for a number, the other placeholders for a name. "
-        "`hjepa-metrics explain TAG` tells more about each.\n"
+        "`hjepa-metrics explain TAG` prints more about each.\n"
     )
     return "\n".join([head, *sections])
 
@@ -72,10 +72,10 @@ def how_to_read() -> str:
         "## Where to look first\n\n"
         "1. **Custom Scalars** holds the dashboards: " + ", ".join(DASHBOARDS) + ".\n"
         "2. `loss/total` falls *and* `collapse/effective_rank` holds: the run is healthy. A loss that falls "
-        "while the rank falls is a representation that collapses; the loss cannot tell.\n"
+        "while the rank falls is a representation that collapses; the loss does not show it.\n"
         "3. `ema/update_magnitude` is above 0 while the momentum is below 1: the teacher really follows.\n"
         "4. `gradient/clipping_percentage` is low, and `gradient/nonfinite_steps` is 0.\n\n"
-        "## Bounds that know the run's size\n\n"
+        "## Bounds that depend on the run's size\n\n"
         "D is the width of the features, n the number of rows of the whole job.\n\n"
         + _bounds(entry for entry in entries() if "{name}" not in entry.pattern)
         + "\n## Findings\n\n`health/score` is 1 for a healthy run, 0.5 for a warning, 0 for a failing one; "

@@ -19,7 +19,7 @@ class GroupSums(State):
     """Keep the sum and the count of values for each key: `.keys`, `.sums`, `.counts`, [groups] each.
 
     Sums of values of any size are exact to 1e-15 of the group's largest value, and have the same bits in
-    whatever order and on whichever ranks the values come: see `exact_sums.py`.
+    any order and on any ranks: see `exact_sums.py`.
 
     Keys are int64 and may be met on any rank, any number of times. Groups come in the order of their keys;
     values without a key are groups of one, in front, in the order of the values. It costs 56 bytes a group,
@@ -55,7 +55,7 @@ class GroupSums(State):
         return GroupSums()
 
     def pack(self) -> dict[str, Tensor]:
-        """Return `keys`, `sums`, `counts`. On a device the host waits: their number is in the data."""
+        """Return `keys`, `sums`, `counts`. Synchronises with a device: their number is data."""
         return dict(zip(("keys", "sums", "counts"), self._groups(), strict=True))
 
     def _load(self, tensors: dict[str, Tensor]) -> None:

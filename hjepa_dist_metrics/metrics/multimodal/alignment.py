@@ -182,7 +182,7 @@ ENTRIES = (
         "alignment/{a}_vs_{b}/mean_similarity",
         "similarity of all pairs, {a} and {b}",
         "Mean cosine over ALL pairs of samples of all ranks: (sum a) . (sum b) / n^2 on unit rows, exact.",
-        healthy="falls towards 0; near diagonal_similarity nothing is told apart",
+        healthy="falls towards 0; near diagonal_similarity samples cannot be distinguished",
         deviation="often the mean over one rank's batch",
     ),
     _alignment(
@@ -219,8 +219,10 @@ ENTRIES = (
         "recall at {i} of a guess",
         "i over the number of sampled pairs.",
     ),
-    _alignment("alignment/num_pairs", "samples compared", "Samples of all ranks behind the exact numbers."),
-    _alignment("alignment/sample_pairs", "samples drawn", "Samples behind recall, contrast and matrix."),
+    _alignment(
+        "alignment/num_pairs", "samples compared", "Samples of all ranks that the exact numbers are of."
+    ),
+    _alignment("alignment/sample_pairs", "samples drawn", "Samples that recall, contrast and matrix are of."),
     _alignment(
         "alignment/nonfinite",
         "nonfinite similarities",

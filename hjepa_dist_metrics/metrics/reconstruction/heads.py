@@ -87,7 +87,7 @@ class HeadGradients(DistributedMetric):
 
     Tags: `{prefix}/{part}_norm`, `{prefix}/total_norm` over the whole model, and for each pair of `ratios`
     `{prefix}/{a}_to_{b}_ratio`, without a part's ending "_head", where the second norm is not 0. The norms
-    are those of the whole model, whatever ranks hold it. Call `update` after backward and before clipping.
+    are those of the whole model, also where it is sharded. Call `update` after backward and before clipping.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class HeadGradients(DistributedMetric):
 class HeadParameters(DistributedMetric):
     """Report mean and standard deviation of the parameters of named parts of a model.
 
-    Tags: `{prefix}/{part}_mean`, `{prefix}/{part}_std` (divided by n), of whole parameters, whatever ranks
-    hold them. Ranks whose values differ are named in a `DesyncError`.
+    Tags: `{prefix}/{part}_mean`, `{prefix}/{part}_std` (divided by n), of whole parameters, also where
+    ranks hold shards of them. Ranks whose values differ are named in a `DesyncError`.
     """
 
     def __init__(

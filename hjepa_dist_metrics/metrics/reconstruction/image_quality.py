@@ -75,8 +75,8 @@ class Reconstruction(FrameMetric):
     ) -> None:
         """Compare patches [B, C, H, W]; `frame_ids` int [B] say of which frame each is.
 
-        Targets must lie in [0, 1]: where one does not, this raises ConfigError, or `compute` where they are
-        on a device, which this does not wait for. Predictions may leave the range; they are not clipped.
+        Targets must lie in [0, 1]: where one does not, this raises ConfigError; of targets on a device, with
+        which this does not synchronise, `compute` does. Predictions may leave the range: nothing is clipped.
         """
         _require_images(prediction, target)
         self._watch_range(target, valid)
@@ -228,7 +228,7 @@ ENTRIES = (
         "spread of PSNR over {name} frames",
         "Standard deviation (divided by n) over the frames of the whole job.",
         unit="dB",
-        healthy="low: frames are reconstructed alike",
+        healthy="low: frames are reconstructed equally well",
     ),
     _spread(
         "Eval/PSNR_Stats/{name}_min",

@@ -28,7 +28,7 @@ _WHOLE = (
     ),
     _collapse(
         "collapse/min_std_per_dim",
-        "spread of the deadest feature",
+        "smallest spread of a normalised feature",
         "The same, smallest over features.",
         healthy="above 0; at 0 a feature is dead",
         deviation="often judged by a fixed bound of 0.001, which does not depend on D",
@@ -135,7 +135,8 @@ _WHOLE = (
     _collapse(
         "collapse/lidar",
         "LiDAR",
-        "Effective rank of Sw^-1/2 Sb Sw^-1/2: directions that tell images apart beyond their tokens' noise.",
+        "Effective rank of Sw^-1/2 Sb Sw^-1/2: directions in which images differ by more than their tokens "
+        "scatter. Classes are images and members their tokens; collapse/views_lidar has augmented views.",
         unit="dimensions",
         source="arXiv 2312.04000",
         healthy="high, and not falling",
@@ -146,7 +147,7 @@ _WHOLE = (
         "variance between over within images",
         "trace(Sb) / trace(Sw).",
         source="arXiv 2312.04000",
-        healthy="not near 0, where tokens say nothing of their image, only of their place",
+        healthy="not near 0, where tokens depend on their place alone and not on their image",
     ),
     _collapse(
         "collapse/sigreg",
@@ -156,7 +157,7 @@ _WHOLE = (
         healthy="1.05 for a standard Gaussian at any n",
     ),
     _collapse(
-        "collapse/num_samples", "rows measured", "Rows of all ranks behind these numbers.", unit="rows"
+        "collapse/num_samples", "rows measured", "Rows of all ranks that these numbers are of.", unit="rows"
     ),
     _collapse(
         "collapse/num_features", "width of the features", "D, the width of the features.", unit="dimensions"
@@ -196,10 +197,8 @@ _WHOLE = (
 )
 
 
-# Images share their mean token, and predictions the middle of what they cannot tell: no limit fits all.
-_UNJUDGED = partial(
-    _collapse, healthy="steady; it tells runs of one model apart, and has no limit of its own"
-)
+# Images share their mean token, and predictions the mean of what they cannot predict: no limit fits all.
+_UNJUDGED = partial(_collapse, healthy="steady; compares runs of one model, and has no limit of its own")
 _UNJUDGED_ENTRIES = (
     _UNJUDGED(
         "collapse/pooled_mean_similarity",

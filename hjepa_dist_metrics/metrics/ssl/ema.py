@@ -65,7 +65,7 @@ class EMADynamics(DistributedMetric):
         self._before: _Held | None = None
 
     def remember(self, target_encoder: nn.Module) -> None:
-        """Copy the target's weights, so that the next `update` can tell how far they moved since."""
+        """Copy the target's weights, so that the next `update` can measure how far they have moved."""
         with torch.no_grad():
             self._keep(_held(unwrap(target_encoder)))
 
@@ -181,8 +181,8 @@ def have_same_parameters(context: nn.Module, target: nn.Module) -> bool:
 
 def _require_alike(context: dict[str, torch.Size], target: dict[str, torch.Size]) -> None:
     if context != target:
-        odd = sorted(f"{name}{list(shape)}" for name, shape in context.items() ^ target.items())
-        raise ConfigError(f"the encoders must have the same parameters; of only one of them: {odd[:6]}")
+        unmatched = sorted(f"{name}{list(shape)}" for name, shape in context.items() ^ target.items())
+        raise ConfigError(f"the encoders must have the same parameters; of only one of them: {unmatched[:6]}")
     if not context:
         raise ConfigError("the encoders have no parameters")
 

@@ -29,7 +29,7 @@ class Memory(DistributedMetric):
     `system/gpu{r}_memory_allocated_gb`, `_reserved_gb`, `_utilization`, `_memory_utilization` of the device
     of each rank r; `performance/gpu_memory_{allocated,reserved,peak}_gb`, the largest over ranks, and
     `_rank`, who that is (the peak is since the last `update`); `system/cpu_percent`, mean over ranks, and
-    `system/ram_gb`, the largest resident size of a rank's process. What cannot be known is left out:
+    `system/ram_gb`, the largest resident size of a rank's process. What cannot be measured is left out:
     GPU numbers on a machine without one, utilisation without nvidia-ml-py, CPU load without psutil
     (extra `system`).
     """
@@ -41,7 +41,7 @@ class Memory(DistributedMetric):
         self.add_state("usage", RankTable(len(GPU) + len(HOST)))
 
     def update(self) -> None:
-        """Read the counters of this rank; none of them waits for the device."""
+        """Read the counters of this rank, without synchronising with the device."""
         self.usage.update([*self._gpu(), *self._host()])
 
     def _gpu(self) -> list[float]:
@@ -100,7 +100,7 @@ def _cpu_percent() -> float:
 
 
 def _resident_bytes() -> float:
-    """Return the resident size of this process; its peak where neither /proc nor psutil tells the size."""
+    """Return the resident size of this process; its peak where neither /proc nor psutil has the size."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         import resource
@@ -138,7 +138,7 @@ def _memory(name: str, what: str) -> tuple[Entry, ...]:
         _speed(
             f"performance/gpu_memory_{name}_gb_rank",
             f"rank with most GPU memory {what}",
-            f"Number of the rank behind performance/gpu_memory_{name}_gb.",
+            f"Rank with the largest performance/gpu_memory_{name}_gb.",
             unit="rank",
             dashboard="",
         ),

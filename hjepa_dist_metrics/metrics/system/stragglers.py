@@ -1,7 +1,7 @@
-"""Which rank holds the others up, and by what: its own compute or its wait for data.
+"""Which rank slows the others down, and by what: its own compute or its wait for data.
 
-A collective makes every rank's step equally long: the others wait for the slow one inside it. So a step's
-time tells nothing; what a rank does by itself does.
+A collective makes every rank's step equally long: the others wait for the slow one inside it. The time of a
+step is therefore no measure; the time of a rank's own work is.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def blame(rank: int, compute: Floats, data: Floats) -> str:
     medians = {cause: np.median(times, axis=1) for cause, times in zip(CAUSES, (compute, data), strict=True)}
     others = {cause: float(np.median(np.delete(times, rank))) for cause, times in medians.items()}
     cause = max(CAUSES, key=lambda name: medians[name][rank] - others[name])
-    mine = 1e3 * medians[cause][rank]
+    own = 1e3 * medians[cause][rank]
     return (
-        f"rank {rank} is slow in {cause}: {mine:.1f} ms a step, the other ranks {1e3 * others[cause]:.1f} ms"
+        f"rank {rank} is slow in {cause}: {own:.1f} ms a step, the other ranks {1e3 * others[cause]:.1f} ms"
     )
 
 
@@ -140,7 +140,7 @@ ENTRIES = (
         healthy="near 1; below 0.75 one rank holds all the others up",
         limits=straggler_limits,
     ),
-    _speed("performance/slowest_rank", "slowest rank", "Number of the rank behind the score.", unit="rank"),
+    _speed("performance/slowest_rank", "slowest rank", "Rank of the score.", unit="rank"),
     _speed(
         "performance/collective_wait_time_ms",
         "wait for other ranks",
