@@ -12,14 +12,14 @@ from hjepa_dist_metrics.metrics import DistributedMetric
 from hjepa_dist_metrics.monitor.health.alerts import Rule
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.schedule import Schedule
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.settings import LoggingConfig
 
 M = TypeVar("M", bound=DistributedMetric)
 
 
 class Scope:
-    """The model, the schedule and the metrics of the run that an observer watches."""
+    """The model, its layout over ranks, the schedule and the metrics of the run that an observer watches."""
 
     def __init__(
         self,
@@ -28,8 +28,9 @@ class Scope:
         config: LoggingConfig,
         registry: MetricRegistry,
         schedule: Schedule,
+        layout: ParallelLayout | None = None,
     ) -> None:
-        self.model, self.optimizers, self.config = model, optimizers, config
+        self.model, self.optimizers, self.config, self.layout = model, optimizers, config, layout
         self._registry, self._schedule = registry, schedule
 
     @property

@@ -26,7 +26,7 @@ from hjepa_dist_metrics.monitor.observers.teacher import Encoders
 from hjepa_dist_metrics.monitor.publishing import Publisher
 from hjepa_dist_metrics.monitor.schedule import Schedule
 from hjepa_dist_metrics.monitor.validation import step_arguments
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
@@ -52,6 +52,7 @@ class RunOptions:
     hparams: Mapping[str, HParam] | None = None
     encoders: Encoders | None = None
     on_alert: OnAlert | None = None
+    layout: ParallelLayout | None = None
 
 
 class MonitoredRun:
@@ -72,7 +73,8 @@ class MonitoredRun:
         )
         self.registry = MetricRegistry(self.collection)
         self.alerts = AlertBook(config.alerts, matching_rules(), options.on_alert)
-        scope = Scope(model, optimizer_list(optimizer), config, self.registry, self.schedule)
+        listed = optimizer_list(optimizer)
+        scope = Scope(model, listed, config, self.registry, self.schedule, options.layout)
         self.observers = ObserverList(scope, self.schedule)
         self.built_in = BuiltIn.of(config, options.level_weights, options.encoders)
         for observer in self.built_in.all:
