@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.metrics import DistributedMetric
+from hjepa_dist_metrics.metrics.optimization.copy_check import Gather
 from hjepa_dist_metrics.monitor.health.alerts import Rule
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.schedule import Schedule
@@ -29,8 +30,11 @@ class Scope:
         registry: MetricRegistry,
         schedule: Schedule,
         layout: ParallelLayout | None = None,
+        gather: Gather | None = None,
     ) -> None:
         self.model, self.optimizers, self.config, self.layout = model, optimizers, config, layout
+        # Gathers a row of numbers over the ranks that train, also where some have ended their run.
+        self.gather = gather
         self._registry, self._schedule = registry, schedule
 
     @property

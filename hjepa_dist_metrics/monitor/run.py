@@ -74,7 +74,15 @@ class MonitoredRun:
         self.registry = MetricRegistry(self.collection)
         self.alerts = AlertBook(config.alerts, matching_rules(), options.on_alert)
         listed = optimizer_list(optimizer)
-        scope = Scope(model, listed, config, self.registry, self.schedule, options.layout)
+        scope = Scope(
+            model,
+            listed,
+            config,
+            self.registry,
+            self.schedule,
+            options.layout,
+            lambda row: self.cycle.gather(row),
+        )
         self.observers = ObserverList(scope, self.schedule)
         self.built_in = BuiltIn.of(config, options.level_weights, options.encoders)
         for observer in self.built_in.all:

@@ -14,7 +14,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import scale_
-from hjepa_dist_metrics.metrics.optimization.copy_check import CopyCheck
+from hjepa_dist_metrics.metrics.optimization.copy_check import CopyCheck, Gather, gather_over
 from hjepa_dist_metrics.metrics.optimization.group_norms import GroupNorms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import Groups, Parameters, TrackedParameters
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
@@ -36,7 +36,8 @@ class GradientClipping(BufferedMetric[_Step]):
     without it. Where ranks hold different parameters, pipeline stages or experts, declare a `layout`. Without
     one the first call compares parameters and gradients over the ranks, and raises `DesyncError` before
     anything is scaled where they are no copies. Under a GradScaler call it after `unscale_`; under gradient
-    accumulation, once, before the optimizer's step.
+    accumulation, once, before the optimizer's step. `gather` takes the place of the collective by which that
+    comparison is made.
 
     Tags under `gradient/`: `global_norm_before_clip`, `global_norm_after_clip`, `clipping_ratio` (after /
     before), `was_clipped` of the latest step; `clipping_percentage` over the whole run and
@@ -58,13 +59,15 @@ class GradientClipping(BufferedMetric[_Step]):
         skip_nonfinite: bool = False,
         context: ProcessContext | None = None,
         layout: ParallelLayout | None = None,
+        gather: Gather | None = None,
     ) -> None:
         if window < 1:
             raise ConfigError(f"the window must hold at least one step, got window={window}")
         self.watched = TrackedParameters(parameters, groups)
         self.window, self.skip_nonfinite, self._context = window, skip_nonfinite, context
         self._norms = GroupNorms(self.watched, layout)
-        self._check = CopyCheck(self.watched, context) if layout is None else None
+        device = self.watched.slots[0].parameter.device
+        self._check = None if layout else CopyCheck(self.watched, gather or gather_over(context, device))
         self.add_state("latest", Replicated(shape=(3,)))  # norm before, after, whether clipped
         self.add_state("totals", Replicated(shape=(3,)))  # finite steps, clipped steps, nonfinite steps
         self.add_state("recent", Replicated(shape=(window,)))  # 1 clipped, 0 not, NaN unknown

@@ -83,4 +83,6 @@ class Gradients(Observer):
         groups = optimizer_groups(self.scope.optimizers)
         several = groups if len(groups) > 1 else None
         scope = self.scope
-        return GradientClipping(scope.model, groups=several, context=scope.context, layout=scope.layout)
+        return GradientClipping(
+            scope.model, groups=several, context=scope.context, layout=scope.layout, gather=scope.gather
+        )
