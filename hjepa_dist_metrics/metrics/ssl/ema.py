@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,11 +44,14 @@ class EMADynamics(DistributedMetric):
     Tags under `ema/`: `momentum_current`, `momentum_target`, `parameter_divergence` = |c - t|,
     `relative_divergence` = |c - t| / |t|, `cosine`, and from the second update on `update_magnitude`, the
     norm of the target's move since the update or `remember` before over |t|, and `target_weight_stability` =
-    1 - that. Norms are L2 over everything, squares of which are added in float32 or better.
+    1 - that. Norms are L2 over everything, squares of which are added in float32 or better. `weight_distance`
+    and `weight_move` are the same ratios over weights alone: a batch norm's buffers follow the data, and hide
+    a teacher whose weights stand still.
 
     Ranks whose weights differ are named in a `DesyncError`. Of sharded weights (FSDP2) each piece counts
     once. Buffers may differ between ranks, a batch norm's running mean does: their squared norms are averaged
-    over the ranks.
+    over the ranks. Without a momentum nothing says that the ranks train one model: the squared norms of
+    weights are averaged too, and the tags of the momentum left out.
     """
 
     def __init__(self) -> None:
@@ -55,6 +59,7 @@ class EMADynamics(DistributedMetric):
         # Squared norms of difference, target, context and the target's move.
         self.add_state("weights", Replicated(shape=(4,)))
         self.add_state("pieces", Sum(shape=(4,)))
+        self.add_state("own_weights", Moments(shape=(4,)))  # of ranks that need not train one model
         self.add_state("buffers", Moments(shape=(4,)))
         self._before: _Held | None = None
 
@@ -67,10 +72,10 @@ class EMADynamics(DistributedMetric):
         self,
         context_encoder: nn.Module,
         target_encoder: nn.Module,
-        momentum: float,
+        momentum: float | None = None,
         momentum_target: float = 1.0,
     ) -> None:
-        """Measure both encoders, wrapped or not, after the target's update with `momentum`.
+        """Measure both encoders, wrapped or not, after the target's update with `momentum`, where known.
 
         `momentum_target` is where the schedule ends. ConfigError where the encoders' parameters differ.
         """
@@ -78,11 +83,16 @@ class EMADynamics(DistributedMetric):
         _require_alike(live.shapes, slow.shapes)
         before = [None] * 3 if self._before is None else self._before.parts()
         squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
-        latest = ("pieces", "buffers")  # not a sum over updates
+        latest = ("pieces", "buffers", "own_weights")  # not a sum over updates
         self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
-        self.schedule.update([momentum, momentum_target])
-        for name, part in zip(("weights", "pieces", "buffers"), squares, strict=True):
-            self.states[name].update(part)
+        weights, pieces, buffers = squares
+        if momentum is None:
+            self.own_weights.update(weights)
+        else:
+            self.schedule.update([momentum, momentum_target])
+            self.weights.update(weights)
+        self.pieces.update(pieces)
+        self.buffers.update(buffers)
         self._keep(slow)
 
     def _keep(self, now: _Held) -> None:
@@ -92,22 +102,29 @@ class EMADynamics(DistributedMetric):
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} before the first update."""
-        momentum, momentum_target = states["schedule"].value
-        if momentum != momentum:
+        if not np.any(states["buffers"].count):
             return {}
-        squares = states["weights"].value + states["pieces"].value + states["buffers"].mean
-        difference, target, context, move = (math.sqrt(square) for square in squares)
+        momentum, momentum_target = states["schedule"].value
+        of_weights = states["pieces"].value
+        if np.any(states["own_weights"].count):
+            of_weights = of_weights + states["own_weights"].mean
+        if states["weights"].known:
+            of_weights = of_weights + states["weights"].value
+        difference, target, context, move = (math.sqrt(x) for x in of_weights + states["buffers"].mean)
+        distance, weight, _, weight_move = (math.sqrt(square) for square in of_weights)
+        schedule = {"ema/momentum_current": momentum, "ema/momentum_target": momentum_target}
         tags = {
-            "ema/momentum_current": momentum,
-            "ema/momentum_target": momentum_target,
+            **({} if momentum != momentum else schedule),
             "ema/parameter_divergence": difference,
             "ema/relative_divergence": relative(difference, target),
             "ema/cosine": cosine(difference, target, context),
+            "ema/weight_distance": relative(distance, weight),
         }
         if math.isnan(move) and not math.isnan(target):  # nothing to compare with
             return tags
         magnitude = relative(move, target)
-        return {**tags, "ema/update_magnitude": magnitude, "ema/target_weight_stability": 1.0 - magnitude}
+        moves = {"ema/update_magnitude": magnitude, "ema/weight_move": relative(weight_move, weight)}
+        return {**tags, **moves, "ema/target_weight_stability": 1.0 - magnitude}
 
 
 def relative(part: float, whole: float) -> float:
@@ -149,6 +166,13 @@ def _held(module: nn.Module) -> _Held:
         if buffer.is_floating_point():
             held.buffers.append(local_piece(buffer))
     return held
+
+
+def have_same_parameters(context: nn.Module, target: nn.Module) -> bool:
+    """Return whether two encoders, wrapped or not, have parameters of the same names and shapes."""
+    encoders = unwrap(context), unwrap(target)
+    first, second = ({name: weight.shape for name, weight in stored_parameters(m)} for m in encoders)
+    return bool(first) and first == second
 
 
 def _require_alike(context: dict[str, torch.Size], target: dict[str, torch.Size]) -> None:
@@ -247,5 +271,17 @@ ENTRIES = (
         "EMA momentum",
         "Momentum of the target encoder's moving average.",
         healthy="rises to its end value along the schedule",
+    ),
+    _ema(
+        "ema/weight_distance",
+        "relative distance of the encoders' weights",
+        "L2 norm of the difference of the weights over that of the target's weights, without buffers.",
+        healthy="as ema/relative_divergence; exactly 0 is a shared teacher",
+    ),
+    _ema(
+        "ema/weight_move",
+        "last move of the teacher's weights",
+        "L2 norm of the target's weights' last move over that of the weights, without buffers.",
+        healthy="about (1 - momentum) / momentum times ema/weight_distance; 0 is a teacher that stands still",
     ),
 )
