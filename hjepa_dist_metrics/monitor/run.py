@@ -23,6 +23,7 @@ from hjepa_dist_metrics.monitor.observer_list import ObserverList
 from hjepa_dist_metrics.monitor.observers import BuiltIn
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders
 from hjepa_dist_metrics.monitor.publishing import Publisher
+from hjepa_dist_metrics.monitor.sample_share import own_share
 from hjepa_dist_metrics.monitor.schedule import Schedule
 from hjepa_dist_metrics.monitor.validation import step_arguments
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
@@ -64,7 +65,7 @@ class MonitoredRun:
         config: LoggingConfig,
         options: RunOptions,
     ) -> None:
-        context = options.context
+        self.options, context = options, options.context
         self.name, self.first_step = agree_on_run(config, context, options.resume, options.start_step)
         self.schedule = Schedule(config.cadences(options.steps_per_epoch).every(), self.first_step)
         self.collection = MetricCollection(
@@ -108,7 +109,8 @@ class MonitoredRun:
         timing = self.built_in.timing
         timing.begin_step()
         self.collection.raise_errors()
-        self.observers.observe(step_arguments(given, self.observers.arguments))
+        arguments = step_arguments(given, self.observers.arguments)
+        self.observers.observe(own_share(arguments, self.options.layout))
         self.cycle.end_step()
         timing.end_step()
 

@@ -12,6 +12,7 @@ from hjepa_dist_metrics.metrics import Memory, Stragglers, Throughput, TotalSamp
 from hjepa_dist_metrics.metrics.system.flops import count_flops
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.observers.phase_clock import PhaseClock
+from hjepa_dist_metrics.monitor.sample_share import counted
 
 B = TypeVar("B")
 _WINDOW = 32
@@ -108,7 +109,8 @@ class Timing(Observer):
             throughput.add_time(name, seconds)
 
         self._phases.collect(report)
-        throughput.update(samples, step_s=step_s, tokens=tokens)
+        own_samples, own_tokens = counted(samples, tokens, self.scope.layout)
+        throughput.update(own_samples, step_s=step_s, tokens=own_tokens, computed=samples)
         throughput.add_time("monitor", self._own_seconds)
         data_s, self._loader_seconds, self._own_seconds = self._loader_seconds, None, 0.0
         if data_s is not None:
@@ -116,7 +118,7 @@ class Timing(Observer):
         forward, backward, optimizer = (phases.get(n, 0.0) for n in ("forward", "backward", "optimizer"))
         self._recent.append((forward, backward, data_s or 0.0, optimizer))
         self._steps += 1
-        for i, amount in enumerate((samples, step_s, tokens)):
+        for i, amount in enumerate((own_samples, step_s, own_tokens)):
             self._unlogged[i] += amount
 
     def before_log(self, due: Sequence[str]) -> None:
