@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         TrainingMonitor as TrainingMonitor,
     )
     from hjepa_dist_metrics.parallel import (
+        ParallelLayout as ParallelLayout,
         ProcessContext as ProcessContext,
         gather_rows as gather_rows,
         valid_samples as valid_samples,
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 # Where each public name lives. It is imported at its first use, so that importing the package costs next to
 # nothing; the imports above say the same to type checkers.
 _HOMES = {
-    "parallel": ("ProcessContext", "gather_rows", "valid_samples"),
+    "parallel": ("ParallelLayout", "ProcessContext", "gather_rows", "valid_samples"),
     "errors": (
         "ConfigError",
         "DesyncError",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hjepa_dist_metrics.catalog.findings import expand
+from hjepa_dist_metrics.metrics.optimization.copy_check import Rows
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.publishing import Publisher
@@ -87,6 +88,10 @@ class LogCycle:
     def packed_metrics(self) -> dict[str, Any]:
         """Return the merged states of all metrics. A collective call."""
         return self._collection.state_dict(self._ranks.participation())
+
+    def gather(self, row: Rows) -> tuple[Rows, Sequence[int]]:
+        """Return the rows of numbers of all ranks that are under way, and their ranks. A collective call."""
+        return self._ranks.gather(row)
 
     def resume(self) -> None:
         """Count steps from those of the schedule on."""

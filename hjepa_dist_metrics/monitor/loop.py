@@ -62,7 +62,8 @@ class LoopHooks:
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""
-        return self._gradients.clip_(max_norm)
+        with self._timing.exchange():
+            return self._gradients.clip_(max_norm)
 
     def clipping(self) -> AbstractContextManager[None]:
         """Read the gradients' norm before and after the body, which clips them in a way of its own.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -75,3 +75,29 @@ def hosts_store(store: Store) -> bool:
     """Return whether this process serves a store; its client alone does not say."""
     server = underlying(store)
     return isinstance(server, TCPStore) and "server=TCPServer" in repr(server)
+
+
+class ReducerTimes(NamedTuple):
+    """Hold what DistributedDataParallel measured of one backward: its number, and seconds."""
+
+    iteration: int
+    communication: float  # from the first bucket's reduction to the end of the last
+    overlap: float  # the part of it during which this rank still computed
+
+
+def ddp_times(ddp: Any) -> ReducerTimes | None:
+    """Return the reducer's times of the last measured backward: `_get_ddp_logging_data` (torch 1.9).
+
+    They are those of the backward before the last forward; None before there are any.
+    """
+    data = ddp._get_ddp_logging_data()
+    names = "backward_comm_time", "backward_compute_comm_overlap_time"
+    if not data.get(names[0]):
+        return None
+    communication, overlap = (float(data.get(name, 0)) / 1e9 for name in names)
+    return ReducerTimes(int(data["iteration"]), communication, overlap)
+
+
+def sample_ddp_times(ddp: Any, every: bool) -> None:
+    """Have the reducer measure every backward, or one in a hundred as it does by itself (torch 1.9)."""
+    ddp._set_ddp_runtime_logging_sample_rate(1 if every else 100)

@@ -49,6 +49,22 @@ def test_the_device_is_made_on_the_named_interface(monkeypatch):
     compat._device.cache_clear()
 
 
+def reducer_times(rank: int) -> tuple[bool, int]:
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    before = compat.ddp_times(model)
+    compat.sample_ddp_times(model, every=True)
+    for _ in range(13):  # by itself the reducer measures the first ten, and one in a hundred
+        model(torch.ones(2, 4)).sum().backward()
+    times = compat.ddp_times(model)
+    assert times is not None
+    assert times.communication >= times.overlap >= 0
+    return before is None, times.iteration
+
+
+def test_the_reducer_measures_its_backward():
+    assert run_disposable(2, reducer_times) == {0: (True, 12), 1: (True, 12)}
+
+
 def test_autocast_of_any_device_is_seen():
     assert not compat.any_autocast()
     with torch.autocast("cpu"):

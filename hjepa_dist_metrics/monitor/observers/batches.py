@@ -51,6 +51,8 @@ class Batches(Observer):
         scope.run(lambda: metric.update(batch, step))
 
     def _make(self) -> BatchContent:
+        if self.scope.layout is not None:  # some ranks see the same samples, as they should
+            return BatchContent(False)
         return BatchContent(have_own_batches(self.scope.model, self.scope.context.world_size))
 
     def _is_watched(self, step: int) -> bool:

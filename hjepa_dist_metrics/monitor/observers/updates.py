@@ -64,5 +64,5 @@ class ParameterUpdates(Observer):
 
     def _metric(self) -> Updates:
         scope = self.scope
-        make = partial(Updates, scope.model, scope.optimizers, context=scope.context)
+        make = partial(Updates, scope.model, scope.optimizers, context=scope.context, layout=scope.layout)
         return scope.metric("updates", Updates, make)
