@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hjepa_dist_metrics.errors import MissingExtraError
-from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
-from hjepa_dist_metrics.sinks.left_out import LeftOut
+from hjepa_dist_metrics.sinks.base import ForkGuard, HParam, LeftOut
 from hjepa_dist_metrics.sinks.tensorboard.png import encode_apng, encode_png
 from hjepa_dist_metrics.sinks.text import file_name, with_digest, without_password
 from hjepa_dist_metrics.values import Image, Notice, Scalar, Text, Value, Video

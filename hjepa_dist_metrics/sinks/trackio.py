@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hjepa_dist_metrics.errors import MissingExtraError
-from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
-from hjepa_dist_metrics.sinks.left_out import LeftOut
+from hjepa_dist_metrics.sinks.base import ForkGuard, HParam, LeftOut
 from hjepa_dist_metrics.sinks.wandb import filled_bins
 from hjepa_dist_metrics.values import Histogram, Image, Notice, Scalar, Text, Value
 
