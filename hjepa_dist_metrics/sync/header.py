@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MAGIC = 0x686A657061_04  # "hjepa", layout 4
-_FORMAT = struct.Struct("=18q")
-SIZE = _FORMAT.size
+MAGIC = 0x686A657061_05  # "hjepa", layout 5
+_WORDS, _CHECK = struct.Struct("=18q"), struct.Struct("=q")
+SIZE = _WORDS.size + _CHECK.size
 NO_WAIT = (1 << 63) - 1
+
+
+class DamagedHeaderError(Exception):
+    """A frame's header is not what was sent."""
 
 
 class Participation(NamedTuple):
@@ -47,6 +52,8 @@ _STRICT = Participation()
 
 class Header:
     """Describe one block's frame in 18 words, of which the first five must be the same in all blocks.
+
+    In a frame their checksum follows.
 
     `manifest` is the digest of the states, which must be the same too unless the sync is `uneven`. A block
     has `failed` where its ranks disagree or one of them has an error: a report takes the payload's place.
@@ -135,12 +142,17 @@ class Header:
 
     def write(self, frame: memoryview) -> None:
         """Write the header to the beginning of a frame."""
-        _FORMAT.pack_into(frame, 0, *self.words)
+        _WORDS.pack_into(frame, 0, *self.words)
+        _CHECK.pack_into(frame, _WORDS.size, zlib.crc32(frame[: _WORDS.size]))
 
     @classmethod
     def read(cls, frame: memoryview) -> Header:
-        """Read the header from the beginning of a frame."""
-        return cls(_FORMAT.unpack_from(frame, 0))
+        """Read the header at the beginning of a frame; raises DamagedHeaderError for one with a wrong bit."""
+        words = _WORDS.unpack_from(frame, 0)
+        (check,) = _CHECK.unpack_from(frame, _WORDS.size)
+        if check != zlib.crc32(frame[: _WORDS.size]):
+            raise DamagedHeaderError(f"header {frame[:SIZE].hex()} does not have its checksum")
+        return cls(words)
 
 
 @functools.lru_cache(maxsize=256)
