@@ -1,0 +1,52 @@
+"""Two ranks under torchrun with batches of uneven size; the argument is the directory to write to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hjepa_dist_metrics.integrations.lightning import MetricsCallback, MetricsLogger
+from tests.integrations.lightning import modules
+
+SIZES = {0: (3, 1, 4), 1: (1, 2, 1)}  # of a rank's batches
+VALIDATION = {0: (4, 1), 1: (2, 3)}
+
+
+def rows(sizes: dict[int, tuple[int, ...]], seed: int) -> dict[int, list[list]]:
+    """Return each rank's batches as lists of samples."""
+    data = iter(modules.samples(sum(map(sum, sizes.values())), seed=seed))
+    return {rank: [[next(data) for _ in range(size)] for size in own] for rank, own in sizes.items()}
+
+
+def loader(sizes: dict[int, tuple[int, ...]], seed: int) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(Ranked(rows(sizes, seed)), batch_size=None)
+
+
+class Ranked(torch.utils.data.IterableDataset):
+    """Give this rank's batches, once the process group is there."""
+
+    def __init__(self, batches: dict[int, list[list]]) -> None:
+        self.batches = batches
+
+    def __iter__(self):
+        for batch in self.batches[dist.get_rank()]:
+            inputs, labels = zip(*batch, strict=True)
+            yield torch.stack(inputs), torch.tensor(labels)
+
+
+def main(directory: str) -> None:
+    metrics = MetricsCallback(modules.config(directory), watch_features="body", exact_means=True)
+    writer = MetricsLogger("logged", directory)
+    trainer = modules.trainer(
+        directory, [metrics], devices=2, strategy="ddp", logger=writer, use_distributed_sampler=False
+    )
+    trainer.fit(modules.Classifier(), loader(SIZES, 1), loader(VALIDATION, 2))
+    assert trainer.world_size == 2
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(str(Path(sys.argv[1])))
