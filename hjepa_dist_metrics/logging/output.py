@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hjepa_dist_metrics.catalog.dashboards import load_dashboards
 from hjepa_dist_metrics.logging.broadcast_decision import announce
 from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel.launcher import lost_processes
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks import (
     BackgroundSink,
@@ -68,6 +69,8 @@ def agree_on_run(
     """
     claimed = None
     if context.is_main:
+        if context.world_size == 1 and (advice := lost_processes()):
+            logger.warning(advice)
         claimed = json.dumps(_claim(config, resume, start_step))
     said = announce(claimed, context, config.sync_timeout, f"the run {config.experiment_name!r}")
     run_name, first = json.loads(said) if said else (config.experiment_name, start_step or 0)
