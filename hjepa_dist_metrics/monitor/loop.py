@@ -19,10 +19,16 @@ class LoopHooks:
 
     def __init__(self, observers: BuiltIn) -> None:
         self._timing, self._gradients, self._noise = observers.timing, observers.gradients, observers.noise
+        self._batches = observers.batches
 
     def batches(self, loader: Iterable[B]) -> Iterator[B]:
-        """Yield the loader's batches and time the wait for each."""
-        return self._timing.batches(loader)
+        """Yield the loader's batches and time the wait for each; on the steps up to a log, compare them."""
+        self._batches.begin_pass(loader)
+        for batch in self._timing.batches(loader):
+            with self._timing.own_time():
+                self._batches.look(batch)
+            yield batch
+        self._batches.end_pass()
 
     def data_loading(self) -> AbstractContextManager[None]:
         """Time the body as waiting for data, in a loop that does not go through `batches`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 from hjepa_dist_metrics.metrics import GradientClipping, GradientFlow
 from hjepa_dist_metrics.metrics.optimization.gradients import Report
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import NormRule
 from hjepa_dist_metrics.monitor.observer import Observer
 
 Update = Callable[[], None]
@@ -57,13 +55,6 @@ class Gradients(Observer):
         self._look_before_clipping()
         with self._clipping().measuring():
             yield
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules on the gradient's norm."""
-        return {
-            "vanishing_gradients": NormRule(_NORM, low=True),
-            "exploding_gradients": NormRule(_NORM, low=False),
-        }
 
     def _look_before_clipping(self) -> None:
         self._clips = True
