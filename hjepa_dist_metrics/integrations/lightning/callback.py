@@ -17,8 +17,7 @@ from hjepa_dist_metrics.integrations.lightning.logged import LoggedValues
 from hjepa_dist_metrics.integrations.lightning.observing import ModuleObservation
 from hjepa_dist_metrics.integrations.micro_batches import batch_size
 from hjepa_dist_metrics.integrations.settings import logging_config
-from hjepa_dist_metrics.monitor import TrainingMonitor
-from hjepa_dist_metrics.monitor.health.alerts import OnAlert
+from hjepa_dist_metrics.monitor import OnAlert, TrainingMonitor
 from hjepa_dist_metrics.sinks import HParam
 
 logger = logging.getLogger(__name__)
