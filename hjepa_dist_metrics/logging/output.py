@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from hjepa_dist_metrics.catalog.dashboards import load_dashboards
+from hjepa_dist_metrics.catalog import Profile, observed_profile
+from hjepa_dist_metrics.catalog.dashboards import load_dashboards, profile_layout
 from hjepa_dist_metrics.logging.broadcast_decision import announce
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.parallel.launcher import lost_processes
@@ -25,6 +26,7 @@ from hjepa_dist_metrics.sinks import (
     tensorboard_dir,
     wandb_dir,
 )
+from hjepa_dist_metrics.sinks.tensorboard.sink import Layout, MakeLayout
 from hjepa_dist_metrics.values import Value
 
 logger = logging.getLogger("hjepa_dist_metrics.monitor")
@@ -100,7 +102,7 @@ def open_output(
 
     Dashboards are read on every rank, so that a wrong name is the same ConfigError everywhere.
     """
-    layout = load_dashboards(config.dashboards, num_levels or _DEFAULT_LEVELS)
+    layout = _layout(config, num_levels or _DEFAULT_LEVELS)
     if not context.is_main:
         return NullSink()
     factories: dict[str, Callable[[], Sink]] = {}
@@ -119,6 +121,22 @@ def open_output(
         factories["Weights & Biases"] = lambda: _open_wandb(config, run_name)
     factories |= {f"output {number}": make for number, make in enumerate(more)}
     return BackgroundSink(SinkGroup.open(factories))
+
+
+def _layout(config: LoggingConfig, num_levels: int) -> Layout | MakeLayout:
+    """Return the dashboards that the configuration names; by default those that fit what the run writes."""
+    if config.dashboards != "default" or config.profile == "ssl":
+        return load_dashboards(config.dashboards, num_levels)
+
+    def fitting(observed: Collection[str]) -> Layout:
+        return profile_layout(profile_of(config, observed), observed, num_levels)
+
+    return fitting
+
+
+def profile_of(config: LoggingConfig, observed: Collection[str]) -> Profile:
+    """Return the profile that the configuration names, or that of a run that writes the tags `observed`."""
+    return observed_profile(observed) if config.profile == "auto" else config.profile
 
 
 def _open_wandb(config: LoggingConfig, run_name: str) -> Sink:

@@ -7,36 +7,26 @@ valid. `from_mapping` builds a LoggingConfig from whatever a user has at hand.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from hjepa_dist_metrics.catalog import FINDINGS, GROUPS
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.settings.cadence import Every
+from hjepa_dist_metrics.settings.checks import (
+    compiles as _compiles,
+    require as _require,
+    require_known as _require_known,
+)
 from hjepa_dist_metrics.settings.field_docs import explain_fields, field_docs
 from hjepa_dist_metrics.settings.mapping import build, to_mapping
 
 SyncMode = Literal["background", "inline"]
 WandbMode = Literal["online", "offline"]
 Projection = Literal["pca", "tsne", "umap"]
+ProfileName = Literal["auto", "ssl", "supervised", "language"]
 
 _OTHER_SECTIONS = frozenset({"model", "data", "training"})
-
-
-def _compiles(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
-
-
-def _require(ok: bool, key: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ConfigError(f"logging.{key} is {value!r}; allowed: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -221,9 +211,11 @@ class LoggingConfig:
     """Pictures of the run."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     """Rules that watch the run."""
+    profile: ProfileName = "auto"
+    """Kind of training, for the dashboards and texts that it gets: `auto` tells it from what is measured."""
     dashboards: list[str] | Literal["default"] = "default"
-    """Dashboards in TensorBoard: `default` is all of them, a list names files of configs/dashboards/ (without
-    `.yaml`) or paths, an empty list is none."""
+    """Dashboards in TensorBoard: `default` is what fits the profile, a list names files of
+    configs/dashboards/ (without `.yaml`) or paths, an empty list is none."""
 
     def __post_init__(self) -> None:
         _require(bool(self.experiment_name.strip()), "experiment_name", self.experiment_name, "a name")
@@ -234,6 +226,8 @@ class LoggingConfig:
             _require(interval is None or interval >= 1, key, interval, "null or 1 or more")
         _require(self.sync_timeout > 0, "sync_timeout", self.sync_timeout, "more than 0 (seconds)")
         _require(self.sync in ("background", "inline"), "sync", self.sync, "'background' or 'inline'")
+        profiles = get_args(ProfileName)
+        _require(self.profile in profiles, "profile", self.profile, "one of " + ", ".join(profiles))
 
     def cadences(self, steps_per_epoch: int | None = None) -> Cadences:
         """Return the steps between two values of each family.
@@ -294,10 +288,3 @@ def from_mapping(source: object = None) -> LoggingConfig:
 def to_dict(config: LoggingConfig) -> dict[str, Any]:
     """Return the settings as plain nested dicts, as YAML has them."""
     return dataclasses.asdict(config)
-
-
-def _require_known(key: str, names: Iterable[str], known: Collection[str]) -> None:
-    for name in names:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        _require(name in known, key, name, f"{', '.join(known)}{hint}")

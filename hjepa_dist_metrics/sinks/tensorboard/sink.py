@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
 # category title -> chart title -> ["Multiline", [regex, ...]] or ["Margin", [value, lower, upper]]
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
+# From the tags that a run has written.
+MakeLayout = Callable[[Collection[str]], Layout]
 
 
 class TensorBoardSink:
@@ -26,7 +28,8 @@ class TensorBoardSink:
 
     All values of a step go out as one Event (40 scalars: 39 us, against 1.4 ms as 40 events). The file is
     opened with `purge_step=start_step`, 0 included, so that what a killed run wrote at that step and later
-    is superseded by the resumed run. `layout` becomes the custom-scalars dashboards. `writer` is the
+    is superseded by the resumed run. `layout` becomes the custom-scalars dashboards; where it is a function
+    of the tags written, it is asked with the first values of a loss, or at the end. `writer` is the
     SummaryWriter underneath, for what this class does not cover (meshes, audio).
     """
 
@@ -37,7 +40,7 @@ class TensorBoardSink:
         directory: str | Path,
         start_step: int = 0,
         flush_secs: float = 10.0,
-        layout: Layout | None = None,
+        layout: Layout | MakeLayout | None = None,
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -57,7 +60,8 @@ class TensorBoardSink:
         self._file: Any = self.writer.file_writer
         self._records = GuardedRecords.put_under(self._file)
         self._projector = ProjectorFiles(self.directory, start_step)
-        if layout:
+        self._make_layout = layout if callable(layout) else None
+        if layout and not callable(layout):
             self._add_layout(layout)
         self.flush()
 
@@ -87,6 +91,8 @@ class TensorBoardSink:
 
             now = time.time() if wall_time is None else wall_time
             self._file.add_summary(Summary(value=entries), int(step), now)
+            if any(tag.startswith("loss/") for tag in values):
+                self._add_fitting_layout()
 
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
         """Add the run to TensorBoard's HPARAMS table: its settings, and the scalar tags to compare by.
@@ -133,6 +139,7 @@ class TensorBoardSink:
         """Write everything out and close the file."""
         if self._closed or self._guard.in_child:
             return
+        self._add_fitting_layout()
         self._closed = True
         self.writer.close()
         self._records.raise_failure()
@@ -166,6 +173,12 @@ class TensorBoardSink:
         if value.run_metadata:
             tagged = TaggedRunMetadata(tag="step1", run_metadata=value.run_metadata)
             self._file.add_event(Event(tagged_run_metadata=tagged))
+
+    def _add_fitting_layout(self) -> None:
+        """Write the layout that fits the tags written so far, once; TensorBoard reads the first only."""
+        make, self._make_layout = self._make_layout, None
+        if make is not None and self._kinds:
+            self._add_layout(make(self._kinds.keys()))
 
     def _add_layout(self, layout: Layout) -> None:
         from torch.utils.tensorboard.summary import custom_scalars
