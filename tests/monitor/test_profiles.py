@@ -15,8 +15,6 @@ from tests.monitor.test_monitor import config
 FOREIGN = re.compile(
     r"hierarch|teacher|(?<!h)jepa|\blevels?\b|target encoder|context encoder|\bmask|\bema\b", re.I
 )
-    r"hierarch|teacher|(?<!h)jepa|\blevels?\b|target encoder|context encoder|\bmask|\bema\b", re.I
-)
 
 
 def train(log_dir, **given):
