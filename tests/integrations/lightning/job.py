@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from hjepa_dist_metrics.integrations.lightning import MetricsCallback, MetricsLogger
 from tests.integrations.lightning import modules
@@ -37,16 +40,31 @@ class Ranked(torch.utils.data.IterableDataset):
             yield torch.stack(inputs), torch.tensor(labels)
 
 
-def main(directory: str) -> None:
+class Sharded(modules.Classifier):
+    """The classifier under FSDP2."""
+
+    def configure_model(self):
+        if not isinstance(self.head.weight, DTensor):
+            for module in (self.body, self.head, self):
+                fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+
+def train(directory: Path, module: modules.Classifier, strategy: str | ModelParallelStrategy) -> None:
     metrics = MetricsCallback(modules.config(directory), watch_features="body", exact_means=True)
-    writer = MetricsLogger("logged", directory)
-    trainer = modules.trainer(
-        directory, [metrics], devices=2, strategy="ddp", logger=writer, use_distributed_sampler=False
-    )
-    trainer.fit(modules.Classifier(), loader(SIZES, 1), loader(VALIDATION, 2))
+    given = {"devices": 2, "strategy": strategy, "use_distributed_sampler": False}
+    trainer = modules.trainer(directory, [metrics], logger=MetricsLogger("logged", directory), **given)
+    trainer.fit(module, loader(SIZES, 1), loader(VALIDATION, 2))
     assert trainer.world_size == 2
+
+
+def main(directory: Path) -> None:
+    train(directory / "ddp", modules.Classifier(), "ddp")
+    sharded = Sharded()
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    train(directory / "fsdp2", sharded, strategy)
+    assert isinstance(sharded, FSDPModule)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(str(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Lightning's DDP with batches of uneven size: what is written is what one loop over all samples computes."""
+"""Lightning on two ranks with batches of uneven size: what is written is what one loop computes."""
 
 import pytest
 import torch
@@ -47,7 +47,9 @@ def direct():
     return module, seen
 
 
-def test_every_number_is_that_of_the_whole_job(trained):
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_every_number_is_that_of_the_whole_job(trained, kind):
+    trained = trained / kind
     module, expected = direct()
     assert series(trained, "loss/total") == pytest.approx(expected["loss"], rel=1e-4)
     assert series(trained, "error") == pytest.approx(expected["loss"], rel=1e-4)
@@ -62,7 +64,9 @@ def test_every_number_is_that_of_the_whole_job(trained):
     assert series(trained, "val/loss") == pytest.approx([validation], rel=1e-4)
 
 
-def test_the_logger_writes_once(trained):
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_the_logger_writes_once(trained, kind):
+    trained = trained / kind
     assert len(series(trained, "error", "logged")) == 3
     assert len(series(trained, "val_loss", "logged")) == 1
     assert sorted(path.name for path in (trained / "metrics").iterdir()) == ["logged.jsonl", "run.jsonl"]
