@@ -17,7 +17,7 @@ from hjepa_dist_metrics.integrations.lightning.logged import LoggedValues
 from hjepa_dist_metrics.integrations.lightning.observing import ModuleObservation
 from hjepa_dist_metrics.integrations.micro_batches import batch_size
 from hjepa_dist_metrics.integrations.settings import logging_config
-from hjepa_dist_metrics.monitor import OnAlert, TrainingMonitor
+from hjepa_dist_metrics.monitor import LoggingConfig, OnAlert, TrainingMonitor
 from hjepa_dist_metrics.sinks import HParam
 
 logger = logging.getLogger(__name__)
@@ -67,19 +67,9 @@ class MetricsCallback(Callback):  # type: ignore[misc]
         config = logging_config(self._given, _defaults(trainer))
         if saved:
             config = replace(config, experiment_name=saved["run_name"])
-        monitor = TrainingMonitor(
-            trainer.model,
-            trainer.optimizers,
-            config,
-            resume=bool(saved),
-            start_step=saved["monitor"]["step_number"] if saved else None,
-            steps_per_epoch=_steps_per_epoch(trainer),
-            hparams=None if saved else _hparams(pl_module),
-            on_alert=self._on_alert,
-        )
+        self._monitor = monitor = self._open(trainer, pl_module, config, saved)
         if saved:
             monitor.load_state_dict(saved["monitor"])
-        self._monitor = monitor
         self._logged = LoggedValues(pl_module, monitor, training=self._exact)
         features = WatchedFeatures(pl_module, self._watch)
         self._observation = ModuleObservation(trainer, pl_module, monitor, features)
@@ -161,6 +151,20 @@ class MetricsCallback(Callback):  # type: ignore[misc]
         self._loaded = state_dict
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _open(
+        self, trainer: Any, module: Any, config: LoggingConfig, saved: Mapping[str, Any]
+    ) -> TrainingMonitor:
+        return TrainingMonitor(
+            trainer.model,
+            trainer.optimizers,
+            config,
+            resume=bool(saved),
+            start_step=saved["monitor"]["step_number"] if saved else None,
+            steps_per_epoch=_steps_per_epoch(trainer),
+            hparams=None if saved else _hparams(module),
+            on_alert=self._on_alert,
+        )
 
     def _state(self) -> dict[str, Any]:
         self.monitor.flush()
