@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hjepa_dist_metrics.catalog import how_to_read
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
+from hjepa_dist_metrics.logging.profile import profile_of
 from hjepa_dist_metrics.metrics import MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_list
@@ -92,7 +94,8 @@ class MonitoredRun:
         self.sink = open_output(config, context, self.name, self.first_step, levels)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
         health_log = self.health_log if config.alerts.enabled else None
-        self.publisher = Publisher(self.sink, context, health_log, explain=not options.resume)
+        explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags)
+        self.publisher = Publisher(self.sink, context, health_log, explain)
         self.cycle = LogCycle(self.registry, self.schedule, self.publisher, config, self.observers.before_log)
         # The last to be registered is the first to be called: before the files close. A signal goes to all
         # ranks, and each is needed for the syncs that all have asked for already.

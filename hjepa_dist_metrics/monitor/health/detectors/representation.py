@@ -30,7 +30,10 @@ _DEAD = 0.4  # of the features
 _GROWN, _SHRUNK, _PEAK = 8.0, 0.25, 0.8  # times the size that the features had, and of their largest size
 _CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
 _PROBES = r"val/.*accuracy|probe/.*accuracy"
-_NORMS = r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|collapse/(?!prediction|level)(?:.+_)?rms_norm|embeddings/.+/norm"
+_NORMS = (
+    r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|embeddings/.+/norm"
+    r"|collapse/(?!prediction|level)(?:.+_)?rms_norm"
+)
 _PREDICTIONS, _MATCHES = r"collapse/prediction\d+_mean_similarity", r"prediction/level\d+_cosine_sim_mean"
 _OF_PAIRS = ("_mean_similarity", "_cosine_sim_mean")
 
