@@ -14,6 +14,7 @@ from hjepa_dist_metrics.metrics.optimization.coverage import OptimizerCoverage a
 from hjepa_dist_metrics.metrics.optimization.gradients import GradientFlow as GradientFlow
 from hjepa_dist_metrics.metrics.optimization.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.optimization.noise import GradientNoise as GradientNoise
+from hjepa_dist_metrics.metrics.optimization.replicas import ReplicaAgreement as ReplicaAgreement
 from hjepa_dist_metrics.metrics.optimization.stability import TrainingStability as TrainingStability
 from hjepa_dist_metrics.metrics.optimization.updates import Updates as Updates
 from hjepa_dist_metrics.metrics.reconstruction.heads import (

@@ -1,4 +1,4 @@
-"""The model's parameters as such: whether the optimizers hold them."""
+"""The model's parameters as such: whether the optimizers hold them, and whether all ranks have the same."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hjepa_dist_metrics.metrics.optimization.coverage import (
     identifiable_parameters,
     unoptimized,
 )
+from hjepa_dist_metrics.metrics.optimization.replicas import ReplicaAgreement
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.observers.teacher import Teacher
 
@@ -89,3 +90,19 @@ class Parameters(Observer):
         if missed is None:
             return None
         return missed, len(held & (teachers - students)) if self._teacher.is_declared else None
+
+
+class Replicas(Observer):
+    """Compare the ranks' copies of the model, on steps that log scalars.
+
+    Not where `gradients.enabled` is off: each rank may have parameters of its own there, as experts.
+    """
+
+    takes = ("samples",)
+
+    def observe(self, samples: Any) -> None:
+        """Read the parameters and buffers after the step's update."""
+        scope = self.scope
+        if scope.context.world_size > 1 and scope.config.gradients.enabled:
+            metric = scope.metric("replicas", ReplicaAgreement, lambda: ReplicaAgreement(scope.model))
+            metric.update(scope.step)
