@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.catalog.entry import Entry
+from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.checksum import Checksums
 from hjepa_dist_metrics.parallel.sharding.placement import local_piece
@@ -94,6 +95,7 @@ ENTRIES = (
         "Left out where parameters are sharded.",
         unit="ranks",
         healthy="0; others train another model, whose gradients are averaged with those of the rest",
+        bounds=NOTHING,
     ),
     Entry(
         "parameters/replica_disagreement_rank",
@@ -107,7 +109,8 @@ ENTRIES = (
         "Number of ranks on which buffers that do not change differ from those of most ranks, or do not "
         "change where they do elsewhere.",
         unit="ranks",
-        healthy="0",
+        healthy="0; others evaluate another model",
+        bounds=NOTHING,
     ),
     Entry(
         "parameters/buffer_disagreement_rank",
