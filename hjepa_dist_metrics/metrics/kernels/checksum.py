@@ -46,7 +46,7 @@ class Checksums:
             part.to(device, non_blocking=True) for i in self._large for part in _sums(_bits(tensors[i]))
         ]
         keys = torch.zeros(self.count, dtype=torch.int64, device=device)
-        return keys.index_add(0, self._owners, mix(torch.cat(words) * self._factors, 2)) if words else keys
+        return mix(keys.index_add(0, self._owners, torch.cat(words) * self._factors), 2) if words else keys
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.checksum import Checksums
 from hjepa_dist_metrics.parallel.sharding.placement import local_piece
-from hjepa_dist_metrics.parallel.sharding.replicas import replicated_tensors
+from hjepa_dist_metrics.parallel.sharding.replicas import is_replicated, replicated_tensors
 from hjepa_dist_metrics.states.ranks.votes import Votes
 from hjepa_dist_metrics.states.sketches.hashing import mix
 
@@ -37,12 +37,14 @@ class ReplicaAgreement(DistributedMetric):
     def __init__(self, model: nn.Module) -> None:
         self.add_state("parameters", Votes())
         self.add_state("buffers", Votes())
-        self._model = model
+        self._model = model if is_replicated(model) else None
         self._checksums: dict[str, tuple[int, Checksums]] = {}
         self._buffer_keys: Tensor | None = None
 
     def update(self, step: int) -> None:
         """Read parameters and buffers after a step's update."""
+        if self._model is None:
+            return
         named = replicated_tensors(self._model)  # anew: modules replace their buffers
         if named["parameters"]:
             kind, keys = self._keys("parameters", named["parameters"])
@@ -83,8 +85,7 @@ def _joined(keys: Tensor) -> Tensor:
 
 def _structure(named: Sequence[tuple[str, Tensor]]) -> int:
     """Return a number that is the same where names, shapes and types are."""
-    text = ";".join(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in named)
-    return zlib.crc32(text.encode())
+    return zlib.crc32(repr([(name, tensor.dtype, tensor.shape) for name, tensor in named]).encode())
 
 
 ENTRIES = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -31,26 +29,29 @@ def have_own_batches(model: nn.Module, ranks: int) -> bool:
     return flat and any(fsdp_units(module) for module in model.modules())
 
 
+def is_replicated(model: nn.Module) -> bool:
+    """Return whether each rank has all of every parameter: none is sharded, or flattened by FSDP1."""
+    return not (has_flat_parameters(model) or any(is_dtensor(parameter) for parameter in model.parameters()))
+
+
 def replicated_tensors(model: nn.Module) -> dict[str, NamedTensors]:
-    """Return the parameters and the buffers that every rank has all of, by name without wrappers.
+    """Return the parameters and the buffers of a replicated model, by name without wrappers.
 
-    Both are empty where any parameter is sharded or flattened by FSDP. What DDP is set to ignore is left out,
-    and what has no dense values.
+    What DDP is set to ignore is left out, and what has no dense values.
     """
-    if has_flat_parameters(model) or any(is_dtensor(parameter) for parameter in model.parameters()):
-        return {"parameters": [], "buffers": []}
-    modules = model.named_modules()
-    ignored = {clean_name(_path(place, name)) for place, module in modules for name in ignored_by_ddp(module)}
-
-    def counted(named: Iterable[tuple[str, Tensor]]) -> NamedTensors:
-        clean = ((clean_name(name), tensor) for name, tensor in named)
-        return [(name, tensor) for name, tensor in clean if name not in ignored and _is_dense(tensor)]
-
-    return {"parameters": counted(model.named_parameters()), "buffers": counted(model.named_buffers())}
+    found: dict[str, dict[int, tuple[str, Tensor]]] = {"parameters": {}, "buffers": {}}
+    ignored: set[str] = set()
+    for place, module in model.named_modules():  # once, for it takes longer than all else
+        ignored.update(_path(place, name) for name in ignored_by_ddp(module))
+        for held, kind in ((module._parameters, "parameters"), (module._buffers, "buffers")):
+            for name, tensor in held.items():
+                if tensor is not None and _is_dense(tensor):
+                    found[kind].setdefault(id(tensor), (_path(place, name), tensor))
+    return {kind: [item for item in held.values() if item[0] not in ignored] for kind, held in found.items()}
 
 
 def _path(place: str, name: str) -> str:
-    return f"{place}.{name}" if place else name
+    return clean_name(f"{place}.{name}" if place else name)
 
 
 def _is_dense(tensor: Tensor) -> bool:
