@@ -3,6 +3,7 @@
 from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetric
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.data.batches import BatchContent as BatchContent
+from hjepa_dist_metrics.metrics.data.loader_ends import LoaderEnds as LoaderEnds
 from hjepa_dist_metrics.metrics.multimodal.alignment import (
     ModalityAlignment as ModalityAlignment,
     ModalityEmbeddings as ModalityEmbeddings,

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MAGIC = 0x686A657061_04  # "hjepa", layout 4
-_FORMAT = struct.Struct("=18q")
+MAGIC = 0x686A657061_05  # "hjepa", layout 5
+_FORMAT = struct.Struct("=19q")
 SIZE = _FORMAT.size
 NO_WAIT = (1 << 63) - 1
 
@@ -20,7 +20,8 @@ class Participation(NamedTuple):
     `phase` is 0 for a rank that has something to sync and more for one that waits for the others: the higher,
     the nearer to the run's end. `steps_done` counts the rank's steps, `next_step` is the number of the coming
     one, `pending` is 1 where it has more to sync later. `request_step` and `request_flags` say what the sync
-    is for; -1 and 0 where a rank asks for nothing.
+    is for; -1 and 0 where a rank asks for nothing. `least_steps` are a rank's steps too, of which the fewest
+    of any rank are known afterwards.
     """
 
     phase: int = 0
@@ -29,9 +30,10 @@ class Participation(NamedTuple):
     pending: int = 0
     request_step: int = -1
     request_flags: int = 0
+    least_steps: int = 0
 
     def merge(self, other: Participation) -> Participation:
-        """Return what holds for both blocks: the earliest phase, the most steps, every request."""
+        """Return what holds for both blocks: the earliest phase, most and fewest steps, every request."""
         return Participation(
             min(self.phase, other.phase),
             max(self.steps_done, other.steps_done),
@@ -39,6 +41,7 @@ class Participation(NamedTuple):
             self.pending | other.pending,
             max(self.request_step, other.request_step),
             self.request_flags | other.request_flags,
+            min(self.least_steps, other.least_steps),
         )
 
 
@@ -46,7 +49,7 @@ _STRICT = Participation()
 
 
 class Header:
-    """Describe one block's frame in 18 words, of which the first five must be the same in all blocks.
+    """Describe one block's frame in 19 words, of which the first five must be the same in all blocks.
 
     `manifest` is the digest of the states, which must be the same too unless the sync is `uneven`. A block
     has `failed` where its ranks disagree or one of them has an error: a report takes the payload's place.
