@@ -48,11 +48,15 @@ if TYPE_CHECKING:
         TotalSamples as TotalSamples,
         TrainingStability as TrainingStability,
         Updates as Updates,
+        ViewAgreement as ViewAgreement,
         WeightedMean as WeightedMean,
     )
     from hjepa_dist_metrics.monitor import (
         Alert as Alert,
         Encoders as Encoders,
+        Evidence as Evidence,
+        Finding as Finding,
+        Health as Health,
         LoggingConfig as LoggingConfig,
         MetricsLogger as MetricsLogger,
         Observer as Observer,
@@ -111,9 +115,20 @@ _HOMES = {
         "TotalSamples",
         "TrainingStability",
         "Updates",
+        "ViewAgreement",
         "WeightedMean",
     ),
-    "monitor": ("Alert", "Encoders", "LoggingConfig", "MetricsLogger", "Observer", "TrainingMonitor"),
+    "monitor": (
+        "Alert",
+        "Encoders",
+        "Evidence",
+        "Finding",
+        "Health",
+        "LoggingConfig",
+        "MetricsLogger",
+        "Observer",
+        "TrainingMonitor",
+    ),
     "values": ("Scalar", "Value"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

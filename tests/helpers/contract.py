@@ -114,6 +114,11 @@ def _feed_predictions(metric: Any, piece: slice) -> None:
     metric.update(predictions, targets, valid, torch.arange(MOST)[piece])
 
 
+def _feed_views(metric: Any, piece: slice) -> None:
+    features, valid = _levels(piece, seed=11)
+    metric.update(features[0], valid[0])
+
+
 def _feed_masks(metric: Any, piece: slice) -> None:
     metric.update(MASKS[piece])
 
@@ -301,6 +306,7 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     metrics.PredictionQuality: Example(
         lambda: metrics.PredictionQuality(2, [DIM, 3], patches=4), _feed_predictions
     ),
+    metrics.ViewAgreement: Example(lambda: metrics.ViewAgreement(DIM), _feed_views),
     metrics.Masking: Example(
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
     ),

@@ -16,7 +16,10 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from hjepa_dist_metrics.errors import MetricsError
-from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink, _Records
+from hjepa_dist_metrics.readers.events import event_settings
+from hjepa_dist_metrics.sinks import SinkGroup
+from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink
+from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
 from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text
 
 
@@ -124,7 +127,7 @@ def test_an_image_reads_back_pixel_by_pixel(tmp_path, channels):
 
 def test_pillow_reads_the_image(tmp_path):
     pillow = pytest.importorskip("PIL.Image", reason="Pillow, an independent PNG reader, is not installed")
-    from hjepa_dist_metrics.sinks.png import encode_png
+    from hjepa_dist_metrics.sinks.tensorboard.png import encode_png
 
     pixels = np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8)
     (tmp_path / "x.png").write_bytes(encode_png(pixels))
@@ -217,6 +220,36 @@ def test_a_file_in_place_of_the_directory_raises_at_opening(tmp_path):
         TensorBoardSink(tmp_path / "taken")
 
 
+def test_a_deleted_event_file_is_made_again_and_that_is_said(tmp_path, caplog):
+    layout = {"Loss": {"total": ["Multiline", ["^loss$"]]}}
+    sink = TensorBoardSink(tmp_path, layout=layout)
+    sink.write_hparams({"lr": 0.5}, ["loss"])
+    for step in range(4):
+        sink.write(step, {"loss": Scalar(float(step))})
+        sink.flush()
+        if step == 1:
+            next(tmp_path.glob("*tfevents*")).unlink()
+    sink.close()
+    events = read(tmp_path)
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 2.0), (3, 3.0)]
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    assert event_settings(tmp_path) == {"lr": 0.5}
+    (message,) = caplog.messages
+    assert "the event file was deleted; the run goes on in a new one at step 2" in message
+
+
+@pytest.mark.parametrize("name", ["ж" * 50, "a" * 5000, "a/b\\c", "x\udc80", "nul\0", "..", "."])
+def test_an_embedding_of_any_name_is_written(tmp_path, name):
+    sink = SinkGroup([TensorBoardSink(tmp_path)])
+    sink.write(3, {name: Embedding(np.ones((2, 2), np.float32), ("x\ud800", "y"))})
+    sink.write(3, {"loss": Scalar(1.0)})
+    sink.close()
+    assert sink.failures == []
+    (table,) = tmp_path.glob("00003/*/tensors.tsv")
+    assert np.loadtxt(table).shape == (2, 2)
+    assert [event.step for event in read(tmp_path).Scalars("loss")] == [3]
+
+
 def test_a_directory_removed_during_the_run_raises_later_and_closes(tmp_path):
     sink = TensorBoardSink(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
@@ -261,7 +294,7 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
 
 
 def test_a_tensorboard_without_the_private_names_is_left_as_it_is():
-    records = _Records.put_under(object())
+    records = GuardedRecords.put_under(object())
     records.raise_failure()
     assert records._writer is None
 

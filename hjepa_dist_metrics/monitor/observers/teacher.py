@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -11,8 +10,6 @@ from torch import nn
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics import EMADynamics
 from hjepa_dist_metrics.metrics.ssl.ema import have_same_parameters
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import frozen_teacher
 from hjepa_dist_metrics.monitor.observer import Observer
 from hjepa_dist_metrics.parallel import unwrap
 from hjepa_dist_metrics.parallel.sharding.parameter_shards import has_flat_parameters
@@ -90,10 +87,6 @@ class Teacher(Observer):
                 "FSDP1 has flattened their parameters. Set logging.cadence.scalars to a number of steps and "
                 "hand `momentum` to `step`, or leave `encoders` out"
             )
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule on a teacher that does not move."""
-        return {"frozen_teacher": frozen_teacher}
 
 
 def _attributes(model: nn.Module) -> Encoders | None:
