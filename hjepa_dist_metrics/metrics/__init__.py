@@ -43,7 +43,7 @@ from hjepa_dist_metrics.metrics.ssl.loss import HierarchicalLoss as Hierarchical
 from hjepa_dist_metrics.metrics.ssl.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.ssl.prediction import PredictionQuality as PredictionQuality
 from hjepa_dist_metrics.metrics.ssl.views import ViewAgreement as ViewAgreement
-from hjepa_dist_metrics.metrics.system.memory import Memory as Memory
+from hjepa_dist_metrics.metrics.system.memory import Memory as Memory, MemoryGrowth as MemoryGrowth
 from hjepa_dist_metrics.metrics.system.stragglers import Stragglers as Stragglers
 from hjepa_dist_metrics.metrics.system.throughput import (
     Throughput as Throughput,
