@@ -15,6 +15,7 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.checksum import Checksums
 from hjepa_dist_metrics.parallel.sharding.placement import local_piece
 from hjepa_dist_metrics.parallel.sharding.replicas import is_replicated, replicated_tensors
+from hjepa_dist_metrics.states.base import follow
 from hjepa_dist_metrics.states.ranks.votes import Votes
 from hjepa_dist_metrics.states.sketches.hashing import mix
 
@@ -41,6 +42,15 @@ class ReplicaAgreement(DistributedMetric):
         self._checksums: dict[str, tuple[int, Checksums]] = {}
         self._buffer_keys: Tensor | None = None
 
+    @property
+    def buffer_keys(self) -> list[int]:
+        """Return what tells whether buffers change until the next update, for a checkpoint; this waits."""
+        return [] if self._buffer_keys is None else self._buffer_keys.tolist()
+
+    @buffer_keys.setter
+    def buffer_keys(self, keys: Sequence[int]) -> None:
+        self._buffer_keys = torch.tensor(keys, dtype=torch.int64, device="cpu") if keys else None
+
     def update(self, step: int) -> None:
         """Read parameters and buffers after a step's update."""
         if self._model is None:
@@ -54,7 +64,7 @@ class ReplicaAgreement(DistributedMetric):
         kind, keys = self._keys("buffers", named["buffers"])
         before, self._buffer_keys = self._buffer_keys, keys
         if before is not None and len(before) == len(keys):
-            constant = torch.where(keys == before, keys, torch.zeros_like(keys))
+            constant = torch.where(keys == follow(before, keys), keys, torch.zeros_like(keys))
             self.buffers.update(_joined(constant), kind, step)
 
     def _keys(self, name: str, named: Sequence[tuple[str, Tensor]]) -> tuple[int, Tensor]:

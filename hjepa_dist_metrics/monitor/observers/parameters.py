@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -100,9 +101,29 @@ class Replicas(Observer):
 
     takes = ("samples",)
 
+    def attach(self, scope: Scope) -> None:
+        """Begin to observe a run."""
+        super().attach(scope)
+        self._metric: ReplicaAgreement | None = None
+        self._buffer_keys: list[int] = []  # of a checkpoint
+
     def observe(self, samples: Any) -> None:
         """Read the parameters and buffers after the step's update."""
         scope = self.scope
         if scope.context.world_size > 1 and scope.config.gradients.enabled:
-            metric = scope.metric("replicas", ReplicaAgreement, lambda: ReplicaAgreement(scope.model))
-            metric.update(scope.step)
+            scope.metric("replicas", ReplicaAgreement, self._make).update(scope.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what tells whether buffers change until the next log."""
+        return {"buffers": self._buffer_keys if self._metric is None else self._metric.buffer_keys}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._buffer_keys = state["buffers"]
+        if self._metric is not None:
+            self._metric.buffer_keys = self._buffer_keys
+
+    def _make(self) -> ReplicaAgreement:
+        metric = ReplicaAgreement(self.scope.model)
+        metric.buffer_keys, self._metric = self._buffer_keys, metric
+        return metric
