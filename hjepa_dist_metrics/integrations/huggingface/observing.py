@@ -61,6 +61,7 @@ class TrainerObservation:
     ) -> Tensor:
         items = more.get("num_items_in_batch", args[0] if args else None)
         samples, tokens, labels = batch_size(inputs), token_count(inputs), _labels(inputs)
+        self._monitor.observe_batch(inputs, epoch=int(self._trainer.state.epoch or 0))
         loss = method(model, inputs, *args, **more)
         parts = self._trainer.current_gradient_accumulation_steps
         if items is not None and self._is_normalized():
