@@ -1,0 +1,115 @@
+"""Record runs: train each, read back what its monitor published, and store it with the facts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks._ranks import on_ranks
+from benchmarks.health.catalogue import RunSpec, all_runs, is_held_out, recipe_class
+from benchmarks.health.job import Job
+from benchmarks.health.traces import SUFFIX, Trace
+from hjepa_dist_metrics import ProcessContext
+from hjepa_dist_metrics.sinks.jsonl import read_jsonl
+
+# What the judge itself writes is no observation.
+_JUDGEMENTS = ("alerts/", "health/score", "health/finding")
+
+
+def record(spec: RunSpec) -> Trace:
+    """Train a run and return its trace; of many ranks the first one's holds what was published."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        job = train(spec, place)
+        logs = _published(place) if job.context.is_main else []
+        return Trace(spec.name, description(spec, job), logs, job.facts.series)
+
+
+def train(spec: RunSpec, log_dir: str) -> Job:
+    """Train a run; the monitor writes JSON lines in `log_dir`."""
+    context = ProcessContext.current(device="cpu")
+    recipe = recipe_class(spec.recipe)(spec.setting, context)
+    plant = None if spec.failure is None else partial(spec.failure.plant, strength=spec.strength or 0.0)
+    job = Job(recipe, context, plant, spec.planted_at or 0)
+    job.run(monitor_config(log_dir, recipe.log_every))
+    return job
+
+
+def monitor_config(log_dir: str, every: int) -> dict[str, Any]:
+    """Return the settings of a recorded run: all families at each log, JSON lines, no judgement."""
+    return {
+        "experiment_name": "run",
+        "log_dir": log_dir,
+        "log_frequency": every,
+        "sync": "inline",
+        "cadence": {"representations": every, "system": every, "histograms": 0, "figures": 0},
+        "tensorboard": {"enabled": False},
+        "figures": {"enabled": False},
+        "alerts": {"enabled": False},
+        "dashboards": [],
+    }
+
+
+def description(spec: RunSpec, job: Job) -> dict[str, Any]:
+    """Return what a trace says of its run."""
+    failure, recipe = spec.failure, job.recipe
+    return {
+        "recipe": spec.recipe,
+        "seed": spec.setting.seed,
+        "strength": spec.strength,
+        "rate_factor": spec.setting.rate_factor,
+        "ranks": spec.ranks,
+        "failure": None if failure is None else failure.name,
+        "planted_at": spec.planted_at,
+        "expect": None if failure is None else failure.finding,
+        "accept": [] if failure is None else list(failure.accept),
+        "measure": None if failure is None else failure.measure,
+        "held_out": is_held_out(spec.setting.seed),
+        "steps": recipe.steps,
+        "batch_size": recipe.samples * spec.ranks,
+        "log_every": recipe.log_every,
+    }
+
+
+def _published(log_dir: str) -> list[tuple[int, dict[str, float]]]:
+    """Return the numbers that the monitor wrote, in order."""
+    logs = []
+    for line in read_jsonl(Path(log_dir) / "metrics/run.jsonl"):
+        step = int(line.pop("step"))
+        numbers = {
+            tag: float(value)
+            for tag, value in line.items()
+            if isinstance(value, (int, float)) and tag != "wall_time" and not tag.startswith(_JUDGEMENTS)
+        }
+        if numbers:
+            logs.append((step, numbers))
+    return logs
+
+
+def missing(specs: Sequence[RunSpec], folder: Path) -> list[RunSpec]:
+    """Return the runs that have no trace yet."""
+    return [spec for spec in specs if not (folder / f"{spec.name}{SUFFIX}").exists()]
+
+
+def record_all(specs: Sequence[RunSpec], folder: Path, done: Callable[[str], None]) -> None:
+    """Record runs one after another; a trace is stored as soon as its run is over."""
+    for spec in specs:
+        if spec.ranks == 1:
+            record(spec).save(folder)
+        else:
+            on_ranks(spec.ranks, record_rank, spec.name, str(folder))
+        done(spec.name)
+
+
+def record_rank(name: str, folder: str) -> None:
+    """Record a run as one rank of its group; the first one stores it."""
+    spec = next(run for run in all_runs() if run.name == name)
+    trace = record(spec)
+    if dist.get_rank() == 0:
+        trace.save(Path(folder))
