@@ -73,10 +73,10 @@ class RunSpec:
 
 
 def all_runs() -> list[RunSpec]:
-    """Return every run of the catalogue, seed by seed."""
+    """Return every run of the catalogue."""
     for module in FAILURE_MODULES:
         import_module(f"benchmarks.health.failures.{module}")
-    return sorted([*healthy_runs(), *failing_runs()], key=lambda run: run.setting.seed)
+    return [*healthy_runs(), *failing_runs()]
 
 
 def healthy_runs() -> Iterator[RunSpec]:

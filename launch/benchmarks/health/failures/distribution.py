@@ -12,7 +12,7 @@ from benchmarks.health.failures.registry import failure
 from benchmarks.health.job import Job
 
 
-@failure("replica_drift", "vicreg", "simclr", strengths=(1e-2, 1e-4), ranks=(2, 4))
+@failure("replica_drift", "vicreg", "simclr", strengths=(1e-2, 1e-4), ranks=(2, 4, 2))
 def other_weights(job: Job, strength: float) -> None:
     """Let one rank's weights differ a little, as after a checkpoint that it has loaded by itself."""
     if is_last_rank(job):
@@ -41,14 +41,14 @@ def own_gradients(job: Job, strength: float) -> None:
     job.on("gradients", restore)
 
 
-@failure("straggler", "vicreg", "classifier", strengths=(0.03, 0.015), ranks=(2, 4))
+@failure("straggler", "vicreg", "classifier", strengths=(0.03, 0.015), ranks=(2, 4, 2))
 def slow_compute(job: Job, strength: float) -> None:
     """Let one rank compute slowly."""
     if is_last_rank(job):
         job.on("forward", lambda: time.sleep(strength))
 
 
-@failure("straggler", "vicreg", strengths=(0.03, 0.015), ranks=(2, 4))
+@failure("straggler", "vicreg", strengths=(0.03, 0.015), ranks=(2, 4, 2))
 def slow_data(job: Job, strength: float) -> None:
     """Let one rank wait for its data."""
     if is_last_rank(job):

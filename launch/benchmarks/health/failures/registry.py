@@ -46,9 +46,7 @@ def failure(
 
     def register(plant: Plant) -> Plant:
         name = plant.__name__
-        FAILURES[name] = Failure(
-            name, finding, recipes, strengths, plant, measure, accept, from_start, ranks
-        )
+        FAILURES[name] = Failure(name, finding, recipes, strengths, plant, measure, accept, from_start, ranks)
         return plant
 
     return register

@@ -49,7 +49,9 @@ def no_negatives(job: Job, strength: float) -> None:
     recipe.repulsion = strength
 
 
-@failure("point_collapse", "vicreg", strengths=(0.0, 0.002), measure="embedded", accept=("dimensional_collapse",))
+@failure(
+    "point_collapse", "vicreg", strengths=(0.0, 0.002), measure="embedded", accept=("dimensional_collapse",)
+)
 def no_variance_term(job: Job, strength: float) -> None:
     """Drop the terms that hold the features apart."""
     recipe = job.recipe
@@ -102,9 +104,7 @@ def narrowing_bottleneck(job: Job, strength: float) -> None:
     job.on("step", narrow)
 
 
-@failure(
-    "image_collapse", "mae", strengths=(0.8, 0.95), measure="between", accept=("point_collapse",)
-)
+@failure("image_collapse", "mae", strengths=(0.8, 0.95), measure="between", accept=("point_collapse",))
 def blind_patches(job: Job, strength: float) -> None:
     """Let weight decay eat the patch embedding, and it alone: tokens tell their place, not their image."""
     encoder = getattr(job.recipe, "encoder", None) or job.recipe.student[0]  # type: ignore[attr-defined]

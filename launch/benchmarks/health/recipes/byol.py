@@ -55,7 +55,11 @@ class BYOL(Recipe):
         else:
             target = self.student(other)
         loss = 2 - 2 * F.cosine_similarity(predicted, target, dim=1).mean()
-        observed = {"features": features, "predictions": predicted[:, None], "targets": target.detach()[:, None]}
+        observed = {
+            "features": features,
+            "predictions": predicted[:, None],
+            "targets": target.detach()[:, None],
+        }
         return Step(loss, {"loss": loss.detach()}, len(batch), observed)
 
     def momentum(self, step: int) -> float:

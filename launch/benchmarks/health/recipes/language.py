@@ -28,9 +28,10 @@ class LanguageModel(Recipe):
     """AdamW with warm-up and a cosine, gradients clipped at 1; a validation now and then."""
 
     rate = 3e-3
-    steps = 240
-    batch_size = 32
-    warmup = 24
+    steps = 160
+    log_every = 5
+    batch_size = 24
+    warmup = 16
     cosine = True
     clip = 1.0
     probe_every = 5
@@ -70,7 +71,9 @@ class LanguageModel(Recipe):
         """Return the cross entropy of the next characters."""
         tokens = self._tokens(batch[:, :-1])
         loss = F.cross_entropy(self.model["head"](tokens).flatten(0, 1), batch[:, 1:].flatten())
-        return Step(loss, {"loss": loss.detach()}, len(batch), {"features": tokens, "tokens": tokens.shape[1]})
+        return Step(
+            loss, {"loss": loss.detach()}, len(batch), {"features": tokens, "tokens": tokens.shape[1]}
+        )
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

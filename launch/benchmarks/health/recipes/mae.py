@@ -17,7 +17,7 @@ class MAE(Recipe):
     """Ten of sixteen patches are masked; AdamW with warm-up, a cosine, and clipped gradients."""
 
     rate = 3e-3
-    steps = 180
+    steps = 150
     log_every = 5
     batch_size = 48
     warmup = 20

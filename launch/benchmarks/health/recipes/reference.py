@@ -78,9 +78,9 @@ class HJEPA(Reference):
         "training.epochs": 10,
     }
     rate = 2e-3
-    steps = 160
+    steps = 150
     log_every = 5
-    batch_size = 48
+    batch_size = 32
     variants = 2
     probe_every = 16
 
@@ -112,6 +112,8 @@ class DualHead(Reference):
     config = "dual_head.yaml"
     overrides: ClassVar[Mapping[str, object]] = {"model.semantic.warmup_epochs": 0}
     rate = 5e-3
+    steps = 160
+    log_every = 5
     batch_size = 32
     variants = 2
     probe_every = 20
@@ -126,9 +128,9 @@ class Multimodal(Reference):
 
     config = "multimodal.yaml"
     rate = 2e-3
-    steps = 160
+    steps = 140
     log_every = 4
-    batch_size = 64
+    batch_size = 48
     variants = 2
     probe_every = 10
 

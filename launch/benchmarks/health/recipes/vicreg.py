@@ -45,7 +45,9 @@ class VICReg(Recipe):
             terms["variance"] += 0.5 * F.relu(1 - std).mean()
             terms["covariance"] += (cov.square().sum() - cov.diagonal().square().sum()) / rows.shape[1]
         loss = torch.stack([self.weights[name] * torch.as_tensor(terms[name]) for name in terms]).sum()
-        losses = {f"loss_{name}": self.weights[name] * torch.as_tensor(terms[name]).detach() for name in terms}
+        losses = {
+            f"loss_{name}": self.weights[name] * torch.as_tensor(terms[name]).detach() for name in terms
+        }
         streams = {"encoder": features, "projector": first}
         return Step(loss, {"loss": loss.detach(), **losses}, len(batch), {"features": streams})
 
