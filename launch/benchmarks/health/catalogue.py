@@ -27,6 +27,8 @@ SEEDS = (0, 1, 2)
 VARIANTS = ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5))
 # At which part of its run a failure begins, by seed.
 _PLANTED = (0.35, 0.45, 0.4)
+# A run with a failure ends after this part of its recipe's steps; its schedules keep their length.
+_FOLLOWED = 0.75
 
 
 def is_held_out(seed: int) -> bool:
@@ -62,6 +64,12 @@ class RunSpec:
         if self.ranks > 1:
             parts.append(f"r{self.ranks}")
         return "-".join([*parts, f"s{self.setting.seed}"])
+
+    @property
+    def steps(self) -> int:
+        """Return the steps to train."""
+        steps = recipe_class(self.recipe).steps
+        return steps if self.failure is None else int(steps * _FOLLOWED)
 
     @property
     def planted_at(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,8 +32,10 @@ def _record(runs: Sequence[RunSpec], folder: Path) -> int:
 
     left = missing(runs, folder)
     with bar(len(runs), len(runs) - len(left)) as advance:
-        record_all(left, folder, advance)
-    return 0
+        failed = record_all(left, folder, advance)
+    if failed:
+        print(f"{len(failed)} runs failed and have no trace: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,10 +29,11 @@ class Job:
     """
 
     def __init__(
-        self, recipe: Recipe, context: ProcessContext, plant: Plant | None = None, planted_at: int = 0
+        self, recipe: Recipe, context: ProcessContext, plant: Plant | None = None, planted_at: int = 0, steps: int | None = None
     ) -> None:
         self.recipe, self.context = recipe, context
         self.plant, self.planted_at = plant, planted_at
+        self.steps = recipe.steps if steps is None else steps
         self.hooks: dict[str, list[Hook]] = defaultdict(list)
         self.optimizer_steps = True
         self.step = 0
@@ -73,7 +74,7 @@ class Job:
     def _batches(self) -> Iterator[Any]:
         """Yield the steps' batches; the failure begins before the batch of its step is made."""
         source = self.recipe.batches()
-        for step in range(self.recipe.steps):
+        for step in range(self.steps):
             if self.plant is not None and step == self.planted_at > 0:
                 self.plant(self)
             batch = next(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ def train(spec: RunSpec, log_dir: str) -> Job:
     context = ProcessContext.current(device="cpu")
     recipe = recipe_class(spec.recipe)(spec.setting, context)
     plant = None if spec.failure is None else partial(spec.failure.plant, strength=spec.strength or 0.0)
-    job = Job(recipe, context, plant, spec.planted_at or 0)
+    job = Job(recipe, context, plant, spec.planted_at or 0, spec.steps)
     job.run(monitor_config(log_dir, recipe.log_every))
     return job
 
@@ -71,7 +72,7 @@ def description(spec: RunSpec, job: Job) -> dict[str, Any]:
         "accept": [] if failure is None else list(failure.accept),
         "measure": None if failure is None else failure.measure,
         "held_out": is_held_out(spec.setting.seed),
-        "steps": recipe.steps,
+        "steps": job.steps,
         "batch_size": recipe.samples * spec.ranks,
         "log_every": recipe.log_every,
     }
@@ -97,14 +98,24 @@ def missing(specs: Sequence[RunSpec], folder: Path) -> list[RunSpec]:
     return [spec for spec in specs if not (folder / f"{spec.name}{SUFFIX}").exists()]
 
 
-def record_all(specs: Sequence[RunSpec], folder: Path, done: Callable[[str], None]) -> None:
-    """Record runs one after another; a trace is stored as soon as its run is over."""
+def record_all(specs: Sequence[RunSpec], folder: Path, done: Callable[[str], None]) -> list[str]:
+    """Record runs one after another; a trace is stored as soon as its run is over.
+
+    Return the names of the runs that failed, each with its traceback on the error stream: they do not keep
+    the others from being recorded.
+    """
+    failed = []
     for spec in specs:
-        if spec.ranks == 1:
-            record(spec).save(folder)
-        else:
-            on_ranks(spec.ranks, record_rank, spec.name, str(folder))
+        try:
+            if spec.ranks == 1:
+                record(spec).save(folder)
+            else:
+                on_ranks(spec.ranks, record_rank, spec.name, str(folder))
+        except Exception:
+            traceback.print_exc()
+            failed.append(spec.name)
         done(spec.name)
+    return failed
 
 
 def record_rank(name: str, folder: str) -> None:

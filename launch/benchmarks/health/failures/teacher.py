@@ -65,7 +65,7 @@ def constant_momentum(job: Job, strength: float) -> None:
     recipe.momentum_start, recipe.momentum_rises = strength, False
 
 
-@failure("teacher_gradients", "byol", strengths=(1.0, 0.3))
+@failure("teacher_gradients", "byol", strengths=(1.0, 0.3), from_start=True)
 def learning_teacher(job: Job, strength: float) -> None:
     """Give the teacher's parameters to the optimizer, and no stop to the gradient."""
     recipe = job.recipe
