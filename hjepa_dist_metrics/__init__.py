@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         SyncTimeoutError as SyncTimeoutError,
     )
     from hjepa_dist_metrics.metrics import (
+        BatchContent as BatchContent,
         Collapse as Collapse,
         DistributedMetric as DistributedMetric,
         EMADynamics as EMADynamics,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         ModalityAlignment as ModalityAlignment,
         ModalityEmbeddings as ModalityEmbeddings,
         NamedMeans as NamedMeans,
+        OptimizerCoverage as OptimizerCoverage,
         PredictionQuality as PredictionQuality,
         Reconstruction as Reconstruction,
         ReplicatedScalars as ReplicatedScalars,
@@ -44,11 +46,15 @@ if TYPE_CHECKING:
         TotalSamples as TotalSamples,
         TrainingStability as TrainingStability,
         Updates as Updates,
+        ViewAgreement as ViewAgreement,
         WeightedMean as WeightedMean,
     )
     from hjepa_dist_metrics.monitor import (
         Alert as Alert,
         Encoders as Encoders,
+        Evidence as Evidence,
+        Finding as Finding,
+        Health as Health,
         LoggingConfig as LoggingConfig,
         MetricsLogger as MetricsLogger,
         Observer as Observer,
@@ -74,6 +80,7 @@ _HOMES = {
         "SyncTimeoutError",
     ),
     "metrics": (
+        "BatchContent",
         "Collapse",
         "DistributedMetric",
         "EMADynamics",
@@ -95,6 +102,7 @@ _HOMES = {
         "ModalityEmbeddings",
         "PredictionQuality",
         "NamedMeans",
+        "OptimizerCoverage",
         "Reconstruction",
         "ReplicatedScalars",
         "SemanticSimilarity",
@@ -103,9 +111,20 @@ _HOMES = {
         "TotalSamples",
         "TrainingStability",
         "Updates",
+        "ViewAgreement",
         "WeightedMean",
     ),
-    "monitor": ("Alert", "Encoders", "LoggingConfig", "MetricsLogger", "Observer", "TrainingMonitor"),
+    "monitor": (
+        "Alert",
+        "Encoders",
+        "Evidence",
+        "Finding",
+        "Health",
+        "LoggingConfig",
+        "MetricsLogger",
+        "Observer",
+        "TrainingMonitor",
+    ),
     "values": ("Scalar", "Value"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -14,7 +14,6 @@ from hjepa_dist_metrics.version import __version__
 EXIT_OK, EXIT_FINDINGS, EXIT_BAD_INPUT = 0, 1, 2
 
 _LOGDIR = "log directory of one or several runs, an event file or a .jsonl file"
-_DIM = "width of the features, for limits that depend on it; by default what the run has recorded"
 _EXIT_CODES = (
     "exit codes: 0 all well; 1 something was found (an alert, a bad value, runs that part, a failed check); "
     "2 bad input"
@@ -64,11 +63,14 @@ def _add(
 
 
 def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    added = _add(commands, "summary", _summary, "final values against healthy ranges, and the alerts")
+    added = _add(
+        commands, "summary", _summary, "the verdict on a run with its findings, and its final values"
+    )
     added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
     added.add_argument("--run", dest="name", metavar="RUN", help="only this run")
-    added.add_argument("--all", action="store_true", help="also show tags without a healthy range")
-    added.add_argument("--dim", type=int, help=_DIM)
+    added.add_argument(
+        "--all", action="store_true", help="show all findings, and tags without a healthy range"
+    )
 
 
 def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -100,7 +102,6 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
     added.add_argument("--output", metavar="FILE", default="report.html", help="default report.html")
     added.add_argument("--run", dest="name", metavar="RUN", help="only this run")
-    added.add_argument("--dim", type=int, help=_DIM)
 
 
 def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -147,9 +148,9 @@ def _summary(options: argparse.Namespace) -> int:
     from hjepa_dist_metrics.commands.summary import summarize
 
     runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
-    told = [summarize(run, options.dim, options.all) for run in runs]
-    print("\n\n".join("\n".join(lines) for lines, _ in told))
-    return EXIT_OK if all(healthy for _, healthy in told) else EXIT_FINDINGS
+    summaries = [summarize(run, options.all) for run in runs]
+    print("\n\n".join("\n".join(lines) for lines, _ in summaries))
+    return EXIT_OK if all(healthy for _, healthy in summaries) else EXIT_FINDINGS
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -187,9 +188,8 @@ def _report(options: argparse.Namespace) -> int:
     from hjepa_dist_metrics.readers.logs import read_pictures
 
     runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
-    Path(options.output).write_text(
-        render_report(runs, options.dim, read_pictures(options.logdir)), encoding="utf-8"
-    )
+    page = render_report(runs, read_pictures(options.logdir))
+    Path(options.output).write_text(page, encoding="utf-8")
     print(f"wrote {options.output}")
     return EXIT_OK
 

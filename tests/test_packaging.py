@@ -30,6 +30,20 @@ def python(interpreter: str | Path, *arguments: str, cwd: Path) -> str:
     return run.stdout.strip()
 
 
+EXTRAS = {
+    "bench",
+    "clip",
+    "figures",
+    "huggingface",
+    "lightning",
+    "parquet",
+    "system",
+    "train",
+    "umap",
+    "wandb",
+}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
@@ -93,7 +107,7 @@ def test_version_licence_and_extras_are_in_the_metadata(wheel: Path):
     assert "License-Expression: Apache-2.0" in metadata
     assert f"Version: {__version__}" in metadata.splitlines()
     extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert extras == {"all", "bench", "clip", "dev", "figures", "parquet", "system", "train", "umap", "wandb"}
+    assert extras == {*EXTRAS, "all", "dev"}
 
 
 def test_it_imports_away_from_the_checkout(fresh: Path, tmp_path: Path):

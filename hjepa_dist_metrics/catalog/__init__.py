@@ -21,6 +21,7 @@ from hjepa_dist_metrics.catalog.entry import (
     Verdict as Verdict,
     to_regex as to_regex,
 )
+from hjepa_dist_metrics.catalog.findings import FINDINGS as FINDINGS, GROUPS as GROUPS
 from hjepa_dist_metrics.catalog.limits import (
     GRADIENT_NORM_RANGE as GRADIENT_NORM_RANGE,
     HEAD_RATIO_RANGE as HEAD_RATIO_RANGE,
@@ -45,4 +46,3 @@ from hjepa_dist_metrics.catalog.render import (
     how_to_read as how_to_read,
     markdown_table as markdown_table,
 )
-from hjepa_dist_metrics.catalog.rules import ALERT_RULES as ALERT_RULES

@@ -40,6 +40,17 @@ def effective_rank_limits(dim: int, count: int) -> Limits:
     return Limits(warn=warn, bad=max(0.05 * best, min(1.1, warn)), low_is_bad=True)
 
 
+def rankme_limits(dim: int, count: int) -> Limits:
+    """Return a third of min(D, n) as the warning, a tenth as collapse, for ranks of singular values.
+
+    Singular values fall more slowly than eigenvalues, their squares: of a spectrum that falls like a power
+    law, the rank of the ones is two to three times that of the others.
+    """
+    best = float(max(min(dim, count), 1))
+    warn = best / 3.0
+    return Limits(warn=warn, bad=max(0.1 * best, min(1.1, warn)), low_is_bad=True)
+
+
 def mean_std_limits(dim: int, count: int) -> Limits:
     """Return 0.3 / sqrt(D) as the warning, 0.03 / sqrt(D) as collapse; `count` does not matter."""
     best = 1.0 / math.sqrt(max(dim, 1))

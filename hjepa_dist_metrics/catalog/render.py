@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS
 from hjepa_dist_metrics.catalog.entry import Entry, Limits
+from hjepa_dist_metrics.catalog.findings import FINDINGS
 from hjepa_dist_metrics.catalog.registry import entries, find_pattern, suggest
-from hjepa_dist_metrics.catalog.rules import ALERT_RULES
 from hjepa_dist_metrics.errors import ConfigError
 
 
@@ -64,7 +64,7 @@ def explain(tag: str) -> str:
 
 def how_to_read() -> str:
     """Return the Markdown page that every run carries in its TEXT tab."""
-    rules = "\n".join(f"- **{rule}**: {what}" for rule, what in ALERT_RULES.items())
+    rules = "\n".join(f"- **{name}**: {what.title}; {what.advice}" for name, what in FINDINGS.items())
     return (
         "# How to read this run\n\n"
         "Every number is true of the whole job: states are merged over all ranks, then the formula runs "
@@ -78,7 +78,8 @@ def how_to_read() -> str:
         "## Bounds that know the run's size\n\n"
         "D is the width of the features, n the number of rows of the whole job.\n\n"
         + _bounds(entry for entry in entries() if "{name}" not in entry.pattern)
-        + "\n## Alerts\n\n`alerts/<rule>` is 1 while a rule fires; the log stands under `alerts/log`.\n\n"
+        + "\n## Findings\n\n`health/score` is 1 for a healthy run, 0.5 for a warning, 0 for a failing one; "
+        "`alerts/<finding>` is 1 while a finding lasts; the findings stand under `alerts/log`.\n\n"
         + rules
         + "\n\n## Axes\n\nSteps are optimizer steps. TensorBoard keeps 1,000 points a tag and 10 images "
         "by default; `tensorboard --samples_per_plugin scalars=1000000,images=100` shows all of them.\n\n"

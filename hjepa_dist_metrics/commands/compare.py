@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from hjepa_dist_metrics.commands.runs import Run
 from hjepa_dist_metrics.commands.table import number, render
+from hjepa_dist_metrics.commands.verdict import judge
 
 # What differs between any two runs: speed, memory, the time that a sync took.
 _NOISE = ("performance/", "system/", "sync/")
@@ -41,7 +42,7 @@ def partings(runs: Sequence[Run], tolerance: float) -> dict[str, int]:
 def compare(runs: Sequence[Run], tolerance: float) -> tuple[list[str], bool]:
     """Return the lines to print, and whether the runs go together.
 
-    The lines: settings that differ, final values side by side, and what parted first.
+    The lines: verdicts, settings that differ, final values side by side, and what parted first.
     """
     parted = partings(runs, tolerance)
     header = ["tag", *(run.name for run in runs), "parted at step"]
@@ -49,13 +50,18 @@ def compare(runs: Sequence[Run], tolerance: float) -> tuple[list[str], bool]:
         [tag, *(number(run.latest.get(tag)) for run in runs), number(parted.get(tag))]
         for tag in sorted({tag for run in runs for tag in run.scalars})
     ]
-    lines = [*_settings(runs), render(header, rows, numbers=range(1, len(header))), ""]
+    lines = [*_verdicts(runs), "", *_settings(runs), render(header, rows, numbers=range(1, len(header))), ""]
     if not parted:
         return [*lines, f"No common metric differs by more than {tolerance:.3g} at any common step."], True
     first = next(iter(parted.values()))
     names = [tag for tag, step in parted.items() if step == first]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return [*lines, f"Parted first, at step {first}: {', '.join(names[:5])}{more}"], False
+
+
+def _verdicts(runs: Sequence[Run]) -> list[str]:
+    width = max(len(run.name) for run in runs)
+    return [f"{run.name:<{width}}  {judge(run).health}" for run in runs]
 
 
 def _settings(runs: Sequence[Run]) -> list[str]:

@@ -9,9 +9,10 @@ from html import escape
 
 from hjepa_dist_metrics.catalog.dashboards import load_dashboards
 from hjepa_dist_metrics.commands.charts import Points, line_chart
-from hjepa_dist_metrics.commands.judge import findings, judge
 from hjepa_dist_metrics.commands.runs import Run
 from hjepa_dist_metrics.commands.table import number
+from hjepa_dist_metrics.commands.values import values
+from hjepa_dist_metrics.commands.verdict import judge, verdict_lines
 from hjepa_dist_metrics.version import __version__
 
 _MOST_LINES = 12
@@ -27,8 +28,9 @@ svg text { font-size: 11px; fill: #444 } .grid { stroke: #ddd }
 .legend i { display: inline-block; width: 10px; height: 10px; margin-right: 4px }
 table { border-collapse: collapse }
 td, th { padding: 2px 10px; text-align: left; border-bottom: 1px solid #eee }
-td.n { text-align: right; font-variant-numeric: tabular-nums } .bad { color: #a40000; font-weight: 600 }
-.warn { color: #8a5a00; font-weight: 600 }
+td.n { text-align: right; font-variant-numeric: tabular-nums } .failing { color: #a40000 }
+.warning { color: #8a5a00 } .healthy { color: #1b6e1b }
+pre { white-space: pre-wrap }
 """
 
 
@@ -36,17 +38,17 @@ td.n { text-align: right; font-variant-numeric: tabular-nums } .bad { color: #a4
 Pictures = Mapping[str, Mapping[str, tuple[int, bytes]]]
 
 
-def render_report(runs: Sequence[Run], dim: int | None = None, pictures: Pictures | None = None) -> str:
+def render_report(runs: Sequence[Run], pictures: Pictures | None = None) -> str:
     """Return the page: it refers to nothing outside itself and runs no script."""
     title = ", ".join(run.name for run in runs)
     body = "\n".join(
         [
             f"<h1>{escape(title)}</h1>",
             f"<p>{'; '.join(f'{escape(run.name)}: {run.last_step + 1} steps' for run in runs)}</p>",
-            *_findings(runs, dim),
+            *_findings(runs),
             *_charts(runs),
             *_pictures(runs, pictures or {}),
-            *_values(runs, dim),
+            *_values(runs),
             *_settings(runs),
             f"<p><small>hjepa-metrics {__version__}</small></p>",
         ]
@@ -71,16 +73,13 @@ def _pictures(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
         yield "</div>"
 
 
-def _findings(runs: Sequence[Run], dim: int | None) -> Iterator[str]:
-    yield "<h2>Findings</h2>"
+def _findings(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
-        said = findings(run, dim)
-        yield f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
-        if not said:
-            yield "<p>No final value is out of its healthy range, and no alert fired.</p>"
-            continue
-        entries = (f'<li class="{text.split(":")[0]}">{escape(text)}</li>' for text in said)
-        yield f"<ul>{''.join(entries)}</ul>"
+        first, *rest = verdict_lines(judged := judge(run), everything=True)
+        name = f"{escape(run.name)}: " if len(runs) > 1 else ""
+        yield f'<h2 class="{judged.health.verdict}">{name}{escape(first)}</h2>'
+        if rest:
+            yield f"<pre>{escape(chr(10).join(rest))}</pre>"
 
 
 def _charts(runs: Sequence[Run]) -> Iterator[str]:
@@ -105,16 +104,16 @@ def _lines(runs: Sequence[Run], patterns: Sequence[str]) -> dict[str, Points]:
     return dict(list(found.items())[:_MOST_LINES])
 
 
-def _values(runs: Sequence[Run], dim: int | None) -> Iterator[str]:
+def _values(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         yield f"<h2>Final values: {escape(run.name)}</h2>"
         rows = (
             f'<tr><td>{escape(row.tag)}</td><td class="n">{number(row.first)}</td>'
             f'<td class="n">{number(row.last)}</td><td>{escape(row.unit)}</td>'
-            f'<td class="{row.verdict}">{row.verdict}</td><td>{escape(row.healthy)}</td></tr>'
-            for row in judge(run, dim)
+            f"<td>{escape(row.healthy)}</td></tr>"
+            for row in values(run)
         )
-        yield _table(("tag", "first", "last", "unit", "verdict", "healthy"), rows)
+        yield _table(("tag", "first", "last", "unit", "healthy"), rows)
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[str]:

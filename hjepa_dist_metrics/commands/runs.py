@@ -29,15 +29,6 @@ class Run:
         """Return the last value of each tag."""
         return {tag: points[-1][1] for tag, points in self.scalars.items()}
 
-    @property
-    def dim(self) -> int | None:
-        """Return the width of the features as the settings have it, None where they do not."""
-        for key in ("model.embed_dim", "embed_dim", "model.dim", "dim"):
-            value = self.settings.get(key)
-            if isinstance(value, (int, float)):
-                return int(value)
-        return None
-
 
 def load_runs(path: str | Path) -> list[Run]:
     """Return the runs of a log directory, an event file or a JSON-lines file, by name."""

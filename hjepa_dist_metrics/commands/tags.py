@@ -18,7 +18,10 @@ from hjepa_dist_metrics.catalog.storage import ENTRIES_FILE, to_json
 _METRICS = "hjepa_dist_metrics.metrics"
 # In reading order.
 PACKAGES = (
-    *(f"{_METRICS}.{name}" for name in ("ssl", "optimization", "reconstruction", "multimodal", "system")),
+    *(
+        f"{_METRICS}.{name}"
+        for name in ("ssl", "optimization", "data", "reconstruction", "multimodal", "system")
+    ),
     _METRICS,
     "hjepa_dist_metrics.monitor",
 )
@@ -27,7 +30,8 @@ TAGS_FILE = ENTRIES_FILE.with_name("TAGS.md")
 # Groups of tags in reading order; others come after them.
 _GROUPS = (
     *("loss", "train", "train_epoch", "val", "ema", "masking", "hierarchy", "prediction", "collapse"),
-    *("patches", "gradients", "gradient", "learning_rate", "update", "weights", "stability"),
+    *("patches", "gradients", "gradient", "learning_rate", "update", "weights", "parameters"),
+    *("data", "stability"),
     *("Train", "Train_Batch", "Model", "Eval", "embeddings", "optimization", "alignment", "samples"),
     *("performance", "system", "sync", "alerts", "notes", "training"),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,25 @@ def hold(value: Any) -> Callable[[], Any]:
     return lambda: kept
 
 
+def size_of(value: Any) -> int:
+    """Return about how many bytes `hold` keeps of a tensor, an array or a sequence of them."""
+    if isinstance(value, (list, tuple)):
+        return sum(map(size_of, value))
+    return int(getattr(value, "nbytes", 0)) or int(np.size(value)) * 8
+
+
+def scalars(tags: Iterable[str], numbers: Iterable[Any]) -> dict[str, Value]:
+    """Return plain numbers as values by tag; an integer beyond every float is infinite."""
+    return {tag: Scalar(_as_float(number)) for tag, number in zip(tags, numbers, strict=True)}
+
+
+def _as_float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.copysign(math.inf, number > 0 or -1)
+
+
 def take_numbers(numbers: Mapping[str, Any]) -> Callable[[], dict[str, Value]]:
     """Take numbers, tensors of one element and values now; the result makes values of them when called.
 
@@ -83,4 +103,6 @@ def take_numbers(numbers: Mapping[str, Any]) -> Callable[[], dict[str, Value]]:
 
 
 def _value(number: Any) -> Value:
-    return Scalar(number) if isinstance(number, float) else as_value(number)
+    if isinstance(number, (float, int)):
+        return Scalar(_as_float(number))
+    return as_value(number)

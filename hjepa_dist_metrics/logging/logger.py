@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hjepa_dist_metrics.errors import ConfigError, DesyncError
+from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.logging.arguments import as_setting, as_tensor, check_edges, configure, raised_once
 from hjepa_dist_metrics.logging.embeddings import check_points, to_embedding, to_labels
 from hjepa_dist_metrics.logging.graph import trace_graph
 from hjepa_dist_metrics.logging.histograms import TensorHistograms
-from hjepa_dist_metrics.logging.host_copy import hold, take_numbers, whole
+from hjepa_dist_metrics.logging.host_copy import hold, scalars, size_of, take_numbers, whole
 from hjepa_dist_metrics.logging.images import (
     check_frames,
     figure_pixels,
@@ -31,32 +28,19 @@ from hjepa_dist_metrics.logging.images import (
 )
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
 from hjepa_dist_metrics.logging.parameters import named_parameters
-from hjepa_dist_metrics.logging.tags import StepCounter, flatten, join, numbers
+from hjepa_dist_metrics.logging.summary_writer import SummaryWriterNames
+from hjepa_dist_metrics.logging.tags import PlainTags, StepCounter, flatten, join, numbers
 from hjepa_dist_metrics.metrics import Memory, MetricCollection, NamedMeans
 from hjepa_dist_metrics.metrics.named_means import weights_of
 from hjepa_dist_metrics.parallel import ProcessContext
-from hjepa_dist_metrics.settings.schema import LoggingConfig, from_mapping
-from hjepa_dist_metrics.sinks import HParam, Sink
+from hjepa_dist_metrics.sinks import Sink
+from hjepa_dist_metrics.sinks.lanes.entry import SCALAR_BYTES
 from hjepa_dist_metrics.values import Image, Scalar, Text, Value, Video
 
 Values = Mapping[str, Value]
 
-_OF_SUMMARY_WRITER = {
-    "add_scalar": "log_metrics({tag: value}, step)",
-    "add_scalars": "log_metrics({main_tag: {tag: value}}, step)",
-    "add_histogram": "log_histogram(tag, values, step)",
-    "add_image": "log_image(tag, image, step)",
-    "add_images": "log_images(tag, images, step)",
-    "add_figure": "log_figure(tag, figure, step)",
-    "add_video": "log_video(tag, frames, step)",
-    "add_text": "log_text(tag, text, step)",
-    "add_embedding": "log_embedding(tag, vectors, labels, images, step)",
-    "add_hparams": "log_hparams(hparams, metrics)",
-    "add_graph": "log_graph(model, inputs)",
-}
 
-
-class MetricsLogger(AbstractContextManager["MetricsLogger"]):
+class MetricsLogger(SummaryWriterNames, AbstractContextManager["MetricsLogger"]):
     """Write a run's values to TensorBoard, JSON lines and Weights & Biases, from a thread.
 
     Make it, and call it, on every rank alike: only the main process has files. What `log_metrics` and the
@@ -86,11 +70,11 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         context: ProcessContext | None = None,
         sinks: Iterable[Callable[[], Sink]] = (),
     ) -> None:
-        self.config = _configure(config, experiment_name, log_dir, use_tensorboard, use_wandb)
+        self.config = configure(config, experiment_name, log_dir, use_tensorboard, use_wandb)
         self.context = context or ProcessContext.current()
         self.run_name, first = agree_on_run(self.config, self.context, resume, start_step)
         self._output = open_output(self.config, self.context, self.run_name, first, more=sinks)
-        self._steps = StepCounter(first)
+        self._steps, self._plain_tags = StepCounter(first), PlainTags()
         self._memory: MetricCollection | None = None
         self._means = NamedMeans()
         self._collection = MetricCollection(
@@ -104,10 +88,17 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
 
         A number is a Python or NumPy one, or a tensor or array of one element, of any dtype and device.
         """
+        plain = self._plain_tags.of(metrics, prefix)
+        if plain is not None:
+            at = self._steps.resolve(step, plain)
+            if plain and self.context.is_main:
+                kept = dict(metrics)
+                self._output.write_later(at, lambda: scalars(plain, kept.values()), SCALAR_BYTES * len(kept))
+            return
         found = {tag: whole(v) if isinstance(v, Tensor) else v for tag, v in numbers(metrics, prefix).items()}
         at = self._steps.resolve(step, found)
         if found and self.context.is_main:
-            self._output.write_later(at, take_numbers(found))
+            self._output.write_later(at, take_numbers(found), SCALAR_BYTES * len(found))
 
     def accumulate_metrics(self, metrics: Mapping[str, Any], weight: Any = 1) -> None:
         """Add numbers of this rank to the running means; local, and without a wait for the device.
@@ -130,7 +121,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         A mean is sum(weight * value) / sum(weight). A collective call. `reset` starts the means anew. Where
         adding numbers failed on a rank, every rank raises `DesyncError` once, and the numbers wait.
         """
-        with _told_once(self._collection):
+        with raised_once(self._collection):
             found = self._collection.compute()
         means = {join(prefix, name): float(value) for name, value in found.items()}
         if reset:
@@ -147,7 +138,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
             self._memory = MetricCollection(
                 {"memory": Memory(self.context.device)}, self.context, self.config.sync_timeout
             )
-        with _told_once(self._memory):
+        with raised_once(self._memory):
             self._memory["memory"].update()
             found = self._memory.compute()
         self._write(step, found)
@@ -161,7 +152,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
 
         Without `edges` the bins are fixed for good: 10 a decade of magnitude, on both sides of zero.
         """
-        self._log_histograms({name: _as_tensor(name, values)}, step, edges)
+        self._log_histograms({name: as_tensor(name, values)}, step, edges)
 
     def log_model_gradients(self, model: nn.Module, step: int | None = None) -> None:
         """Write a histogram of every parameter's gradient, `gradients/{name}`; after the backward pass.
@@ -255,7 +246,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         if isinstance(metrics, Mapping):
             self.log_metrics(metrics)
             metrics = list(flatten(metrics))
-        settings = {key: _setting(value) for key, value in flatten(hparams, separator=".").items()}
+        settings = {key: as_setting(value) for key, value in flatten(hparams, separator=".").items()}
         self._output.write_hparams(settings, metrics)
 
     def log_graph(self, model: nn.Module, inputs: Any) -> None:
@@ -283,7 +274,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the running means for a checkpoint. A collective call."""
-        with _told_once(self._collection):
+        with raised_once(self._collection):
             means = self._collection.state_dict()
         return {"step": self._steps.current, "means": means}
 
@@ -304,12 +295,6 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         """Finish a run that went well."""
         self.finish()
 
-    def __getattr__(self, name: str) -> Any:
-        """Say what a method of SummaryWriter is called here."""
-        if name in _OF_SUMMARY_WRITER:
-            raise AttributeError(f"MetricsLogger has no {name}: use {_OF_SUMMARY_WRITER[name]}", obj=self)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-
     # -- inside ------------------------------------------------------------------------------------------
 
     def _write(self, step: int | None, values: Values) -> None:
@@ -322,7 +307,7 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
         at = self._steps.resolve(step, [name])
         if self.context.is_main:
             taken = hold(source)
-            self._output.write_later(at, lambda: {name: make(taken())})
+            self._output.write_later(at, lambda: {name: make(taken())}, size_of(source))
 
     def _log_parameters(self, group: str, tensors: Mapping[str, Tensor], step: int | None) -> None:
         self._log_histograms({join(group, name): whole(tensor) for name, tensor in tensors.items()}, step)
@@ -330,56 +315,8 @@ class MetricsLogger(AbstractContextManager["MetricsLogger"]):
     def _log_histograms(
         self, tensors: Mapping[str, Tensor], step: int | None, edges: Sequence[float] | None = None
     ) -> None:
-        limits = None if edges is None else _check_edges(edges)
+        limits = None if edges is None else check_edges(edges)
         at = self._steps.resolve(step, tensors)
         if tensors and self.context.is_main:
-            self._output.write_later(at, TensorHistograms(tensors, limits).values)
-
-
-@contextmanager
-def _told_once(collection: MetricCollection) -> Iterator[None]:
-    """Let a failed update be forgotten when every rank has raised it: the next call is a new one."""
-    try:
-        yield
-    except DesyncError:
-        for metric in collection.values():
-            metric.failure = None
-        raise
-
-
-def _configure(
-    config: Any, name: str | None, log_dir: str | Path | None, use_tensorboard: bool, use_wandb: bool
-) -> LoggingConfig:
-    settings = from_mapping(config)
-    return replace(
-        settings,
-        experiment_name=settings.experiment_name if name is None else name,
-        log_dir=settings.log_dir if log_dir is None else str(log_dir),
-        tensorboard=replace(settings.tensorboard, enabled=use_tensorboard and settings.tensorboard.enabled),
-        wandb=replace(settings.wandb, enabled=use_wandb or settings.wandb.enabled),
-    )
-
-
-def _as_tensor(name: str, values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        return whole(values)
-    array = np.asarray(values)
-    if array.dtype.kind not in "biuf":
-        raise ConfigError(f"histogram {name!r} needs numbers, got {array.dtype}")
-    return torch.from_numpy(np.array(array))
-
-
-def _check_edges(edges: Sequence[float]) -> npt.NDArray[np.float64]:
-    limits = np.asarray(edges, dtype=np.float64)
-    if limits.ndim != 1 or len(limits) < 2 or not (np.diff(limits) > 0).all():
-        raise ConfigError(f"histogram edges must be at least two rising numbers, got {edges!r}")
-    return limits
-
-
-def _setting(value: Any) -> HParam:
-    if isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (np.generic, Tensor)) and np.size(value) == 1:
-        number: HParam = value.item()
-        return number
-    return str(value)
+            size = sum(map(size_of, tensors.values()))
+            self._output.write_later(at, TensorHistograms(tensors, limits).values, size)

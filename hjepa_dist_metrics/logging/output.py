@@ -37,7 +37,7 @@ class NullSink:
     def write(self, step: int, values: Mapping[str, Value], wall_time: float | None = None) -> None:
         """Drop the values."""
 
-    def write_later(self, step: int, make: Callable[[], Mapping[str, Value]]) -> None:
+    def write_later(self, step: int, make: Callable[[], Mapping[str, Value]], size: int = 0) -> None:
         """Drop the values without making them."""
 
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:

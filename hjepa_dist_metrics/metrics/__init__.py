@@ -2,6 +2,7 @@
 
 from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetric
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
+from hjepa_dist_metrics.metrics.data.batches import BatchContent as BatchContent
 from hjepa_dist_metrics.metrics.multimodal.alignment import (
     ModalityAlignment as ModalityAlignment,
     ModalityEmbeddings as ModalityEmbeddings,
@@ -9,6 +10,7 @@ from hjepa_dist_metrics.metrics.multimodal.alignment import (
 from hjepa_dist_metrics.metrics.multimodal.epoch_loss import EpochLoss as EpochLoss
 from hjepa_dist_metrics.metrics.named_means import NamedMeans as NamedMeans
 from hjepa_dist_metrics.metrics.optimization.clipping import GradientClipping as GradientClipping
+from hjepa_dist_metrics.metrics.optimization.coverage import OptimizerCoverage as OptimizerCoverage
 from hjepa_dist_metrics.metrics.optimization.gradients import GradientFlow as GradientFlow
 from hjepa_dist_metrics.metrics.optimization.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.optimization.noise import GradientNoise as GradientNoise
@@ -38,6 +40,7 @@ from hjepa_dist_metrics.metrics.ssl.hierarchy import HierarchyFeatures as Hierar
 from hjepa_dist_metrics.metrics.ssl.loss import HierarchicalLoss as HierarchicalLoss
 from hjepa_dist_metrics.metrics.ssl.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.ssl.prediction import PredictionQuality as PredictionQuality
+from hjepa_dist_metrics.metrics.ssl.views import ViewAgreement as ViewAgreement
 from hjepa_dist_metrics.metrics.system.memory import Memory as Memory
 from hjepa_dist_metrics.metrics.system.stragglers import Stragglers as Stragglers
 from hjepa_dist_metrics.metrics.system.throughput import (

@@ -67,8 +67,22 @@ ENTRIES = (
     _sync("sync/seconds", "time of a sync", "Time of the last sync on the main process.", unit="s"),
     _sync("sync/wait_seconds", "wait in a sync", "Part of it until the last rank came.", unit="s"),
     _sync("sync/slowest_rank", "last rank to arrive", "Number of the rank that arrived last.", unit="rank"),
-    Entry("alerts/{rule}", "alert", "1 while the rule fires, else 0.", healthy="0", dashboard="stability"),
-    Entry("alerts/log", "log of alerts", "Every alert with its step, value and bound.", kind="text"),
+    Entry(
+        "health/score",
+        "verdict",
+        "1 for a healthy run, 0.5 for a warning, 0 for a failing one.",
+        healthy="1",
+        dashboard="stability",
+    ),
+    Entry(
+        "alerts/{rule}", "finding", "1 while the finding lasts, else 0.", healthy="0", dashboard="stability"
+    ),
+    Entry(
+        "alerts/log",
+        "log of alerts",
+        "The findings, their evidence, cause and advice, and all that began.",
+        kind="text",
+    ),
     Entry("notes/{name}", "notes", "Text on the run: how to read it, its configuration.", kind="text"),
     Entry("training/images/{name}", "training picture", "The same, in a group of its own.", kind="image"),
     Entry(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hjepa_dist_metrics.catalog.findings import expand
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.publishing import Publisher
@@ -17,8 +18,8 @@ from hjepa_dist_metrics.sync import SyncHandle
 class LogCycle:
     """Log the metrics of a run at the steps of its schedule.
 
-    `before_log` is called with the families that are about to be logged. `stopping` are the alert rules of
-    `logging.alerts.stop_on` that fire, the same after the same step on every rank.
+    `before_log` is called with the families that are about to be logged. `stopping` are the findings of
+    `logging.alerts.stop_on` that last, the same after the same step on every rank.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class LogCycle:
     ) -> None:
         self._registry, self._schedule, self._publisher = registry, schedule, publisher
         self._collection = registry.collection
-        self._inline, self._stop_on = config.sync == "inline", set(config.alerts.stop_on)
+        self._inline, self._stop_on = config.sync == "inline", expand(config.alerts.stop_on)
         self._before_log = before_log
         self._ranks = UnevenRanks(
             self._collection, [*schedule.families, EPOCH], self._publish, self._followed

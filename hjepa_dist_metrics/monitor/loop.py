@@ -19,10 +19,23 @@ class LoopHooks:
 
     def __init__(self, observers: BuiltIn) -> None:
         self._timing, self._gradients, self._noise = observers.timing, observers.gradients, observers.noise
+        self._batches = observers.batches
 
     def batches(self, loader: Iterable[B]) -> Iterator[B]:
-        """Yield the loader's batches and time the wait for each."""
-        return self._timing.batches(loader)
+        """Yield the loader's batches and time the wait for each; on the steps up to a log, compare them."""
+        self._batches.begin_pass(loader)
+        for batch in self._timing.batches(loader):
+            with self._timing.own_time():
+                self._batches.look(batch)
+            yield batch
+        self._batches.end_pass()
+
+    def data_loading(self) -> AbstractContextManager[None]:
+        """Time the body as waiting for data, in a loop that does not go through `batches`.
+
+        What a `pause` inside of the body takes does not count.
+        """
+        return self._timing.loading()
 
     def forward(self) -> AbstractContextManager[None]:
         """Time the body as forward; may be entered once for each micro-step."""
@@ -50,6 +63,14 @@ class LoopHooks:
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""
         return self._gradients.clip_(max_norm)
+
+    def clipping(self) -> AbstractContextManager[None]:
+        """Read the gradients' norm before and after the body, which clips them in a way of its own.
+
+        For loops whose clipping is not the monitor's: Accelerate's, Lightning's, clipping by value. The
+        gradients, and so the training, stay as they are without a monitor.
+        """
+        return self._gradients.clipping()
 
     def observe_gradients(self) -> None:
         """Read the gradients if the coming `step` logs them: after `unscale_`, in a loop without clipping.

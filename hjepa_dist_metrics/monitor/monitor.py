@@ -12,7 +12,9 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.metrics import DistributedMetric
 from hjepa_dist_metrics.monitor.deprecated import DeprecatedNames
-from hjepa_dist_metrics.monitor.health.alerts import Alert, OnAlert, Rule
+from hjepa_dist_metrics.monitor.health.findings import Health
+from hjepa_dist_metrics.monitor.health.health_log import Alert, OnAlert
+from hjepa_dist_metrics.monitor.health.judge import Rule
 from hjepa_dist_metrics.monitor.loop import LoopHooks
 from hjepa_dist_metrics.monitor.observer import Observer
 from hjepa_dist_metrics.monitor.observers.representations import LevelMasks, Levels, StreamMasks, Streams
@@ -145,7 +147,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
 
     def add_rule(self, name: str, rule: Rule) -> None:
         """Watch the merged values by a rule of your own; it raises alerts as the built-in ones do."""
-        self.run.alerts.add(name, rule)
+        self.run.health_log.judge.add(name, rule)
 
     def add_alias(self, names: Mapping[str, str]) -> None:
         """Write numbers under second tags too: `names` maps a tag to its other one."""
@@ -153,7 +155,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
 
     def reset_loss_history(self) -> None:
         """Judge no loss by earlier ones: it has another meaning from the coming step on."""
-        self.run.built_in.losses.forget()
+        self.run.reset_losses()
 
     # -- writing and reading ---------------------------------------------------------------------------
 
@@ -174,7 +176,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
 
     @property
     def should_stop(self) -> str | None:
-        """Return the alert rule of `logging.alerts.stop_on` that has fired, None while training may go on.
+        """Return the finding of `logging.alerts.stop_on` that has begun, None while training may go on.
 
         The same after the same `step` on every rank: with background syncs the step after one that logs waits
         for its sync, and decides by the result; inline syncs and `log` decide at once.
@@ -201,10 +203,14 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         """Return the number of the last finished step; 0 before the first."""
         return self.run.schedule.last_step
 
+    def health(self) -> Health:
+        """Return the verdict on the run as of its newest log, the same on every rank, with all findings."""
+        return self.run.health_log.health
+
     @property
     def alerts(self) -> list[Alert]:
         """Return the alerts so far, in order."""
-        return list(self.run.alerts.alerts)
+        return list(self.run.health_log.alerts)
 
     @property
     def failures(self) -> list[str]:

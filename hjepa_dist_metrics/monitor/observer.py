@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.metrics import DistributedMetric
-from hjepa_dist_metrics.monitor.health.alerts import Rule
+from hjepa_dist_metrics.monitor.health.judge import Rule
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.schedule import Schedule
 from hjepa_dist_metrics.parallel import ProcessContext
@@ -49,6 +49,10 @@ class Scope:
     def is_due_next(self, family: str) -> bool:
         """Return whether the step after the coming one logs a family."""
         return self._schedule.is_due_next(family)
+
+    def steps_between(self, family: str) -> int | None:
+        """Return the steps between two logs of a family, None where it is off."""
+        return self._schedule.steps_between(family)
 
     def metric(self, name: str, kind: type[M], make: Callable[[], M], family: str = "scalars") -> M:
         """Return the run's metric `name`, made at its first use and logged at the cadence of `family`."""

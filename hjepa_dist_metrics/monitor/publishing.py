@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.logging.output import Output
+from hjepa_dist_metrics.monitor.convergence import Convergence
 from hjepa_dist_metrics.monitor.figure_renderer import FINISH_SECONDS, FigureRenderer
-from hjepa_dist_metrics.monitor.health.alerts import AlertBook
-from hjepa_dist_metrics.monitor.health.rule_state import memory_of, recall
-from hjepa_dist_metrics.monitor.health.rules import Convergence
+from hjepa_dist_metrics.monitor.health.health_log import HealthLog
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.sync import SyncReport
 from hjepa_dist_metrics.values import Drawing, Scalar, Text, Value
-
-logger = logging.getLogger("hjepa_dist_metrics.monitor")
 
 # The quick reference's short names for numbers that have a longer one.
 ALIASES = {
@@ -31,22 +26,21 @@ ALIASES = {
 class Publisher:
     """Judge and write values; on the training thread, the sync's thread, or both at a time.
 
-    `first` and `latest` are the first and the newest number of each tag, on every rank. `alert_book` is None
+    `first` and `latest` are the first and the newest number of each tag, on every rank. `health_log` is None
     where alerts are switched off.
     """
 
     def __init__(
-        self, sink: Output, context: ProcessContext, alert_book: AlertBook | None, explain: bool
+        self, sink: Output, context: ProcessContext, health_log: HealthLog | None, explain: bool
     ) -> None:
-        self.sink, self.context, self.alert_book = sink, context, alert_book
+        self.sink, self.context, self.health_log = sink, context, health_log
         self.first: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self._aliases = list(ALIASES.items())
         self._convergence = Convergence()
+        self._objective = 0
         # Written with the first values.
         self._notes: dict[str, Value] = {"notes/how_to_read": Text(catalog.how_to_read())} if explain else {}
-        # The last steps judged, and the rules' states written there.
-        self._told: deque[tuple[int, dict[str, float]]] = deque(maxlen=8)
         self._lock = threading.Lock()
         self._studio = FigureRenderer(sink.write) if context.is_main else None
 
@@ -65,54 +59,43 @@ class Publisher:
         self._aliases = [*self._aliases, *names.items()]
 
     def firing(self) -> set[str]:
-        """Return the alert rules that fire now."""
-        with self._lock:
-            return set() if self.alert_book is None else self.alert_book.firing()
+        """Return the names of the findings that last."""
+        return set() if self.health_log is None else self.health_log.firing()
+
+    def reset_losses(self) -> None:
+        """Mark losses of the coming logs as those of another objective."""
+        self._objective += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next values are compared with, for a checkpoint."""
-        return {"convergence": memory_of(self._convergence)}
+        return {"convergence": self._convergence.state_dict(), "objective": self._objective}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        recall(self._convergence, state["convergence"])
+        self._convergence.load_state_dict(state["convergence"])
+        self._objective = int(state["objective"])
 
     def publish(self, step: int, values: dict[str, Value], report: SyncReport | None) -> None:
         """Write a sync's values, their short names, what the sync cost, and the alerts they raise."""
         values |= self._convergence.rates(step, values)
+        if self._objective and "loss/total" in values:
+            values["loss/objective"] = Scalar(float(self._objective))
         values |= {short: values[tag] for tag, short in self._aliases if tag in values}
         self.write(step, {**values, **_cost(report)})
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Judge values and write them; drawings are drawn later, beside the training."""
         numbers = {tag: value.value for tag, value in values.items() if isinstance(value, Scalar)}
-        alerts = self._judge(step, numbers)
+        verdict = {} if self.health_log is None else self.health_log.update(step, numbers)
+        numbers |= {tag: value.value for tag, value in verdict.items() if isinstance(value, Scalar)}
         with self._lock:
             self.latest = self.latest | numbers  # a new one: readers keep theirs
             self.first = numbers | self.first
             notes, self._notes = self._notes, {}
         drawings = {tag: value for tag, value in values.items() if isinstance(value, Drawing)}
-        self.sink.write(step, {tag: v for tag, v in values.items() if tag not in drawings} | alerts | notes)
+        self.sink.write(step, {tag: v for tag, v in values.items() if tag not in drawings} | verdict | notes)
         if drawings:
             self._draw_later(step, drawings)
-
-    def _judge(self, step: int, numbers: dict[str, float]) -> dict[str, Value]:
-        """Return the rules' states, and the log where one began; adds the states to `numbers`."""
-        if self.alert_book is None:
-            return {}
-        with self._lock:  # a sync's thread and the training thread may judge at the same time
-            begun = self.alert_book.evaluate(step, numbers)
-            states = self.alert_book.scalars()
-            # An epoch's end and the end of the run may be one step: a state is written there once.
-            known = dict(self._told).get(step, {})
-            self._told.append((step, {**known, **states}))
-            log = self.alert_book.markdown()
-        numbers |= states
-        for alert in begun if self.context.is_main else ():
-            logger.warning("alert: %s", alert)
-        self.alert_book.notify(begun)
-        values: dict[str, Value] = {t: Scalar(v) for t, v in states.items() if known.get(t) != v}
-        return {**values, "alerts/log": Text(log)} if begun else values
 
     def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:
         if self._studio is None:

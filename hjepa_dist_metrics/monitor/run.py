@@ -15,8 +15,7 @@ from hjepa_dist_metrics.logging.output import agree_on_run, open_output
 from hjepa_dist_metrics.metrics import MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_list
-from hjepa_dist_metrics.monitor.health.alerts import AlertBook, OnAlert
-from hjepa_dist_metrics.monitor.health.matching_rules import matching_rules
+from hjepa_dist_metrics.monitor.health.health_log import HealthLog, OnAlert
 from hjepa_dist_metrics.monitor.log_cycle import LogCycle
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
@@ -37,7 +36,7 @@ from hjepa_dist_metrics.values import Scalar
 # What TensorBoard's table of runs shows beside their settings.
 COMPARED = ("loss/total", "collapse/effective_rank", "val/knn_accuracy", "performance/samples_per_second")
 # The format of checkpoints; it changes with what they hold.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class MonitoredRun:
             context=context, sync_timeout=config.sync_timeout, name=f"monitor of {self.name}"
         )
         self.registry = MetricRegistry(self.collection)
-        self.alerts = AlertBook(config.alerts, matching_rules(), options.on_alert)
+        self.health_log = HealthLog(config.alerts, context.is_main, options.on_alert)
         scope = Scope(model, optimizer_list(optimizer), config, self.registry, self.schedule)
         self.observers = ObserverList(scope, self.schedule)
         self.built_in = BuiltIn.of(config, options.level_weights, options.encoders)
@@ -80,8 +79,8 @@ class MonitoredRun:
         levels = None if options.level_weights is None else len(options.level_weights)
         self.sink = open_output(config, context, self.name, self.first_step, levels)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
-        book = self.alerts if config.alerts.enabled else None
-        self.publisher = Publisher(self.sink, context, book, explain=not options.resume)
+        health_log = self.health_log if config.alerts.enabled else None
+        self.publisher = Publisher(self.sink, context, health_log, explain=not options.resume)
         self.cycle = LogCycle(self.registry, self.schedule, self.publisher, config, self.observers.before_log)
         # The last to be registered is the first to be called: before the files close. A signal goes to all
         # ranks, and each is needed for the syncs that all have asked for already.
@@ -92,7 +91,7 @@ class MonitoredRun:
         """Let an observer look at each step, and judge by its rules."""
         self.observers.add(observer)
         for name, rule in observer.rules().items():
-            self.alerts.add(name, rule)
+            self.health_log.judge.add(name, rule)
 
     def step(self, given: Mapping[str, Any]) -> None:
         """Hand a step's arguments to the observers, and log what is due."""
@@ -111,6 +110,12 @@ class MonitoredRun:
             self.built_in.losses.validate(validation.value)
         self.publisher.write(self.schedule.last_step if step is None else step, ready)
         self.cycle.decide_stop()
+
+    def reset_losses(self) -> None:
+        """Judge no loss by those of earlier steps."""
+        self.cycle.settle()
+        self.built_in.losses.forget()
+        self.publisher.reset_losses()
 
     def flush(self) -> None:
         """Wait for the syncs under way and make everything readable."""
@@ -141,7 +146,7 @@ class MonitoredRun:
             **self.schedule.state_dict(),
             "metrics": metrics,
             "observers": observers,
-            "alerts": self.alerts.state_dict(),
+            "health": self.health_log.state_dict(),
             "published": self.publisher.state_dict(),
         }
 
@@ -150,7 +155,7 @@ class MonitoredRun:
         self._require_loadable(state)
         self.schedule.load_state_dict(state)
         self.cycle.resume()
-        self.alerts.load_state_dict(state["alerts"])
+        self.health_log.load_state_dict(state["health"])
         self.publisher.load_state_dict(state["published"])
         self.registry.restore(state["metrics"])
         self.observers.load_state_dict(state["observers"])

@@ -57,6 +57,10 @@ class Schedule:
         self.require_family(family)
         return self._every[family].is_due(self.step + 1)
 
+    def steps_between(self, family: str) -> int | None:
+        """Return the steps between two logs of a family, None where it is off."""
+        return self._every[family].steps
+
     def require_family(self, family: str) -> None:
         """Raise ConfigError for a family that is not logged at steps."""
         if family not in self._every:

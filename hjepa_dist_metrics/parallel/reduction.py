@@ -16,6 +16,7 @@ from torch import Tensor
 from hjepa_dist_metrics.parallel.collectives import all_reduce_sum
 from hjepa_dist_metrics.parallel.context import ProcessContext
 from hjepa_dist_metrics.parallel.sharding.placement import Layout
+from hjepa_dist_metrics.parallel.sharding.square_ranges import root, square_ranges
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,6 +28,26 @@ def sum_over_shards(block: Tensor, shards: Sequence[Sequence[ProcessGroup]]) -> 
     `shards[i]` are the groups over which column i is spread. One all_reduce a group, whatever n.
     """
     return _reduce_columns(block, shards, dist.ReduceOp.SUM)
+
+
+def norm_over_shards(norms: Tensor, shards: Sequence[Sequence[ProcessGroup]]) -> Tensor:
+    """Return the norm of each column of `norms`, float64 [..., n], over the ranks that share its tensor."""
+    return root(sum_over_shards(square_ranges(norms), shards)) if any(shards) else norms
+
+
+def moments_over_shards(
+    counts: Tensor, sums: Tensor, spreads: Tensor, shards: Sequence[Sequence[ProcessGroup]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return count, sum and spread about the common mean, float64 [n] each, over each column's ranks.
+
+    Two all_reduces a group; none where nothing is shared.
+    """
+    if not any(shards):
+        return counts, sums, spreads
+    count, total = sum_over_shards(torch.stack([counts, sums]), shards)
+    apart = counts.sqrt() * (sums / counts.clamp(min=1) - total / count.clamp(min=1)).abs()
+    apart = torch.where(torch.isfinite(apart), apart, torch.zeros_like(apart))
+    return count, total, norm_over_shards(torch.hypot(spreads, apart), shards)
 
 
 def max_over_shards(block: Tensor, shards: Sequence[Sequence[ProcessGroup]]) -> Tensor:

@@ -22,7 +22,7 @@ def common_rows(outcome: Outcome) -> Iterator[Row]:
         yield "samples/s, whole job", "", f"{speed:.0f}", ""
     stopped = f"stopped by {outcome.stopped_by}" if outcome.stopped_by else ""
     yield "optimizer steps", "", str(outcome.steps), stopped
-    yield "alerts", "", str(len(outcome.alerts)) if outcome.alerts else "none", ""
+    yield "health", "", outcome.health.verdict, ""
 
 
 def show(outcome: Outcome, logging: LoggingConfig, rows: Iterable[Row]) -> None:
@@ -37,7 +37,8 @@ def show(outcome: Outcome, logging: LoggingConfig, rows: Iterable[Row]) -> None:
     for row in (*rows, *common_rows(outcome)):
         table.add_row(*row)
     console.print(table)
-    for line in (*outcome.alerts, *outcome.failures):
+    findings = (f"{finding.severity}: {finding}" for finding in outcome.health.findings)
+    for line in (*findings, *outcome.failures):
         console.print(line, soft_wrap=True)
     if logging.tensorboard.enabled:
         folder = f"{logging.log_dir}/tensorboard"

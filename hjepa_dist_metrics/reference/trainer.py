@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hjepa_dist_metrics import LoggingConfig, ProcessContext, TrainingMonitor
+from hjepa_dist_metrics import Health, LoggingConfig, ProcessContext, TrainingMonitor
 from hjepa_dist_metrics.reference import checkpoint
 from hjepa_dist_metrics.reference.schedule import learning_rate
 from hjepa_dist_metrics.reference.training import TrainingConfig
@@ -30,12 +30,13 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 
 @dataclass
 class Outcome:
-    """Hold what a run ended with: first and last values by tag, the steps done, and where the files are."""
+    """Hold what a run ended with: first and last values by tag, the steps done, the verdict, what failed."""
 
     first: dict[str, float]
     latest: dict[str, float]
     steps: int
     run_name: str
+    health: Health
     alerts: list[str]
     failures: list[str]
     stopped_by: str | None = None
@@ -156,6 +157,7 @@ class Trainer:
             dict(monitor.latest),
             monitor.step_number,
             monitor.run_name,
+            monitor.health(),
             [str(alert) for alert in monitor.alerts],
             monitor.failures,
             monitor.should_stop,

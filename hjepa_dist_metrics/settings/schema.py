@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from hjepa_dist_metrics.catalog import ALERT_RULES
+from hjepa_dist_metrics.catalog import FINDINGS, GROUPS
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.settings.cadence import Every
 from hjepa_dist_metrics.settings.field_docs import explain_fields, field_docs
@@ -130,21 +130,24 @@ class CadenceConfig:
 
 @dataclass(frozen=True)
 class AlertsConfig:
-    """Rules that watch the merged values."""
+    """The judge, which watches the merged values."""
 
     enabled: bool = True
     """Raise alerts on the console and under `alerts/`."""
     stop_on: list[str] = field(default_factory=list)
-    """Rules that end the run, cleanly and on all ranks, when they fire."""
-    patience: int = 3
-    """Evaluations in a row that must be bad before a rule fires; nonfinite values fire at once."""
+    """Findings, or groups of them such as collapse, that end the run, cleanly and on all ranks."""
+    patience: int = 2
+    """Logs in a row that must have evidence before a finding begins; nonfinite values need one."""
+    patience_steps: int = 5
+    """Steps for which the evidence must last."""
     recovery: int = 3
-    """Evaluations in a row that must be good before a rule that fired is quiet again."""
+    """Logs in a row without evidence after which a finding ends."""
 
     def __post_init__(self) -> None:
         _require(self.patience >= 1, "alerts.patience", self.patience, "1 or more")
+        _require(self.patience_steps >= 0, "alerts.patience_steps", self.patience_steps, "0 or more")
         _require(self.recovery >= 1, "alerts.recovery", self.recovery, "1 or more")
-        _require_known("alerts.stop_on", self.stop_on, ALERT_RULES)
+        _require_known("alerts.stop_on", self.stop_on, [*GROUPS, *FINDINGS])
 
 
 @dataclass(frozen=True)
@@ -293,7 +296,7 @@ def to_dict(config: LoggingConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _require_known(key: str, names: Iterable[str], known: Mapping[str, str]) -> None:
+def _require_known(key: str, names: Iterable[str], known: Collection[str]) -> None:
     for name in names:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -12,7 +12,12 @@ HParam: TypeAlias = bool | int | float | str
 
 
 class Sink(Protocol):
-    """Take the values of one step at a time; `str(sink)` names it and its path in error messages."""
+    """Take the values of one step at a time; `str(sink)` names it and its path in error messages.
+
+    It is called from one thread. A class attribute `local = True` says that it only writes local files: such
+    sinks share a thread and are waited for; any other has a thread and a queue of its own. An OSError says
+    that the place has failed, any other exception that a value has no form there.
+    """
 
     def write(self, step: int, values: Mapping[str, Value], wall_time: float | None = None) -> None:
         """Write tag -> value at `step`; `wall_time` in seconds since the epoch, by default now."""

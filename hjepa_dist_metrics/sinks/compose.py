@@ -6,21 +6,29 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hjepa_dist_metrics.sinks.base import HParam, RunSink, Sink
+from hjepa_dist_metrics.sinks.text import encodable_hparams, encodable_values
 from hjepa_dist_metrics.values import Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
+
+# Writes in a row of which a sink took nothing, after which it counts as broken.
+_MOST_FRUITLESS = 10
 
 
 class SinkGroup:
     """Fan out to sinks; one that raises is reported once, closed and dropped, the others go on.
 
-    Monitoring never kills training: no method raises because a sink failed. `failures` keeps the
-    messages that were reported.
+    A sink whose `write` raises something else than an OSError gets the values one by one: those that it
+    cannot write are left out, which is said once a tag, until ten writes in a row have brought it nothing.
+    Monitoring never kills training: no method raises because a sink failed. `failures` keeps the messages
+    that were reported.
     """
 
     def __init__(self, sinks: Iterable[Sink] = ()) -> None:
         self._sinks: list[Sink] = list(sinks)
         self.failures: list[str] = []
+        self._left_out: set[tuple[str, str]] = set()
+        self._fruitless: dict[str, int] = {}
 
     @classmethod
     def open(cls, factories: Mapping[str, Callable[[], Sink]]) -> SinkGroup:
@@ -46,13 +54,15 @@ class SinkGroup:
 
     def write(self, step: int, values: Mapping[str, Value], wall_time: float | None = None) -> None:
         """Write one step's values to every sink."""
-        self._each("write", lambda sink: sink.write(step, values, wall_time))
+        clean = encodable_values(values)
+        self._each("write", lambda sink: self._write(sink, step, clean, wall_time))
 
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
         """Hand the run's settings to the sinks that take them."""
+        clean = encodable_hparams(hparams)
         self._each(
             "write_hparams",
-            lambda sink: sink.write_hparams(hparams, metrics) if isinstance(sink, RunSink) else None,
+            lambda sink: sink.write_hparams(clean, metrics) if isinstance(sink, RunSink) else None,
         )
 
     def write_status(self, success: bool) -> None:
@@ -70,6 +80,40 @@ class SinkGroup:
         """Close every sink, also after one of them failed to."""
         self._each("close", lambda sink: sink.close())
         self._sinks.clear()
+
+    def _write(self, sink: Sink, step: int, values: Mapping[str, Value], wall_time: float | None) -> None:
+        try:
+            sink.write(step, values, wall_time)
+        except OSError:
+            raise
+        except Exception as error:
+            if not self._write_one_by_one(sink, step, values, wall_time):
+                fruitless = self._fruitless[str(sink)] = self._fruitless.get(str(sink), 0) + 1
+                if fruitless >= _MOST_FRUITLESS:
+                    raise
+            logger.debug("%s did not take a step's values together: %s", sink, error)
+        else:
+            self._fruitless.pop(str(sink), None)
+
+    def _write_one_by_one(
+        self, sink: Sink, step: int, values: Mapping[str, Value], wall_time: float | None
+    ) -> bool:
+        """Return whether any value could be written."""
+        written = False
+        for tag, value in values.items():
+            try:
+                sink.write(step, {tag: value}, wall_time)
+                written = True
+            except OSError:
+                raise
+            except Exception as error:
+                self._leave_out(str(sink), tag, error)
+        return written
+
+    def _leave_out(self, name: str, tag: str, error: Exception) -> None:
+        if (name, tag) not in self._left_out:
+            self._left_out.add((name, tag))
+            logger.error("%s leaves out %r: %s: %s", name, tag, type(error).__name__, error)
 
     def _each(self, verb: str, call: Callable[[Sink], None]) -> None:
         for sink in tuple(self._sinks):

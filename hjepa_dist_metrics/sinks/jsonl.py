@@ -27,6 +27,8 @@ class JsonlSink:
     those steps again.
     """
 
+    local = True
+
     def __init__(self, path: str | Path, start_step: int = 0) -> None:
         self.path = Path(path)
         self._start_step = start_step

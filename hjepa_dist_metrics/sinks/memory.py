@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hjepa_dist_metrics.sinks.base import HParam
 from hjepa_dist_metrics.values import Scalar, Value
@@ -23,6 +24,7 @@ class Written:
 class MemorySink:
     """Keep every write in `records`, in order."""
 
+    local: ClassVar[bool] = True
     records: list[Written] = field(default_factory=list)
     hparams: dict[str, HParam] = field(default_factory=dict)
     hparam_metrics: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from hjepa_dist_metrics.states.keyed import GroupSums as GroupSums
 from hjepa_dist_metrics.states.lazy import Lazy as Lazy, of_width as of_width, resolved as resolved
 from hjepa_dist_metrics.states.moments import Moments as Moments
 from hjepa_dist_metrics.states.named import NamedSums as NamedSums
+from hjepa_dist_metrics.states.paired_covariance import PairedCovariance as PairedCovariance
 from hjepa_dist_metrics.states.ranks.rank_extremes import RankExtremes as RankExtremes
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable as RankTable
 from hjepa_dist_metrics.states.ranks.sharded import (

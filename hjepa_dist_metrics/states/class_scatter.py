@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from hjepa_dist_metrics.states.covariance import Covariance
 from hjepa_dist_metrics.states.decompositions import discriminant_eigenvalues
 
 _DELTA = 1e-4  # LiDAR's (2312.04000)
+_MOST = 600  # an exponent beyond which delta is either nothing or all, and still has an inverse
 
 
 class ClassScatter(State):
@@ -44,18 +46,29 @@ class ClassScatter(State):
         self.within.update(offsets, valid)
         self._eigenvalues = None
 
-    @property
-    def scatter(self) -> Tensor | None:
-        """Return Sw, float64 [D, D]; None where there are fewer than two classes or no class has two rows."""
-        free = self.within.count - self.between.count
-        return None if self.between.count < 2 or free < 1 else self.within.second_moment / free
+    def scaled(self) -> tuple[Tensor, Tensor | None, int]:
+        """Return Sb and Sw of rows / 2^e, float64 [D, D] each, and e, which is 0 for rows of ordinary size.
+
+        Sw is None where there are fewer than two classes or no class has two rows.
+        """
+        (between, up), (within, down) = self.between.scaled(), self.within.scaled()
+        exponent = max(up, down)
+        means = between.matrix * 2.0 ** (2 * (up - exponent))
+        free = within.count - between.count
+        if between.count < 2 or free < 1:
+            return means, None, exponent
+        return means, within.second_moment * (2.0 ** (2 * (down - exponent)) / free), exponent
 
     def spectrum(self) -> Tensor:
-        """Return the eigenvalues, rising, [D]; NaN where a moment is not finite or there is no scatter."""
+        """Return the eigenvalues, rising, [D]; NaN where a moment is not finite or there is no scatter.
+
+        Of rows that are scaled they are those up to a factor, which no share of them has.
+        """
         if self._eigenvalues is None:
-            scatter = self.scatter
-            within = torch.full_like(self.within.m2, float("nan")) if scatter is None else scatter
-            self._eigenvalues = discriminant_eigenvalues(self.between.matrix, within, _DELTA)
+            means, scatter, exponent = self.scaled()
+            within = torch.full_like(means, float("nan")) if scatter is None else scatter
+            delta = _DELTA * 2.0 ** float(np.clip(-2 * exponent, -_MOST, _MOST))
+            self._eigenvalues = discriminant_eigenvalues(means, within, delta)
         return self._eigenvalues
 
     def merge(self, other: ClassScatter) -> ClassScatter:

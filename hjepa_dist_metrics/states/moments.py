@@ -1,7 +1,8 @@
 """Count, mean and variance, merged after Chan et al. (1983) in float64.
 
 Batches are shifted by one of their own rows before anything is squared, so that constant features have a
-variance of exactly zero and a large mean costs no digits.
+variance of exactly zero and a large mean costs no digits. Kept is the root of the sum of squares, which no
+size of the values takes out of the range of float64.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from hjepa_dist_metrics.states.base import Numeric, as_tensor
 from hjepa_dist_metrics.states.row_state import Block, RowState, namespace
 from hjepa_dist_metrics.states.rows import blocks, row_weights
+from hjepa_dist_metrics.states.scales import unit_scale
 
 
 class Moments(RowState):
@@ -44,15 +46,16 @@ class Moments(RowState):
     @property
     def variance(self) -> Any:
         """Return M2 / (n - 1); 0 of one value, NaN of nothing."""
-        count, m2 = self._field(0), self._field(2)
-        if not self.shape:
-            return m2 / max(count - 1, 1) if count >= 1 else float("nan")
-        return _where_counted(count, m2 / (count - 1).clip(min=1), 1)
+        std = self.std
+        return std * std
 
     @property
     def std(self) -> Any:
         """Return the square root of the unbiased variance."""
-        return self.variance**0.5
+        count, root = self._field(0), self._field(2)
+        if not self.shape:
+            return root / max(count - 1, 1) ** 0.5 if count >= 1 else float("nan")
+        return _where_counted(count, root / (count - 1).clip(min=1) ** 0.5, 1)
 
     @property
     def nonfinite(self) -> Any:
@@ -76,14 +79,14 @@ class Moments(RowState):
 
     @classmethod
     def merge_rows(cls, lower: Block, upper: Block) -> Block:
-        """Add counts, and centred squares about the common mean (Chan)."""
+        """Add counts, and centred squares about the common mean (Chan), as roots."""
         xp = namespace(lower)
         merged = lower + upper
         count, others = lower[0], upper[0]
         share = others / merged[0].clip(min=1)
         shift = xp.where((count > 0) & (others > 0), upper[1] - lower[1], 0.0)
         merged[1] = xp.where(count > 0, lower[1], upper[1]) + shift * share
-        merged[2] += shift * shift * (count * share)
+        merged[2] = xp.hypot(xp.hypot(lower[2], upper[2]), abs(shift) * (count * share) ** 0.5)
         return merged
 
 
@@ -107,7 +110,9 @@ def _centre(rows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor,
 def _block_moments(rows: Tensor, valid: Tensor | None) -> Tensor:
     count, mean, centred, nonfinite = _centre(rows, valid)
     bad = nonfinite.sum(dim=0).to(torch.float64)
-    return torch.stack([count.expand_as(mean), mean, (centred**2).sum(dim=0), bad])
+    scale = unit_scale(centred, dim=0)
+    root = scale[0] * torch.linalg.vector_norm(centred / scale, dim=0)
+    return torch.stack([count.expand_as(mean), mean, root, bad])
 
 
 def _where_counted(count: Any, value: Any, least: int) -> Any:

@@ -15,10 +15,15 @@ _BLOCK_ELEMENTS = 1 << 20
 
 def row_weights(valid: Tensor, lead: Sequence[int], device: torch.device) -> Tensor:
     """Return `valid` as bool [rows]; raise ConfigError where its shape is not the rows'."""
+    return row_mask(valid, lead, device).reshape(-1)
+
+
+def row_mask(valid: Tensor, lead: Sequence[int], device: torch.device) -> Tensor:
+    """Return `valid` as bool of the rows' shape; raise ConfigError where it has another one."""
     mask = as_tensor(valid, device)
     if tuple(mask.shape) != tuple(lead):
         raise ConfigError(f"expected a valid mask of shape {list(lead)}, got {list(mask.shape)}")
-    return mask.to(device=device, dtype=torch.bool, non_blocking=True).reshape(-1)
+    return mask.to(device=device, dtype=torch.bool, non_blocking=True)
 
 
 def blocks(rows: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -330,7 +330,7 @@ def test_a_gaussian_is_ok_and_a_line_and_a_point_are_bad_at_any_size(dim, count)
 
 def test_explain_tells_everything_in_lines():
     text = catalog.explain("collapse/level0_effective_rank")
-    assert text.startswith("collapse/level0_effective_rank: effective rank of level0\n")
+    assert text.startswith("collapse/level0_effective_rank: effective rank (centred unit rows) of level0\n")
     for part in (
         "pattern:",
         "collapse/{name}_effective_rank",

@@ -114,6 +114,11 @@ def _feed_predictions(metric: Any, piece: slice) -> None:
     metric.update(predictions, targets, valid, torch.arange(MOST)[piece])
 
 
+def _feed_views(metric: Any, piece: slice) -> None:
+    features, valid = _levels(piece, seed=11)
+    metric.update(features[0], valid[0])
+
+
 def _feed_masks(metric: Any, piece: slice) -> None:
     metric.update(MASKS[piece])
 
@@ -244,6 +249,16 @@ def _head_parameters() -> DistributedMetric:
     return metrics.HeadParameters(model, {"rgb_head": model["rgb_head"]})
 
 
+def _feed_batches(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update((FEATURES[step].repeat(4) * (step % 3 > 0), torch.arange(2)), step)
+
+
+def _feed_coverage(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update([f"layer{i}.weight" for i in range(step % 3)], step % 2)
+
+
 def _optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 0.25)], lr=1.0
@@ -251,6 +266,9 @@ def _optimizer() -> torch.optim.Optimizer:
 
 
 EXAMPLES: dict[type[DistributedMetric], Example] = {
+    metrics.BatchContent: Example(
+        metrics.BatchContent, _feed_batches, tags=(), rank_states=("batches",), tolerance=0.0
+    ),
     metrics.HierarchicalLoss: Example(
         lambda: metrics.HierarchicalLoss(2, [1.0, 0.5]), _feed_losses, tolerance=1e-9
     ),
@@ -273,10 +291,12 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     metrics.PredictionQuality: Example(
         lambda: metrics.PredictionQuality(2, [DIM, 3], patches=4), _feed_predictions
     ),
+    metrics.ViewAgreement: Example(lambda: metrics.ViewAgreement(DIM), _feed_views),
     metrics.Masking: Example(
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
     ),
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
+    metrics.OptimizerCoverage: Example(metrics.OptimizerCoverage, _feed_coverage, tolerance=0.0),
     metrics.Updates: Example(_updates, _feed_updates, replicated=True, tolerance=0.0),
     metrics.GradientNoise: Example(
         lambda: metrics.GradientNoise(_model(), decay=0.0), _feed_noise, replicated=True, tolerance=1e-12

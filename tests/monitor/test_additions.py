@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from hjepa_dist_metrics.monitor.health.alerts import Finding
 
 from hjepa_dist_metrics import ConfigError, ModalityAlignment, TrainingMonitor, WeightedMean
-from hjepa_dist_metrics.monitor.health.alerts import Finding
 from tests.monitor.test_monitor import config, problem, series
 
 

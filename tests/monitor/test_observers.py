@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from hjepa_dist_metrics.monitor.health.alerts import Finding
 
 from hjepa_dist_metrics import ConfigError, DistributedMetric, Observer, TrainingMonitor, WeightedMean
-from hjepa_dist_metrics.monitor.health.alerts import Finding
 from hjepa_dist_metrics.states import Max, Replicated
 from tests.monitor.test_monitor import config, problem
 

@@ -30,11 +30,12 @@ def stores(rank: int) -> tuple[bool, bytes, bool]:
     job = compat.job_store()
     own = compat.own_connection(job, 5.0)
     own.set(f"from {rank}", str(rank))
-    return (
-        compat.hosts_store(job),
-        job.get(f"from {1 - rank}"),
-        isinstance(compat.underlying(job), dist.TCPStore),
-    )
+    read = job.get(f"from {1 - rank}")
+    hosts = compat.hosts_store(job)
+    own.set(f"done {rank}", "")
+    if hosts:
+        job.wait(["done 1"])  # the store ends with the process that hosts it
+    return hosts, read, isinstance(compat.underlying(job), dist.TCPStore)
 
 
 def test_an_own_connection_reads_what_the_job_writes_and_the_host_is_known():

@@ -126,7 +126,7 @@ def test_the_last_picture_of_a_tag_comes_back_and_reaches_the_report(tmp_path: P
     import base64
 
     from hjepa_dist_metrics.cli import main
-    from hjepa_dist_metrics.sinks.png import encode_png
+    from hjepa_dist_metrics.sinks.tensorboard.png import encode_png
 
     shades = {step: Image(np.full((4, 4, 3), 50 * step, np.uint8)) for step in (1, 2)}
     sink = TensorBoardSink(tmp_path / "tensorboard/a", 0)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from hjepa_dist_metrics.sinks.png import encode_apng
+from hjepa_dist_metrics.sinks.tensorboard.png import encode_apng
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -16,7 +16,8 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from hjepa_dist_metrics.errors import MetricsError
-from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink, _Records
+from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink
+from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
 from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text
 
 
@@ -124,7 +125,7 @@ def test_an_image_reads_back_pixel_by_pixel(tmp_path, channels):
 
 def test_pillow_reads_the_image(tmp_path):
     pillow = pytest.importorskip("PIL.Image", reason="Pillow, an independent PNG reader, is not installed")
-    from hjepa_dist_metrics.sinks.png import encode_png
+    from hjepa_dist_metrics.sinks.tensorboard.png import encode_png
 
     pixels = np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8)
     (tmp_path / "x.png").write_bytes(encode_png(pixels))
@@ -261,7 +262,7 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
 
 
 def test_a_tensorboard_without_the_private_names_is_left_as_it_is():
-    records = _Records.put_under(object())
+    records = GuardedRecords.put_under(object())
     records.raise_failure()
     assert records._writer is None
 

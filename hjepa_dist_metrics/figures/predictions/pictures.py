@@ -51,7 +51,7 @@ from hjepa_dist_metrics.figures.style import (
 )
 from hjepa_dist_metrics.metrics import Collapse
 from hjepa_dist_metrics.metrics.reconstruction.image_quality import psnr
-from hjepa_dist_metrics.metrics.ssl.spectrum import without_noise
+from hjepa_dist_metrics.metrics.ssl.spectrum import covariance_spectrum
 from hjepa_dist_metrics.parallel import ProcessContext
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def visualize_embedding_distribution(
         "dimension, sorted",
         "standard deviation",
     )
-    sigma = np.sqrt(without_noise(unit.spectrum(), float(unit.mean @ unit.mean)).numpy()[::-1])
+    sigma = np.sqrt(covariance_spectrum(unit.matrix, unit.mean).numpy()[::-1])
     spectrum.semilogy(np.arange(1, len(sigma) + 1), np.maximum(sigma, 1e-8), color=COLOURS[2])
     rank = f"effective rank {values['collapse/effective_rank']:.1f} of {array.shape[1]}"
     describe(spectrum, f"spectrum, {rank}", "number", "singular value")

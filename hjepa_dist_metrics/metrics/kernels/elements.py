@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.metrics.kernels.moments import pooled_spreads
 from hjepa_dist_metrics.states.base import to_device
 
-SUMS = ("count", "abs_sum", "sum", "square_sum", "zeros", "nonfinite")
+SUMS = ("count", "abs_sum", "sum", "zeros", "nonfinite")
 BINS = 512  # sign and exponent of a float32
 
 
@@ -22,11 +23,13 @@ BINS = 512  # sign and exponent of a float32
 class ElementStats:
     """Hold statistics of tensors, one column each.
 
-    `sums` float64 [6, n] in the order of SUMS; `largest` and `smallest` absolute values, float64 [n],
-    minus and plus infinity of an empty tensor. A NaN makes sums and extremes NaN.
+    `sums` float64 [5, n] in the order of SUMS; `spread`, the norm of the deviations from the mean, and
+    `largest` and `smallest` absolute values, float64 [n], the extremes minus and plus infinity of an empty
+    tensor. A NaN makes sums, spread and extremes NaN.
     """
 
     sums: Tensor
+    spread: Tensor
     largest: Tensor
     smallest: Tensor
 
@@ -35,6 +38,7 @@ class ElementStats:
         """Put the statistics of several sets of tensors side by side."""
         return cls(
             torch.cat([part.sums for part in parts], dim=1),
+            torch.cat([part.spread for part in parts]),
             torch.cat([part.largest for part in parts]),
             torch.cat([part.smallest for part in parts]),
         )
@@ -47,6 +51,7 @@ class ElementStats:
         smallest = self.smallest.new_full((size,), float("inf"))
         return ElementStats(
             sums,
+            pooled_spreads(self.sums[0], self.sums[SUMS.index("sum")], self.spread, index, size),
             largest.scatter_reduce_(0, index, self.largest, "amax"),
             smallest.scatter_reduce_(0, index, self.smallest, "amin"),
         )
@@ -83,8 +88,17 @@ def read_elements(
     if not tensors:
         empty = torch.zeros(0, dtype=torch.float64, device=device)
         counts = torch.zeros((size, BINS), dtype=torch.int64, device=device) if counting else None
-        return Elements(ElementStats(empty.new_zeros((len(SUMS), 0)), empty, empty), counts)
+        return Elements(ElementStats(empty.new_zeros((len(SUMS), 0)), empty, empty, empty), counts)
     if device.type != "cpu":
         each = elements_device.stats(tensors)
         return Elements(each, elements_device.counts(tensors, columns, size) if counting else None)
     return elements_host.read(tensors, columns, size, counting)
+
+
+def single(values: Tensor) -> Tensor:
+    """Return values in float32, those that it does not reach as its largest: they are finite."""
+    narrow = values.to(torch.float32)
+    if values.dtype != torch.float64:
+        return narrow
+    largest = torch.finfo(torch.float32).max
+    return torch.where(torch.isfinite(values), narrow.clamp(-largest, largest), narrow)

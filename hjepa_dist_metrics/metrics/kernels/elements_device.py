@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.metrics.kernels.elements import BINS, ElementStats
-from hjepa_dist_metrics.metrics.kernels.stable_variance import sums_about_mean
+from hjepa_dist_metrics.metrics.kernels.elements import BINS, ElementStats, single
+from hjepa_dist_metrics.metrics.kernels.moments import about_mean
 from hjepa_dist_metrics.states.base import to_device
 
 _COUNTED = 1 << 24  # elements that a histogram in float32 counts exactly
@@ -20,7 +20,7 @@ def stats(tensors: Sequence[Tensor]) -> ElementStats:
     counts = to_device(
         torch.tensor([t.numel() for t in tensors], dtype=torch.float64, device="cpu"), found.device
     )
-    return ElementStats(torch.cat([counts[None], found[:, :5].T]), found[:, 5], found[:, 6])
+    return ElementStats(torch.cat([counts[None], found[:, :4].T]), *found[:, 4:].T.unbind())
 
 
 def _row(flat: Tensor) -> Tensor:
@@ -31,14 +31,14 @@ def _row(flat: Tensor) -> Tensor:
         return row
     wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.to(torch.float32)
     absolute = wide.abs()
-    total, squares = sums_about_mean(wide)
+    total, spread = about_mean(wide)
     smallest, largest = torch.aminmax(absolute)
     parts = [
-        absolute.sum(),
+        absolute.sum(dtype=torch.float64),
         total,
-        squares,
         flat.numel() - torch.count_nonzero(flat),
         (~torch.isfinite(wide)).sum(),
+        spread,
         largest,
         smallest,
     ]
@@ -51,7 +51,7 @@ def counts(tensors: Sequence[Tensor], columns: Sequence[int], size: int) -> Tens
     for tensor, column in zip(tensors, columns, strict=True):
         for block in torch.split(tensor.reshape(-1), _COUNTED):
             if block.numel():
-                found[column] += _count(block.to(torch.float32))
+                found[column] += _count(single(block))
     return found
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.metrics.kernels.elements import BINS, Elements, ElementStats
+from hjepa_dist_metrics.metrics.kernels.elements import BINS, SUMS, Elements, ElementStats, single
 from hjepa_dist_metrics.metrics.kernels.flat_tensors import FlatTensors, chunks, split_by_size
+from hjepa_dist_metrics.metrics.kernels.moments import block_moments_, joined_moments
 from hjepa_dist_metrics.metrics.kernels.norms import BLOCK, ROW
-from hjepa_dist_metrics.metrics.kernels.stable_variance import recompute_in_float64_
 
 _EXPONENT_SHIFT = 23
 
@@ -45,26 +45,24 @@ def _joined_stats(tensors: Sequence[Tensor], columns: Sequence[int], counts: Ten
     absolute = np.abs(joined.values)
     bits = absolute.view(np.int64 if absolute.dtype == np.float64 else np.int32)  # in the order of the values
     highest, lowest = joined.largest(bits), joined.smallest(bits)
-    wide = absolute.astype(np.float64)
-    sums = [joined.sums(wide), joined.sums(joined.values)]
-    wide *= wide
-    sums.append(joined.sums(wide))
+    abs_sums = joined.sums(absolute)
+    sums, spread = joined_moments(joined, tensors)
     nothing = np.zeros(len(tensors))
     zeros = nothing if lowest.all() else joined.sums(bits == 0)
-    bad = nothing if np.isfinite(sums[0]).all() else joined.sums(~np.isfinite(joined.values))
+    bad = nothing if np.isfinite(abs_sums).all() else joined.sums(~np.isfinite(joined.values))
     if counts is not None:
         _count_joined(joined, columns, counts)
     largest, smallest = (ends.view(absolute.dtype).astype(np.float64) for ends in (highest, lowest))
     return ElementStats(
-        torch.from_numpy(np.stack([joined.sizes, *sums, zeros, bad])),
+        torch.from_numpy(np.stack([joined.sizes, abs_sums, sums.numpy(), zeros, bad])),
+        spread,
         torch.from_numpy(largest),
         torch.from_numpy(np.where(np.isnan(largest), largest, smallest)),
     )
 
 
 def _count_joined(joined: FlatTensors, columns: Sequence[int], counts: Tensor) -> None:
-    with np.errstate(over="ignore"):  # what float32 does not reach is infinite
-        codes = joined.values.astype(np.float32).view(np.int32)
+    codes = single(torch.from_numpy(joined.values)).numpy().copy().view(np.int32)
     codes >>= _EXPONENT_SHIFT
     codes &= BINS - 1
     codes += np.repeat(np.array(columns, dtype=np.int32) * BINS, joined.sizes)
@@ -93,17 +91,16 @@ def _stats(
         torch.aminmax(bits, out=(ends[2 * i], ends[2 * i + 1]))
         if target is not None:
             target += _count(wide, bits, bool(ends[2 * i + 1]))
-    squares = norms.to(torch.float64).square_().sum(dim=1)
-    sums = torch.cat([found.to(torch.float64).T, squares[None]])
-    recompute_in_float64_(blocks, sums[1], sums[2])
-    rare = _rare(blocks, found, extremes)
-    numels = torch.tensor([block.numel() for block in blocks], dtype=torch.float64, device="cpu")
     smallest, largest = extremes.view(wide_type).to(torch.float64).unbind(1)
-    return ElementStats(
-        torch.cat([numels[None], sums, rare]),
-        largest,
-        torch.where(largest.isnan(), largest, smallest),
-    )
+    sums = torch.zeros((len(SUMS), len(blocks)), dtype=torch.float64, device="cpu")
+    sums[0] = torch.tensor([block.numel() for block in blocks], dtype=torch.float64, device="cpu")
+    sums[1:3] = found.T
+    block_norms = norms.to(torch.float64).square_().sum(dim=1).sqrt_()
+    spread, again = block_moments_(blocks, sums[2], block_norms, largest)
+    for index in again:
+        sums[1, index] = blocks[index].abs().sum(dtype=torch.float64)
+    sums[3:] = _rare(blocks, sums[1], extremes)
+    return ElementStats(sums, spread, largest, torch.where(largest.isnan(), largest, smallest))
 
 
 def _row_norms(flat: Tensor, into: Tensor) -> None:
@@ -113,12 +110,12 @@ def _row_norms(flat: Tensor, into: Tensor) -> None:
         torch.linalg.vector_norm(flat[rows * ROW :], dim=0, keepdim=True, out=into[rows : rows + 1])
 
 
-def _rare(blocks: Sequence[Tensor], found: Tensor, extremes: Tensor) -> Tensor:
+def _rare(blocks: Sequence[Tensor], abs_sums: Tensor, extremes: Tensor) -> Tensor:
     """Count zeros and nonfinite elements, in those blocks alone that have any: counting costs four reads."""
     rare = torch.zeros((2, len(blocks)), dtype=torch.float64, device="cpu")
     for index in (extremes[:, 0] == 0).nonzero()[:, 0].tolist():
         rare[0, index] = blocks[index].numel() - torch.count_nonzero(blocks[index])
-    for index in (~torch.isfinite(found[:, 0])).nonzero()[:, 0].tolist():
+    for index in (~torch.isfinite(abs_sums)).nonzero()[:, 0].tolist():
         rare[1, index] = (~torch.isfinite(blocks[index])).sum()
     return rare
 
@@ -130,9 +127,9 @@ def _count(wide: Tensor, scratch: Tensor, nonzero: bool) -> Tensor:
         counts = torch.zeros(BINS, dtype=torch.int64, device="cpu")
         counts[0], counts[BINS // 2] = wide.numel() - negative, negative
         return counts
-    single = wide.to(torch.float32).view(torch.int32)
-    codes = scratch if scratch.dtype == torch.int32 else torch.empty_like(single)
-    torch.bitwise_right_shift(single, _EXPONENT_SHIFT, out=codes)
+    bits = single(wide).view(torch.int32)
+    codes = scratch if scratch.dtype == torch.int32 else torch.empty_like(bits)
+    torch.bitwise_right_shift(bits, _EXPONENT_SHIFT, out=codes)
     return torch.bincount(codes.bitwise_and_(BINS - 1), minlength=BINS)
 
 

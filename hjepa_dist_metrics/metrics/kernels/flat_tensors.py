@@ -52,6 +52,19 @@ class FlatTensors:
         with np.errstate(invalid="ignore"):  # infinities cancel to NaN: a finding, and no error
             return np.add.reduceat(values, self._starts, dtype=np.float64)
 
+    def moments(self) -> tuple[Array, Array]:
+        """Return the sum of each stretch and the norm of its deviations from its mean, in float64."""
+        wide = self.values.astype(np.float64, copy=False)
+        sums = self.sums(wide)
+        means = np.where(np.isfinite(sums), sums, 0.0) / self.sizes
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            deviations = wide - np.repeat(means, self.sizes)
+            offsets = self.sums(deviations)
+            deviations *= deviations
+            squares = self.sums(deviations)
+            spreads = np.sqrt(np.maximum(squares - offsets * offsets / self.sizes, 0.0))
+        return sums, np.where(np.isinf(squares), squares, spreads)
+
     def largest(self, values: Array) -> Array:
         """Return the largest of each stretch."""
         return np.maximum.reduceat(values, self._starts)
@@ -76,6 +89,7 @@ def joined_sums(tensors: Sequence[Tensor]) -> Tensor:
     for start, stop in chunks([tensor.numel() for tensor in tensors]):
         joined = FlatTensors(tensors[start:stop], torch.float64)
         sums = joined.sums(joined.values)
-        joined.values *= joined.values  # in place: fresh memory would take longer to get than to fill
+        with np.errstate(over="ignore", under="ignore"):
+            joined.values *= joined.values  # in place: fresh memory would take longer to get than to fill
         found.append(np.stack([sums, joined.sums(joined.values)]))
     return torch.from_numpy(np.concatenate(found, axis=1))

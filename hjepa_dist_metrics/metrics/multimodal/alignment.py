@@ -17,7 +17,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows, modality_names
 from hjepa_dist_metrics.metrics.multimodal.retrieval import diagonal_contrast, heatmap, recall_at
-from hjepa_dist_metrics.metrics.ssl.collapse import unit_rows
+from hjepa_dist_metrics.metrics.ssl.rows import row_norms, unit_rows
 from hjepa_dist_metrics.states import Lazy, Moments, Sample, Sum, of_width, resolved
 
 RECALLS = (1, 5)
@@ -45,10 +45,10 @@ class ModalityEmbeddings(DistributedMetric):
 
     def update(self, embeddings: Mapping[str, Tensor], valid: Tensor | None = None) -> None:
         """Add a batch by modality; `valid` [B] leaves padding out."""
-        rows = [_wide(tensor) for tensor in matched_rows(embeddings, self.names, same_width=False)]
+        rows = [tensor.detach() for tensor in matched_rows(embeddings, self.names, same_width=False)]
         for place, tensor in enumerate(rows):
             self.states[f"rows{place}"].update(tensor, valid)
-        norms = torch.stack([torch.linalg.vector_norm(tensor, dim=1) for tensor in rows], dim=1)
+        norms = torch.stack([row_norms(tensor) for tensor in rows], dim=1)
         self.norms.update(norms, valid)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,13 +94,13 @@ class ModalityAlignment(DistributedMetric):
     ) -> None:
         """Add a batch by modality; `valid` [B] leaves padding out, `ids` [B] are the samples' global numbers.
 
-        Without `ids` the sample is drawn by the rows' content, which is as good but treats equal rows alike.
+        Without `ids` the sample is drawn by the rows' content: as good, but equal rows stay or go together.
         """
         rows = [unit_rows(tensor) for tensor in matched_rows(embeddings, self.names, same_width=True)]
         stacked = torch.stack(rows, dim=1)
         kept = stacked if valid is None else torch.where(_column(valid, stacked), stacked, 0.0)
         self.sums.update(kept)
-        cosines = [(rows[a].double() * rows[b].double()).sum(dim=1) for a, b in self.pairs]
+        cosines = [(rows[a] * rows[b]).sum(dim=1) for a, b in self.pairs]
         self.diagonals.update(torch.stack(cosines, dim=1), valid)
         self.sample.update(stacked.flatten(start_dim=1), valid, ids=ids)
 
@@ -134,11 +134,6 @@ class ModalityAlignment(DistributedMetric):
                 yield f"recall_at_{k}_{b}_to_{a}", recall_at(similarity.T, k)
         yield "diagonal_contrast", diagonal_contrast(similarity)
         yield "similarity_matrix", heatmap(similarity[:_DRAWN, :_DRAWN])
-
-
-def _wide(rows: Tensor) -> Tensor:
-    """Return the rows in float32 or better: squares of half-precision numbers overflow."""
-    return rows.detach() if rows.dtype == torch.float64 else rows.detach().to(torch.float32)
 
 
 def _column(valid: Tensor, rows: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Gradient clipping that says what it did (S0 8.2): norms, coefficient, and how often it engages."""
+"""Gradient clipping that says what it did: norms, coefficient, and how often it engages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import scale_
-from hjepa_dist_metrics.metrics.optimization.group_norms import columns_of, group_square_sums
+from hjepa_dist_metrics.metrics.optimization.group_norms import columns_of, group_norms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import Groups, Parameters, TrackedParameters
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.parallel.reduction import any_rank
+from hjepa_dist_metrics.parallel.sharding.square_ranges import root_sum_square
 from hjepa_dist_metrics.states import Replicated
 from hjepa_dist_metrics.states.base import follow
 
@@ -76,26 +78,46 @@ class GradientClipping(BufferedMetric[_Step]):
         """
         if not max_norm > 0:
             raise ConfigError(f"max_norm must be positive (infinity to only measure), got {max_norm!r}")
-        self.watched.require_unchanged()
-        stored = [g for slot in self.watched.slots if (g := slot.stored_gradient()) is not None]
-        squares = group_square_sums(self.watched, self._columns)
-        if not stored:
-            raise ConfigError("no parameter has a gradient: clip after backward() and before zero_grad()")
-        norm = squares.sum().sqrt()
+        stored, norms = self._read()
+        norm = root_sum_square(norms)
         coefficient = torch.clamp(max_norm / (norm + _TORCH_EPS), max=1.0)
         if not math.isinf(max_norm):
-            scale_(stored, coefficient.to(_wide(stored)))
+            scale_(stored, coefficient)
         if self.skip_nonfinite and any_rank(~torch.isfinite(norm), self._context or ProcessContext.current()):
             self._drop_gradients()
-        self.update(norm, coefficient, norm > max_norm, squares[:-1].sqrt() if self.watched.groups else None)
+        self.update(norm, coefficient, norm > max_norm, norms[:-1] if self.watched.groups else None)
         return norm.to(_wide(stored), copy=True)  # a copy is the caller's to change
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Record the norm before and after the body, which clips the gradients in a way of its own.
+
+        A step counts as clipped where the norm is smaller afterwards. Where parameters are sharded this is a
+        collective call. ConfigError as in `clip_`.
+        """
+        _, norms = self._read()
+        before = root_sum_square(norms)
+        yield
+        after = root_sum_square(self._read()[1])
+        ratio = torch.where(before == 0, 1.0, after / before)
+        self.update(before, ratio, after < before, norms[:-1] if self.watched.groups else None)
+
+    @torch.no_grad()
+    def _read(self) -> tuple[list[Tensor], Tensor]:
+        """Return the gradients as they are stored, and the groups' norms, float64 [groups + 1]."""
+        self.watched.require_unchanged()
+        stored = [g for slot in self.watched.slots if (g := slot.stored_gradient()) is not None]
+        norms = group_norms(self.watched, self._columns)
+        if not stored:
+            raise ConfigError("no parameter has a gradient: clip after backward() and before zero_grad()")
+        return stored, norms
 
     def update(
         self, norm: Tensor, coefficient: Tensor, clipped: Tensor, group_norms: Tensor | None = None
     ) -> None:
         """Record one step: norm before, coefficient applied, whether above the threshold; all 0-d.
 
-        `group_norms` [groups] are the groups' norms before.
+        `group_norms` are the groups' norms before, [groups], or those before and after, [2, groups].
         """
         self._defer((norm, coefficient, clipped, group_norms))
 
@@ -112,7 +134,9 @@ class GradientClipping(BufferedMetric[_Step]):
         self.totals.update(added + torch.nan_to_num(follow(self.totals.data[0], added)))
         self._remember(torch.where(finite, engaged, float("nan")))
         if self.watched.groups and group_norms is not None:
-            self.by_group.update(torch.stack([group_norms, group_norms * coefficients[-1]]))
+            both = group_norms.ndim == 2
+            pair = group_norms if both else torch.stack([group_norms, group_norms * coefficients[-1]])
+            self.by_group.update(pair)
 
     def _remember(self, engaged: Tensor) -> None:
         """Write the latest steps, 1 clipped, 0 not, NaN unknown, into the window."""

@@ -21,12 +21,13 @@ from hjepa_dist_metrics.metrics.kernels.elements import (
     ElementStats,
     read_elements,
 )
-from hjepa_dist_metrics.metrics.kernels.stable_variance import variance
+from hjepa_dist_metrics.metrics.kernels.moments import standard_deviation
 from hjepa_dist_metrics.metrics.optimization.parameter_partition import ParameterPartition
 from hjepa_dist_metrics.parallel import ProcessContext
-from hjepa_dist_metrics.parallel.reduction import max_over_shards, sum_over_shards
+from hjepa_dist_metrics.parallel.reduction import max_over_shards, moments_over_shards, sum_over_shards
 from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.ranks.sharded import ShardedCounts, ShardedMax, ShardedMin, ShardedSum
+from hjepa_dist_metrics.states.ranks.sharded_norms import ShardedMoments
 from hjepa_dist_metrics.values import Histogram, Text
 
 Floats = npt.NDArray[np.float64]
@@ -65,6 +66,7 @@ class GradientFlow(DistributedMetric):
         self.report = report
         size = len(self.segments.segments)
         self.add_state("sums", ShardedSum(shape=(len(SUMS), size)))
+        self.add_state("moments", ShardedMoments(shape=(size,)))
         self.add_state("largest", ShardedMax(shape=(size,)))
         self.add_state("smallest", ShardedMin(shape=(size,)))
         self.add_state("bad", ShardedMax(shape=(len(self.segments.slots),)))
@@ -94,6 +96,8 @@ class GradientFlow(DistributedMetric):
         stats = read.each.by_column([segments.segment_of[slot] for slot in slots], len(segments.segments))
         roles = to_device(segments.roles, segments.device)
         self.sums.update(sum_over_shards(stats.sums, segments.beyond), roles.expand(len(SUMS), -1))
+        moments = stats.sums[0], stats.sums[SUMS.index("sum")], stats.spread
+        self.moments.update_moments(*moments_over_shards(*moments, segments.beyond), roles)
         self.largest.update(max_over_shards(stats.largest, segments.beyond), roles)
         self.smallest.update(-max_over_shards(-stats.smallest, segments.beyond), roles)
         self._find_bad(read.each, slots)
@@ -118,24 +122,29 @@ class GradientFlow(DistributedMetric):
 
     def _numbers(self, states: Mapping[str, Any]) -> dict[str, Any]:
         sums, largest, smallest = (states[name].value for name in ("sums", "largest", "smallest"))
-        squares = sums[SUMS.index("square_sum")]
+        spread = states["moments"].spread
+        norms = norms_of(sums, spread)
         tags: dict[str, Any] = {
-            "gradients/global_norm": math.sqrt(squares.sum()),
+            "gradients/global_norm": joint(norms),
             "gradients/nonfinite": sums[SUMS.index("nonfinite")].sum(),
         }
         for name, columns in self._parts():
-            part = summarise(sums[:, columns], largest[columns], smallest[columns])
+            part = summarise(sums[:, columns], spread[columns], largest[columns], smallest[columns])
             tags |= {f"gradients/{name}_{key}": value for key, value in part.items()}
         bad = np.flatnonzero(states["bad"].value > 0)
         if len(bad):
             tags["gradients/first_nonfinite"] = Text(self.segments.slots[bad[0]].name)
-        return tags | self._ratios(squares)
+        return tags | self._ratios(norms)
 
     def _histograms(self, states: Mapping[str, Any]) -> dict[str, Histogram]:
         counts, sums, largest = states["counts"].counts, states["sums"].value, states["largest"].value
+        norms = norms_of(sums, states["moments"].spread)
         return {
             f"gradients/{name}": power_histogram(
-                counts[columns].sum(axis=0), sums[:, columns].sum(axis=1), largest[columns].max()
+                counts[columns].sum(axis=0),
+                sums[SUMS.index("sum"), columns].sum(),
+                joint(norms[columns]),
+                largest[columns].max(),
             )
             for name, columns in self._parts()
         }
@@ -146,34 +155,46 @@ class GradientFlow(DistributedMetric):
         parts = [(name, segments.columns(name)) for name in segments.modules]
         return parts + [(s.parameter, [i]) for i, s in enumerate(segments.segments) if s.parameter]
 
-    def _ratios(self, square_sums: Floats) -> dict[str, float]:
-        norms = [math.sqrt(square_sums[self.segments.columns(layer)].sum()) for layer in self.segments.layers]
-        pairs = enumerate(itertools.pairwise(norms), start=1)
+    def _ratios(self, norms: Floats) -> dict[str, float]:
+        of_layers = [joint(norms[self.segments.columns(layer)]) for layer in self.segments.layers]
+        pairs = enumerate(itertools.pairwise(of_layers), start=1)
         return {f"gradients/ratio_{i}": after / before for i, (before, after) in pairs if before != 0}
 
 
-def summarise(sums: Floats, largest: Floats, smallest: Floats) -> dict[str, float]:
-    """Return the numbers of one module from its segments' sums [6, n] and extremes [n]; 0 of no elements."""
-    count, abs_sum, total, squares, zeros, _ = sums.sum(axis=1)
+def joint(norms: Floats) -> float:
+    """Return the norm of norms, of any scale."""
+    return math.hypot(*norms.tolist())
+
+
+def norms_of(sums: Floats, spread: Floats) -> Floats:
+    """Return each segment's norm from its sums [5, n] and its spread [n]."""
+    norms: Floats = np.hypot(spread, sums[SUMS.index("sum")] / np.sqrt(sums[0].clip(min=1)))
+    return norms
+
+
+def summarise(sums: Floats, spread: Floats, largest: Floats, smallest: Floats) -> dict[str, float]:
+    """Return a module's numbers from its segments' sums [5, n], spread and extremes [n]; 0 of nothing."""
+    count, abs_sum, total, zeros, _ = sums.sum(axis=1)
     if count == 0:
         names = ("mean", "max", "min", "std", "avg", "total_norm", "abs_sum", "zero_fraction")
         return dict.fromkeys(names, 0.0)
     with np.errstate(invalid="ignore"):  # of gradients that are not finite: NaN, as it should be
-        std = math.sqrt(variance(count, total, squares))
+        apart = (sums[2] / sums[0].clip(min=1) - total / count) * np.sqrt(sums[0])
+        std = standard_deviation(count, total, joint(np.concatenate([spread, apart])))
     return {
         "mean": abs_sum / count,
         "max": largest.max(),
         "min": smallest.min(),
         "std": std,
         "avg": abs_sum / count,
-        "total_norm": math.sqrt(squares),
+        "total_norm": joint(norms_of(sums, spread)),
         "abs_sum": abs_sum,
         "zero_fraction": zeros / count,
     }
 
 
-def power_histogram(counts: npt.NDArray[np.int64], sums: Floats, largest: float) -> Histogram:
-    """Return a histogram over powers of two from counts by sign and exponent, [512], and their sums, [6].
+def power_histogram(counts: npt.NDArray[np.int64], total: float, norm: float, largest: float) -> Histogram:
+    """Return a histogram over powers of two from counts by sign and exponent, [512], and their sum and norm.
 
     Only the stretch of bins that hold something is kept; the edges are +-2^k and 0 lies in a bin of its own,
     between the two smallest normal float32 numbers.
@@ -188,7 +209,7 @@ def power_histogram(counts: npt.NDArray[np.int64], sums: Floats, largest: float)
     kept = slice(first, last + 1)
     nonfinite = int(counts[255] + counts[511])
     kept_edges = all_edges[first : last + 2]
-    total, squares = sums[SUMS.index("sum")], sums[SUMS.index("square_sum")]
+    squares = min(norm * norm, np.finfo(np.float64).max)
     if nonfinite:  # the sums are not finite either: take the bins' middles for the values that are
         middles = (kept_edges[1:] + kept_edges[:-1]) / 2
         total, squares = everything[kept] @ middles, everything[kept] @ middles**2

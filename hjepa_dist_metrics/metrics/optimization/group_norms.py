@@ -1,4 +1,4 @@
-"""Sums of squares of the gradients of named groups of parameters, whatever ranks hold them."""
+"""Norms of the gradients of named groups of parameters, whatever ranks hold them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.metrics.kernels.norms import square_sum
+from hjepa_dist_metrics.metrics.kernels.norms import joint_norm
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.parallel.reduction import resolve_partial, sum_over_shards
 from hjepa_dist_metrics.parallel.sharding.parameter_shards import ParameterShard
+from hjepa_dist_metrics.parallel.sharding.square_ranges import root, square_ranges
 
 
 class Column(NamedTuple):
@@ -33,8 +34,8 @@ def columns_of(watched: TrackedParameters) -> list[Column]:
     return [Column(group, shards, slots) for (group, shards), slots in found.items()]
 
 
-def group_square_sums(watched: TrackedParameters, columns: Sequence[Column]) -> Tensor:
-    """Return the gradients' sum of squares of each group, then of the slots in none, float64 [groups + 1].
+def group_norms(watched: TrackedParameters, columns: Sequence[Column]) -> Tensor:
+    """Return the gradients' norm of each group, then of the slots in none, float64 [groups + 1].
 
     Where parameters are sharded this is a collective call.
     """
@@ -42,11 +43,11 @@ def group_square_sums(watched: TrackedParameters, columns: Sequence[Column]) -> 
     held = [[slot.gradient() for slot in column.slots] for column in columns]
     present = [[pair for pair in column if pair is not None] for column in held]
     whole = iter(resolve_partial([pair for column in present for pair in column]))
-    local = [square_sum([next(whole) for _ in column], device) for column in present]
+    local = [joint_norm([next(whole) for _ in column], device) for column in present]
     if len(local) == 1 and not watched.groups and not columns[0].shards:
         return local[0][None]
-    merged = sum_over_shards(torch.stack(local), [column.shards for column in columns])
-    totals = [torch.zeros((), dtype=torch.float64, device=device)] * (len(watched.groups) + 1)
-    for column, value in zip(columns, merged.unbind(), strict=True):
+    merged = sum_over_shards(square_ranges(torch.stack(local)), [column.shards for column in columns])
+    totals = [torch.zeros(3, dtype=torch.float64, device=device)] * (len(watched.groups) + 1)
+    for column, value in zip(columns, merged.unbind(-1), strict=True):
         totals[column.group] = totals[column.group] + value
-    return torch.stack(totals)
+    return root(torch.stack(totals, dim=-1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import square_sum
-from hjepa_dist_metrics.metrics.optimization.group_norms import columns_of, group_square_sums
+from hjepa_dist_metrics.metrics.optimization.group_norms import columns_of, group_norms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook, LocalGradients, watch_gradients
@@ -99,7 +99,7 @@ class GradientNoise(DistributedMetric):
     def squares(self) -> Tensor:
         """Return the squared norm of the gradient as it is, 0-d. A collective call where it is sharded."""
         self.watched.require_unchanged()
-        return group_square_sums(self.watched, self._columns).sum()
+        return group_norms(self.watched, self._columns).square().sum()
 
     def update(
         self,

@@ -15,17 +15,25 @@ from torch.optim import Optimizer
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.flat_tensors import SMALL, flatten, joined_sums, split_by_size
-from hjepa_dist_metrics.metrics.kernels.norms import square_sums
-from hjepa_dist_metrics.metrics.kernels.stable_variance import sums_and_squares, variance
+from hjepa_dist_metrics.metrics.kernels.moments import (
+    moments,
+    pooled_spread,
+    pooled_spreads,
+    standard_deviation,
+)
+from hjepa_dist_metrics.metrics.kernels.norms import tensor_norms
 from hjepa_dist_metrics.metrics.optimization.parameter_partition import ParameterPartition
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups, optimizer_list
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel import ProcessContext
-from hjepa_dist_metrics.parallel.reduction import sum_over_shards
+from hjepa_dist_metrics.parallel.reduction import moments_over_shards, norm_over_shards, sum_over_shards
+from hjepa_dist_metrics.parallel.sharding.square_ranges import root, square_ranges
 from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.ranks.sharded import ShardedSum
+from hjepa_dist_metrics.states.ranks.sharded_norms import ShardedMoments, ShardedNorm
 
-FIELDS = ("count", "sum", "square_sum", "update_squares", "moment1_squares", "moment2_sum", "moments")
+NORMS = ("update", "moment1")
+SUMS = ("moment2", "moments")  # the sum of Adam's second moments, and how many there are
 _BLOCK = 1 << 16
 
 
@@ -68,8 +76,12 @@ class Updates(DistributedMetric):
         self.segments = ParameterPartition(model, context=context, groups=groups)
         self.groups = [name for name in groups if name in self.segments.modules]
         self._before: list[_Copy] = []
-        self.add_state("sums", ShardedSum(shape=(len(FIELDS), len(self.segments.segments))))
-        self.add_state("steps", ShardedSum(shape=(2, len(self.segments.slots))))  # squares, elements
+        size = len(self.segments.segments)
+        self.add_state("weights", ShardedMoments(shape=(size,)))
+        self.add_state("norms", ShardedNorm(shape=(len(NORMS), size)))
+        self.add_state("sums", ShardedSum(shape=(len(SUMS), size)))
+        self.add_state("step_norms", ShardedNorm(shape=(len(self.segments.slots),)))
+        self.add_state("step_sizes", ShardedSum(shape=(len(self.segments.slots),)))
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -95,18 +107,16 @@ class Updates(DistributedMetric):
         segments, device = self.segments, self.segments.device
         rates = {id(p): g["lr"] for o in self.optimizers for g in o.param_groups for p in g["params"]}
         pieces, slots = segments.gradients()
-        squared = [rates.get(id(segments.slots[slot].parameter), 0.0) ** 2 for slot in slots]
-        if any(isinstance(rate, Tensor) for rate in squared):
-            weights = torch.stack([as_number("a learning rate", rate).to(device) for rate in squared])
+        own = [rates.get(id(segments.slots[slot].parameter), 0.0) for slot in slots]
+        if any(isinstance(rate, Tensor) for rate in own):
+            weights = torch.stack([as_number("a learning rate", rate).to(device) for rate in own])
         else:
-            weights = to_device(torch.tensor(squared, dtype=torch.float64, device="cpu"), device)
-        sizes = to_device(
-            torch.tensor([piece.numel() for piece in pieces], dtype=torch.float64, device="cpu"), device
-        )
-        rows = torch.stack([square_sums(pieces, device) * weights, sizes])
-        block = _spread(rows, slots, len(segments.slots))
-        roles = to_device(segments.slot_roles, device).expand(2, -1)
-        self.steps.update(sum_over_shards(block, segments.slot_beyond), roles)
+            weights = _numbers(own, device)
+        norms = _add_columns(tensor_norms(pieces, device) * weights, slots, len(segments.slots))
+        sizes = _add_columns(_sizes(pieces, device), slots, len(segments.slots))
+        roles = to_device(segments.slot_roles, device)
+        self.step_norms.update(norm_over_shards(norms, segments.slot_beyond), roles)
+        self.step_sizes.update(sum_over_shards(sizes, segments.slot_beyond), roles)
 
     def update(self) -> None:
         """Compare with the parameters as they are now, after the step."""
@@ -114,35 +124,49 @@ class Updates(DistributedMetric):
             raise ConfigError("there is nothing to compare with: call before() ahead of the optimizer's step")
         segments, copies = self.segments, self._before
         self._before = []
-        rows = torch.cat([self._values_and_changes(copies), self._moments(copies)])
-        columns = [segments.segment_of[copied.slot] for copied in copies]
-        block = _spread(rows, columns, len(segments.segments))
-        roles = to_device(segments.roles, segments.device).expand(len(FIELDS), -1)
-        self.sums.update(sum_over_shards(block, segments.beyond), roles)
+        columns = _index([segments.segment_of[copied.slot] for copied in copies], segments.device)
+        size, roles = len(segments.segments), to_device(segments.roles, segments.device)
+        counts, sums, spreads = self._values(copies)
+        both = torch.stack([counts, sums])
+        count, total = both.new_zeros((2, size)).index_add_(1, columns, both)
+        pooled = pooled_spreads(counts, sums, spreads, columns, size)
+        self.weights.update_moments(*moments_over_shards(count, total, pooled, segments.beyond), roles)
+        changes, (moment1, *second) = self._changes(copies), self._moments(copies)
+        ranges = square_ranges(torch.stack([changes, moment1]))
+        norms = root(ranges.new_zeros((3, len(NORMS), size)).index_add_(2, columns, ranges))
+        self.norms.update(norm_over_shards(norms, segments.beyond), roles.expand(len(NORMS), -1))
+        rest = torch.stack(second)
+        block = rest.new_zeros((len(SUMS), size)).index_add_(1, columns, rest)
+        self.sums.update(sum_over_shards(block, segments.beyond), roles.expand(len(SUMS), -1))
 
-    def _values_and_changes(self, copies: Sequence[_Copy]) -> Tensor:
-        """Return count, sum, sum of squares and sum of squared changes of each copied parameter, [4, n]."""
+    def _values(self, copies: Sequence[_Copy]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return count, sum and spread of each copied parameter before the step, [n] each."""
+        device = self.segments.device
+        blocks = [block for copied in copies for block in copied.values]
+        owners = _index([i for i, copied in enumerate(copies) for _ in copied.values], device)
+        counts, scales = _sizes(blocks, device), _numbers([copied.scale for copied in copies], device)
+        sums, spreads = moments(blocks, device)
+        both = torch.stack([counts, sums])
+        added = both.new_zeros((2, len(copies))).index_add_(1, owners, both) * scales
+        pooled = pooled_spreads(counts, sums, spreads, owners, len(copies))
+        return added[0], added[1], pooled * scales.sqrt()
+
+    def _changes(self, copies: Sequence[_Copy]) -> Tensor:
+        """Return the norm of each copied parameter's change, [n]; overwrites the copies."""
         device = self.segments.device
         old = [block for copied in copies for block in copied.values]
-        owners = [index for index, copied in enumerate(copies) for _ in copied.values]
-        sums, squares = sums_and_squares(old, device)
         now = [
             block
             for copied in copies
             for block in _blocks(self.segments.slots[copied.slot].values().reshape(-1), copied.stride)
         ]
         torch._foreach_sub_(old, now)
-        counts = to_device(
-            torch.tensor([block.numel() for block in old], dtype=torch.float64, device="cpu"), device
-        )
-        rows = torch.stack([counts, sums, squares, square_sums(old, device)])
-        scales = to_device(
-            torch.tensor([copied.scale for copied in copies], dtype=torch.float64, device="cpu"), device
-        )
-        return _spread(rows, owners, len(copies)) * scales
+        owners = [index for index, copied in enumerate(copies) for _ in copied.values]
+        norms = _join_norms(tensor_norms(old, device), owners, len(copies))
+        return norms * _numbers([copied.scale**0.5 for copied in copies], device)
 
-    def _moments(self, copies: Sequence[_Copy]) -> Tensor:
-        """Return the sum of squares of Adam's first moment, the sum of its second, their elements, [3, n]."""
+    def _moments(self, copies: Sequence[_Copy]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the norm of Adam's first moment, the sum of its second, their elements, [n] each."""
         device, found = self.segments.device, []
         for index, copied in enumerate(copies):
             slot = self.segments.slots[copied.slot]
@@ -151,57 +175,81 @@ class Updates(DistributedMetric):
             if "exp_avg" in state and "exp_avg_sq" in state:
                 found.append((index, slot.companion(state["exp_avg"]), slot.companion(state["exp_avg_sq"])))
         if not found:
-            return torch.zeros((3, len(copies)), dtype=torch.float64, device=device)
-        first = square_sums([m for _, m, _ in found], device)
+            nothing = torch.zeros(len(copies), dtype=torch.float64, device=device)
+            return nothing, nothing, nothing
+        places = [index for index, _, _ in found]
+        first = tensor_norms([m for _, m, _ in found], device)
         second = _sums([v for _, _, v in found], device)
-        sizes = to_device(
-            torch.tensor([m.numel() for _, m, _ in found], dtype=torch.float64, device="cpu"), device
-        )
-        return _spread(torch.stack([first, second, sizes]), [index for index, _, _ in found], len(copies))
+        sizes = _sizes([m for _, m, _ in found], device)
+        spread = [_add_columns(row, places, len(copies)) for row in (first, second, sizes)]
+        return spread[0], spread[1], spread[2]
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} before the first compared step."""
         if not states["sums"].known:
             return {}
-        squares, elements = states["steps"].value
+        elements = states["step_sizes"].value.sum()
         tags: dict[str, Any] = {}
-        if elements.sum():
-            tags["learning_rate/avg_param_update"] = (squares**0.5).sum() / math.sqrt(elements.sum())
+        if elements:
+            moved = states["step_norms"].value.sum()
+            tags["learning_rate/avg_param_update"] = moved / math.sqrt(elements)
         for group in self.groups:
-            sums = states["sums"].value[:, self.segments.columns(group)].sum(axis=1)
-            tags |= _group_tags(group, dict(zip(FIELDS, sums.tolist(), strict=True)))
+            tags |= self._group_tags(group, states)
+        return tags
+
+    def _group_tags(self, group: str, states: Mapping[str, Any]) -> dict[str, float]:
+        columns, weights = self.segments.columns(group), states["weights"]
+        counts, sums, spreads = (
+            torch.from_numpy(v[columns]) for v in (weights.value, weights.sum, weights.spread)
+        )
+        count, total = float(counts.sum()), float(sums.sum())
+        if not count:
+            return {}
+        spread = float(pooled_spread(counts, sums, spreads))
+        norm = math.hypot(spread, total / math.sqrt(count))
+        moved, moment1 = (math.hypot(*row) for row in states["norms"].value[:, columns].tolist())
+        moment2, moments_held = states["sums"].value[:, columns].sum(axis=1)
+        tags = {
+            f"update/{group}_norm": moved,
+            f"update/{group}_ratio": moved / norm if norm else 0.0,
+            f"weights/{group}_norm": norm,
+            f"weights/{group}_mean": total / count,
+            f"weights/{group}_std": standard_deviation(count, total, spread),
+        }
+        if moments_held:
+            tags[f"update/{group}_exp_avg_norm"] = moment1
+            tags[f"update/{group}_exp_avg_sq_mean"] = moment2 / moments_held
         return tags
 
 
-def _group_tags(group: str, sums: Mapping[str, float]) -> dict[str, float]:
-    count = sums["count"]
-    if not count:
-        return {}
-    norm, moved = math.sqrt(sums["square_sum"]), math.sqrt(sums["update_squares"])
-    tags = {
-        f"update/{group}_norm": moved,
-        f"update/{group}_ratio": moved / norm if norm else 0.0,
-        f"weights/{group}_norm": norm,
-        f"weights/{group}_mean": sums["sum"] / count,
-        f"weights/{group}_std": math.sqrt(variance(count, sums["sum"], sums["square_sum"])),
-    }
-    if sums["moments"]:
-        tags[f"update/{group}_exp_avg_norm"] = math.sqrt(sums["moment1_squares"])
-        tags[f"update/{group}_exp_avg_sq_mean"] = sums["moment2_sum"] / sums["moments"]
-    return tags
+def _numbers(values: Sequence[float], device: torch.device) -> Tensor:
+    return to_device(torch.tensor(values, dtype=torch.float64, device="cpu"), device)
 
 
-def _spread(rows: Tensor, columns: Sequence[int], size: int) -> Tensor:
-    """Add column i of `rows` [fields, n] to column `columns[i]` of [fields, size]."""
-    index = to_device(torch.tensor(columns, dtype=torch.int64, device="cpu"), rows.device)
-    return rows.new_zeros((len(rows), size)).index_add_(1, index, rows)
+def _sizes(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    return _numbers([tensor.numel() for tensor in tensors], device)
+
+
+def _index(columns: Sequence[int], device: torch.device) -> Tensor:
+    return to_device(torch.tensor(columns, dtype=torch.int64, device="cpu"), device)
+
+
+def _add_columns(row: Tensor, columns: Sequence[int], size: int) -> Tensor:
+    """Add element i of `row` [n] to element `columns[i]` of [size]."""
+    return row.new_zeros(size).index_add_(0, _index(columns, row.device), row)
+
+
+def _join_norms(norms: Tensor, columns: Sequence[int], size: int) -> Tensor:
+    """Return the norm of the `norms` [n] of each of `size` columns; norm i belongs to column `columns[i]`."""
+    ranges = square_ranges(norms)
+    return root(ranges.new_zeros((3, size)).index_add_(1, _index(columns, norms.device), ranges))
 
 
 def _sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return the sum of each tensor, float64 [n]."""
     if device.type == "cpu" and all(0 < tensor.numel() <= SMALL for tensor in tensors):
         return joined_sums(tensors)[0]
-    return torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).to(torch.float64)
+    return torch.stack([tensor.sum(dtype=_wide(tensor.dtype)).to(torch.float64) for tensor in tensors])
 
 
 def _copies(pieces: Sequence[tuple[int, Tensor]], stride: int) -> list[_Copy]:

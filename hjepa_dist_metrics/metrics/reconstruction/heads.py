@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.metrics.optimization.group_norms import Column, columns_of, group_square_sums
+from hjepa_dist_metrics.metrics.optimization.group_norms import Column, columns_of, group_norms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel.reduction import sum_over_shards
+from hjepa_dist_metrics.parallel.sharding.square_ranges import root_sum_square
 from hjepa_dist_metrics.states import Replicated, Sum
 
 
@@ -104,8 +105,8 @@ class HeadGradients(DistributedMetric):
     def update(self) -> None:
         """Add the norms of this step's gradients. Where parameters are sharded this is a collective call."""
         self.watched.require_unchanged()
-        squares = group_square_sums(self.watched, self._columns)
-        step = torch.cat([squares[:-1].sqrt(), squares.sum().sqrt()[None], torch.ones_like(squares[:1])])
+        norms = group_norms(self.watched, self._columns)
+        step = torch.cat([norms[:-1], root_sum_square(norms)[None], torch.ones_like(norms[:1])])
         seen = self.norms.data.to(step.device, non_blocking=True)
         self.norms.update(torch.where(seen[1] > 0, seen[0] + step, step))
 

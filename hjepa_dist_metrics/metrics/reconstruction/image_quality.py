@@ -14,7 +14,8 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import psnr_gap_limits, similarity_gap_limits, similarity_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.reconstruction.per_frame import Floats, FrameMetric
-from hjepa_dist_metrics.metrics.ssl.collapse import SIMILARITY_EDGES, unit_rows
+from hjepa_dist_metrics.metrics.ssl.rows import unit_rows
+from hjepa_dist_metrics.metrics.ssl.sampled import SIMILARITY_EDGES
 from hjepa_dist_metrics.states import Max, Min
 from hjepa_dist_metrics.states.rows import row_weights
 
@@ -144,7 +145,7 @@ class SemanticSimilarity(FrameMetric):
         if prediction.ndim != 2 or prediction.shape != target.shape:
             both = f"{list(prediction.shape)} and {list(target.shape)}"
             raise ConfigError(f"expected predicted and true embeddings of one shape [B, D], got {both}")
-        cosine = (unit_rows(prediction) * unit_rows(target)).to(torch.float64).sum(dim=1)
+        cosine = (unit_rows(prediction) * unit_rows(target)).sum(dim=1)
         self._add(cosine, frame_ids, valid)
 
     def _more(self, values: Floats, num_patches: int) -> dict[str, Any]:

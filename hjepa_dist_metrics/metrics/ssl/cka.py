@@ -1,4 +1,4 @@
-"""How alike two representations of the same things are: linear CKA, correlation (Gram) matrices."""
+"""How much two representations of the same things have in common: linear CKA, correlation (Gram) matrices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from hjepa_dist_metrics.states import PairedCovariance
 
 
 def linear_cka(joint: Tensor, first: int) -> float:
@@ -21,6 +23,38 @@ def linear_cka(joint: Tensor, first: int) -> float:
     if scale == 0:
         return 0.0
     return float(torch.linalg.matrix_norm(xy)) ** 2 / scale if math.isfinite(scale) else math.nan
+
+
+def debiased_cka(joint: PairedCovariance) -> float | None:
+    """Return linear CKA from unbiased estimates of the HSIC (Song et al. 2012; Nguyen et al., 2010.15327).
+
+    Its mean is 0 for independent x and y, of few rows too, and it may be negative. None of fewer than four
+    rows, and where a side varies so little that its own estimate is not positive.
+    """
+    moments, _ = joint.scaled()
+    count = moments.count
+    if count < 4:
+        return None
+    hsic = _unbiased_hsic(moments, count)
+    if not np.isfinite(hsic).all():
+        return math.nan
+    own = hsic.diagonal()
+    return float(hsic[0, 1] / math.sqrt(own[0]) / math.sqrt(own[1])) if (own > 0).all() else None
+
+
+def _unbiased_hsic(moments: PairedCovariance, count: int) -> npt.NDArray[np.float64]:
+    """Return n (n - 3) times the unbiased HSIC of x and x, x and y, y and y, float64 [2, 2].
+
+    With M = X^T Y of centred rows, a = |x|^2 and b = |y|^2 of each row:
+    |M|_F^2 - n / (n - 2) sum a b + sum a sum b / ((n - 1) (n - 2)).
+    """
+    m2, sides = moments.m2, (slice(None, moments.first), slice(moments.first, None))
+    squares = np.array([[float(m2[one, other].square().sum()) for other in sides] for one in sides])
+    traces = np.array([float(m2[side, side].trace()) for side in sides])
+    diagonal = count / (count - 2) * moments.energy.cpu().numpy()
+    centring: npt.NDArray[np.float64] = np.outer(traces, traces) / ((count - 1) * (count - 2))
+    unbiased: npt.NDArray[np.float64] = squares - diagonal + centring
+    return unbiased
 
 
 def correlation(covariance: Tensor) -> npt.NDArray[np.float64]:

@@ -11,7 +11,9 @@ from hjepa_dist_metrics.catalog.limits import (
     effective_rank_limits,
     mean_similarity_limits,
     mean_std_limits,
+    rankme_limits,
 )
+from hjepa_dist_metrics.metrics.ssl.collapse_witness_entries import WITNESSES
 
 _collapse = partial(Entry, dashboard="collapse", family="representations")
 
@@ -33,9 +35,10 @@ _WHOLE = (
     ),
     _collapse(
         "collapse/effective_rank",
-        "effective rank",
-        "exp of the entropy of the normalised eigenvalues of the normalised features' covariance, "
-        "exact over all rows of all ranks. Constant features have rank 1.",
+        "effective rank (centred unit rows)",
+        "exp of the entropy of the normalised eigenvalues of the L2-normalised features' covariance, exact "
+        "over all rows of all ranks. Constant features have rank 1. Singular values of uncentred features, "
+        "as in collapse/rankme and hierarchy/level{i}_effective_rank, give two to three times as much.",
         unit="dimensions",
         healthy="above a quarter of min(D, n - 1); below a twentieth is collapse",
         limits=effective_rank_limits,
@@ -44,11 +47,12 @@ _WHOLE = (
     _collapse(
         "collapse/rankme",
         "RankMe",
-        "exp of the entropy of the normalised singular values of the uncentred features.",
+        "exp of the entropy of the normalised singular values of the uncentred features. Where features "
+        "share a large mean it reads low without any collapse: see collapse/rankme_centered.",
         unit="dimensions",
         source="arXiv 2210.02885",
         healthy="high, and not falling; compares checkpoints of one run",
-        limits=effective_rank_limits,
+        limits=rankme_limits,
     ),
     _collapse(
         "collapse/participation_ratio",
@@ -74,7 +78,7 @@ _WHOLE = (
     _collapse(
         "collapse/alpha_req_r2",
         "fit of the decay",
-        "R^2 of the line behind collapse/alpha_req.",
+        "R^2 of the line whose slope is collapse/alpha_req.",
         source="arXiv 2202.05808",
         healthy="above 0.9, or collapse/alpha_req means little",
     ),
@@ -90,7 +94,7 @@ _WHOLE = (
         "collapse/std_similarity",
         "spread of the cosine of two samples",
         "Standard deviation of the cosine over ALL pairs of rows of the whole job, exact.",
-        healthy="near sqrt(1/D) where the mean cosine is near 0; 0 where all rows are alike",
+        healthy="near sqrt(1/D) where the mean cosine is near 0; 0 where all rows are the same",
     ),
     _collapse(
         "collapse/max_similarity",
@@ -107,10 +111,11 @@ _WHOLE = (
     ),
     _collapse(
         "collapse/alignment",
-        "alignment",
-        "Mean of 2 - 2 cos(prediction, target).",
+        "alignment of prediction and target",
+        "Mean of |p - t|^2 of the L2-normalised prediction and target, 2 - 2 cosine.",
         source="arXiv 2005.10242",
         healthy="falls; 0 together with uniformity 0 is collapse",
+        deviation="the paper's is of positive pairs, two views of a sample: see collapse/views_alignment",
     ),
     _collapse(
         "collapse/vicreg_variance",
@@ -194,7 +199,7 @@ _WHOLE = (
 _UNJUDGED = partial(
     _collapse, healthy="steady; it tells runs of one model apart, and has no limit of its own"
 )
-_ALIKE = (
+_UNJUDGED_ENTRIES = (
     _UNJUDGED(
         "collapse/pooled_mean_similarity",
         "mean cosine of two images",
@@ -254,4 +259,5 @@ _SHORT_LIST = tuple(
     )
 )
 
-ENTRIES = (*_WHOLE, *(_named(entry) for entry in _WHOLE), *_ALIKE, *_SHORT_LIST)
+_BY_STREAM = (*_WHOLE, *WITNESSES)
+ENTRIES = (*_BY_STREAM, *(_named(entry) for entry in _BY_STREAM), *_UNJUDGED_ENTRIES, *_SHORT_LIST)

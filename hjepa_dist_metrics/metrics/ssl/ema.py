@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +48,8 @@ class EMADynamics(DistributedMetric):
 
     Ranks whose weights differ are named in a `DesyncError`. Of sharded weights (FSDP2) each piece counts
     once. Buffers may differ between ranks, a batch norm's running mean does: their squared norms are averaged
-    over the ranks.
+    over the ranks. Without a momentum nothing says that the ranks train one model: the squared norms of
+    weights are averaged too, and the tags of the momentum left out.
     """
 
     def __init__(self) -> None:
@@ -67,10 +69,10 @@ class EMADynamics(DistributedMetric):
         self,
         context_encoder: nn.Module,
         target_encoder: nn.Module,
-        momentum: float,
+        momentum: float | None = None,
         momentum_target: float = 1.0,
     ) -> None:
-        """Measure both encoders, wrapped or not, after the target's update with `momentum`.
+        """Measure both encoders, wrapped or not, after the target's update with `momentum`, where known.
 
         `momentum_target` is where the schedule ends. ConfigError where the encoders' parameters differ.
         """
@@ -80,9 +82,14 @@ class EMADynamics(DistributedMetric):
         squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
         latest = ("pieces", "buffers")  # not a sum over updates
         self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
-        self.schedule.update([momentum, momentum_target])
-        for name, part in zip(("weights", "pieces", "buffers"), squares, strict=True):
-            self.states[name].update(part)
+        weights, pieces, buffers = squares
+        if momentum is None:
+            buffers = buffers + weights.to(buffers.device, non_blocking=True)
+        else:
+            self.schedule.update([momentum, momentum_target])
+            self.weights.update(weights)
+        self.pieces.update(pieces)
+        self.buffers.update(buffers)
         self._keep(slow)
 
     def _keep(self, now: _Held) -> None:
@@ -92,14 +99,16 @@ class EMADynamics(DistributedMetric):
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} before the first update."""
-        momentum, momentum_target = states["schedule"].value
-        if momentum != momentum:
+        if not np.any(states["buffers"].count):
             return {}
-        squares = states["weights"].value + states["pieces"].value + states["buffers"].mean
+        momentum, momentum_target = states["schedule"].value
+        squares = states["pieces"].value + states["buffers"].mean
+        if states["weights"].known:
+            squares = squares + states["weights"].value
         difference, target, context, move = (math.sqrt(square) for square in squares)
+        schedule = {"ema/momentum_current": momentum, "ema/momentum_target": momentum_target}
         tags = {
-            "ema/momentum_current": momentum,
-            "ema/momentum_target": momentum_target,
+            **({} if momentum != momentum else schedule),
             "ema/parameter_divergence": difference,
             "ema/relative_divergence": relative(difference, target),
             "ema/cosine": cosine(difference, target, context),
@@ -149,6 +158,13 @@ def _held(module: nn.Module) -> _Held:
         if buffer.is_floating_point():
             held.buffers.append(local_piece(buffer))
     return held
+
+
+def have_same_parameters(context: nn.Module, target: nn.Module) -> bool:
+    """Return whether two encoders, wrapped or not, have parameters of the same names and shapes."""
+    encoders = unwrap(context), unwrap(target)
+    first, second = ({name: weight.shape for name, weight in stored_parameters(m)} for m in encoders)
+    return bool(first) and first == second
 
 
 def _require_alike(context: dict[str, torch.Size], target: dict[str, torch.Size]) -> None:

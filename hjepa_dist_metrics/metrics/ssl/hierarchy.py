@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.catalog.entry import Entry
-from hjepa_dist_metrics.catalog.limits import NOTHING, effective_rank_limits
+from hjepa_dist_metrics.catalog.limits import NOTHING, rankme_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.histograms import histogram_value
-from hjepa_dist_metrics.metrics.ssl.cka import linear_cka
-from hjepa_dist_metrics.metrics.ssl.spectrum import entropy_rank, without_noise
-from hjepa_dist_metrics.states import Covariance, Histogram, Max, Min, Moments, Sum
+from hjepa_dist_metrics.metrics.ssl.cka import debiased_cka, linear_cka
+from hjepa_dist_metrics.metrics.ssl.rows import feature_blocks, pool, row_norms
+from hjepa_dist_metrics.metrics.ssl.spectrum import entropy_rank, squared_length, without_noise
+from hjepa_dist_metrics.states import Covariance, Histogram, Max, Min, Moments, PairedCovariance, Sum
+from hjepa_dist_metrics.states.scales import times_power_of_two
 
 # Fixed edges, so that counts are the same for every split: tenths of a decade on both sides of 0.
 _DECADES = np.logspace(-3.0, 3.0, 61)
 FEATURE_EDGES = np.concatenate([-_DECADES[::-1], [0.0], _DECADES])
+# Mean tokens of two levels that are nearer than this share of their scatter are the same but for rounding.
+_SAME = 1e-6
 
 
 class HierarchyFeatures(DistributedMetric):
@@ -31,8 +35,9 @@ class HierarchyFeatures(DistributedMetric):
     Tags under `hierarchy/level{i}_`: `feat_mean`, `feat_std` (over all elements), `feat_norm` (of a token),
     `feat_min`, `feat_max`, `effective_rank` (of the uncentred tokens), `num_tokens` (valid ones of an image
     that has any, mean), `nonfinite` (tokens), `features_histogram`, `compute_share` and `memory_share` in
-    percent, and from level 1 on `cka` with the level below, of the images' mean tokens. A level without
-    tokens has no tags.
+    percent, and from level 1 on `cka` and `cka_debiased` with the level below, of the images' mean tokens. A
+    level whose tokens are averages of the level below has the same means, and a CKA of 1 at every step, by
+    construction: it has no `cka`. A level without tokens has no tags.
 
     Cost is tokens x D^2, a projection of every token, or as `costs` says (one number a level, of an image);
     memory is tokens x D.
@@ -53,7 +58,7 @@ class HierarchyFeatures(DistributedMetric):
             self.add_state(f"high{i}", Max())
             self.add_state(f"histogram{i}", Histogram(FEATURE_EDGES))
             if i:
-                self.add_state(f"pair{i}", Covariance(self.dims[i - 1] + dim))
+                self.add_state(f"pair{i}", PairedCovariance(self.dims[i - 1], dim))
 
     def update(
         self,
@@ -95,13 +100,14 @@ class HierarchyFeatures(DistributedMetric):
 
     def _add_level(self, i: int, tokens: Tensor, valid: Tensor | None, histograms: bool) -> None:
         self.states[f"tokens{i}"].update(tokens, valid)
-        x = widened(tokens)
-        self.states[f"norms{i}"].update(torch.linalg.vector_norm(x, dim=-1), valid)
-        if x.numel():
-            self.states[f"low{i}"].update(_without(x, valid, math.inf).amin())
-            self.states[f"high{i}"].update(_without(x, valid, -math.inf).amax())
+        for block, mask, _ in feature_blocks(tokens, valid, None):
+            self.states[f"norms{i}"].update(row_norms(block), mask)
+        if tokens.numel():
+            self.states[f"low{i}"].update(_without(tokens, valid, math.inf).amin())
+            self.states[f"high{i}"].update(_without(tokens, valid, -math.inf).amax())
         if histograms:
-            self.states[f"histogram{i}"].update(x, None if valid is None else valid[..., None].expand_as(x))
+            counted = None if valid is None else valid[..., None].expand_as(tokens)
+            self.states[f"histogram{i}"].update(tokens, counted)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Apply the formulas to the merged moments; {} where there is no token."""
@@ -112,32 +118,29 @@ class HierarchyFeatures(DistributedMetric):
         for i in present:
             named = self._level(i, states) | {"num_tokens": counts[i]} | self._shares(i, counts)
             if i and states[f"pair{i}"].count:
-                named["cka"] = linear_cka(states[f"pair{i}"].matrix, self.dims[i - 1])
+                named |= _similarity(states[f"pair{i}"], counts[i] != counts.get(i - 1))
             tags |= {f"hierarchy/level{i}_{name}": value for name, value in named.items()}
         return tags
 
     def _level(self, i: int, states: Mapping[str, Any]) -> dict[str, Any]:
-        tokens, histogram = states[f"tokens{i}"], states[f"histogram{i}"]
-        mean = float(tokens.mean.mean())
-        elements = tokens.count * self.dims[i]
+        (tokens, exponent), histogram = states[f"tokens{i}"].scaled(), states[f"histogram{i}"]
+        mean, elements = float(tokens.mean.mean()), tokens.count * self.dims[i]
         squares = float(tokens.m2.trace() + tokens.count * ((tokens.mean - mean) ** 2).sum())
-        second = tokens.second_moment
-        finite = bool(torch.isfinite(second).all())
+        finite = bool(torch.isfinite(tokens.second_moment).all())
+        spectrum = tokens.spectrum("second_moment")
         numbers: dict[str, Any] = {
-            "feat_mean": mean,
-            "feat_std": math.sqrt(squares / max(elements - 1, 1)),
+            "feat_mean": times_power_of_two(mean, exponent),
+            "feat_std": times_power_of_two(math.sqrt(squares / max(elements - 1, 1)), exponent),
             "feat_norm": states[f"norms{i}"].mean,
             "feat_min": states[f"low{i}"].value,
             "feat_max": states[f"high{i}"].value,
-            "effective_rank": entropy_rank(without_noise(tokens.spectrum("second_moment")).sqrt())
-            if finite
-            else math.nan,
+            "effective_rank": entropy_rank(without_noise(spectrum).sqrt()) if finite else math.nan,
             "nonfinite": tokens.nonfinite,
         }
         if histogram.counts.any() or histogram.nonfinite:
-            numbers["features_histogram"] = histogram_value(
-                histogram, mean * elements, squares + elements * mean**2
-            )
+            total = times_power_of_two(mean * elements, exponent)
+            square_total = times_power_of_two(squares + elements * mean**2, 2 * exponent)
+            numbers["features_histogram"] = histogram_value(histogram, total, square_total)
         return numbers
 
     def _shares(self, i: int, counts: Mapping[int, float]) -> dict[str, float]:
@@ -147,6 +150,27 @@ class HierarchyFeatures(DistributedMetric):
             "compute_share": 100.0 * costs[i] / (sum(costs.values()) or 1.0),
             "memory_share": 100.0 * memory[i] / sum(memory.values()),
         }
+
+
+def _similarity(pair: PairedCovariance, resampled: bool) -> dict[str, float]:
+    """Return CKA of two levels' mean tokens; {} where one of another number of tokens averages the other."""
+    moments, _ = pair.scaled()
+    if resampled and _same_means(moments):
+        return {}
+    debiased = debiased_cka(moments)
+    numbers = {"cka": linear_cka(moments.matrix, moments.first)}
+    return numbers if debiased is None else {**numbers, "cka_debiased": debiased}
+
+
+def _same_means(pair: PairedCovariance) -> bool:
+    """Return whether x and y of the rows are the same, from |x - y|^2 against their scatter."""
+    if pair.first != pair.second:
+        return False
+    x, y = slice(None, pair.first), slice(pair.first, None)
+    scatter = float(pair.m2.trace())
+    shift = pair.mean[x] - pair.mean[y]
+    apart = scatter - 2.0 * float(pair.m2[x, y].trace()) + pair.count * squared_length(shift)
+    return scatter > 0 and apart <= _SAME * scatter
 
 
 def _without(x: Tensor, valid: Tensor | None, filling: float) -> Tensor:
@@ -161,23 +185,6 @@ def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return second if first is None else first if second is None else first & second
 
 
-def widened(features: Tensor) -> Tensor:
-    """Return features in float32 or better, in which sums and norms are made."""
-    return features if features.dtype == torch.float64 else features.to(torch.float32)
-
-
-def pool(tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the mean of each image's valid tokens, [B, D], and which images have any (None: all)."""
-    x = widened(tokens)
-    if valid is None and tokens.shape[1]:
-        return x.mean(dim=1), None
-    if valid is None:  # images without any token: nothing to take the mean of
-        valid = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    count = valid.sum(dim=1)
-    total = torch.where(valid[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device)).sum(dim=1)
-    return total / count.clamp(min=1)[:, None], count > 0
-
-
 _level = partial(Entry, dashboard="hierarchy", family="representations")
 
 ENTRIES = (
@@ -185,7 +192,7 @@ ENTRIES = (
         "hierarchy/level{i}_feat_mean",
         "mean feature of level {i}",
         "Mean over all features of all tokens of all ranks.",
-        healthy="near 0 behind a layer norm; a drift is a shift that carries nothing",
+        healthy="near 0 after a layer norm; a drift is a shift that carries nothing",
     ),
     _level(
         "hierarchy/level{i}_feat_std",
@@ -203,19 +210,33 @@ ENTRIES = (
     _level("hierarchy/level{i}_feat_max", "largest feature of level {i}", "Largest feature of any token."),
     _level(
         "hierarchy/level{i}_effective_rank",
-        "effective rank of level {i}",
-        "exp of the entropy of the normalised singular values of the uncentred tokens, exact over all ranks.",
+        "RankMe of level {i} (uncentred)",
+        "exp of the entropy of the normalised singular values of the tokens as they are, neither centred nor "
+        "normalised, exact over all ranks. collapse/effective_rank is of centred eigenvalues of unit rows, "
+        "and two to three times lower.",
         unit="dimensions",
-        healthy="above a quarter of min(D, n - 1); below a twentieth the level has collapsed",
-        limits=effective_rank_limits,
+        source="arXiv 2210.02885",
+        healthy="above a third of min(D, n); below a tenth the level has collapsed, or its tokens share a "
+        "large mean: see collapse/mean_share",
+        limits=rankme_limits,
         deviation="from the merged D x D second moment, not from one rank's tokens",
     ),
     _level(
         "hierarchy/level{i}_cka",
         "similarity of level {i} to the level below",
-        "Linear CKA between the pooled features of level i and of level i - 1; 1 is the same up to rotation.",
+        "Linear CKA between the images' mean tokens of level i and of level i - 1; 1 is the same up to "
+        "rotation. Absent where level i only averages tokens of level i - 1: their means are the same.",
         source="arXiv 1905.00414",
-        healthy="below 1: levels that are all alike make the hierarchy pointless",
+        healthy="below 1: levels that are all the same make the hierarchy pointless; independent levels of "
+        "few images read high: see the debiased one",
+    ),
+    _level(
+        "hierarchy/level{i}_cka_debiased",
+        "debiased similarity of level {i} to the level below",
+        "Linear CKA from unbiased estimates of the HSIC: 0 on average for independent levels, of few images "
+        "too. Absent of fewer than four images, and where hierarchy/level{i}_cka is.",
+        source="arXiv 2010.15327",
+        healthy="below 1; near 0 the levels have nothing in common",
     ),
     _level(
         "hierarchy/level{i}_nonfinite",

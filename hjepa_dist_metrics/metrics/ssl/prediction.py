@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.histograms import histogram_value
-from hjepa_dist_metrics.metrics.ssl.cka import correlation, linear_cka
-from hjepa_dist_metrics.states import BottomK, Covariance, Histogram, Max, Min, Moments
+from hjepa_dist_metrics.metrics.ssl.cka import correlation, debiased_cka, linear_cka
+from hjepa_dist_metrics.metrics.ssl.rows import feature_blocks, row_norms, unit_rows
+from hjepa_dist_metrics.states import BottomK, Histogram, Max, Min, Moments, PairedCovariance
 from hjepa_dist_metrics.values import Text
 
 COSINE_EDGES = np.linspace(-1.0, 1.0, 65)
@@ -30,8 +30,9 @@ class PredictionQuality(DistributedMetric):
 
     Tags under `prediction/level{i}_`: `cosine_sim_mean`, `_std`, `_min`, `_max`, `normalized_mse` (mean
     square of the difference of the L2-normalised features), `l2_distance`, `num_tokens`, `nonfinite`,
-    `similarity_histogram`, and where the widths `dims` are given `cka`. `collapse/alignment` is the mean of
-    2 - 2 cosine over all levels, `collapse/level{i}_alignment` of each. With `ids` in `update`, the tokens
+    `similarity_histogram`, and where the widths `dims` are given `cka` and `cka_debiased`.
+    `collapse/alignment` is the mean of |p - t|^2 of unit rows, which is 2 - 2 cosine, over all levels,
+    `collapse/level{i}_alignment` of each. With `ids` in `update`, the tokens
     that match worst and best are kept by image and patch: `extremes`, and, as text,
     `prediction/level{i}_extreme_patches`.
 
@@ -51,12 +52,13 @@ class PredictionQuality(DistributedMetric):
             self.add_state(f"low{i}", Min())
             self.add_state(f"high{i}", Max())
             self.add_state(f"error{i}", Moments())
+            self.add_state(f"apart{i}", Moments())
             self.add_state(f"distance{i}", Moments())
             self.add_state(f"histogram{i}", Histogram(COSINE_EDGES))
             self.add_state(f"hardest{i}", BottomK(patches, 2))
             self.add_state(f"easiest{i}", BottomK(patches, 2))
             if self.dims is not None:
-                self.add_state(f"joint{i}", Covariance(2 * self.dims[i]))
+                self.add_state(f"joint{i}", PairedCovariance(self.dims[i], self.dims[i]))
 
     def update(
         self,
@@ -81,23 +83,34 @@ class PredictionQuality(DistributedMetric):
         self, i: int, prediction: Tensor, target: Tensor, valid: Tensor | None, ids: Tensor | None
     ) -> None:
         lead = self._check(i, prediction, target, valid)
-        kept = torch.ones(lead, dtype=torch.bool, device=prediction.device) if valid is None else valid
-        kept = kept.to(prediction.device, torch.bool, non_blocking=True)
-        wide = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-        p, t = prediction.to(wide), target.to(wide)
-        p_unit, t_unit = F.normalize(p, dim=-1), F.normalize(t, dim=-1)
-        cosine = (p_unit * t_unit).sum(dim=-1)
+        device = prediction.device
+        kept = torch.ones(lead, dtype=torch.bool, device=device) if valid is None else valid
+        kept = kept.to(device, torch.bool, non_blocking=True)
+        labels = None if ids is None else _labels(ids, lead, device)
+        wide = torch.promote_types(prediction.dtype, target.dtype)
+        blocks = feature_blocks(prediction.to(wide), kept, labels)
+        others = feature_blocks(target.to(wide), kept, None)
+        for (p, mask, named), (t, _, _) in zip(blocks, others, strict=True):
+            self._add_tokens(i, p, t, mask, named)
+
+    def _add_tokens(self, i: int, p: Tensor, t: Tensor, kept: Any, labels: Tensor | None) -> None:
+        """Add tokens [B, N, D] of one level; `labels` [B, N, 2] are their images and patches."""
+        p_unit, t_unit = unit_rows(p), unit_rows(t)
+        cosine = (p_unit * t_unit).sum(dim=-1).clamp(-1.0, 1.0)
+        squared = (p_unit - t_unit).square()
+        # A row of zeros has no direction: to any other it is as far as a right angle.
+        zeros = (p_unit == 0).all(dim=-1).to(torch.float64) + (t_unit == 0).all(dim=-1)
         self.states[f"cosine{i}"].update(cosine, kept)
-        self.states[f"error{i}"].update((p_unit - t_unit).square().mean(dim=-1), kept)
-        self.states[f"distance{i}"].update(torch.linalg.vector_norm(p - t, dim=-1), kept)
+        self.states[f"error{i}"].update(squared.mean(dim=-1), kept)
+        self.states[f"apart{i}"].update(squared.sum(dim=-1) + zeros, kept)
+        self.states[f"distance{i}"].update(row_norms(p.to(torch.float64) - t.to(torch.float64)), kept)
         self.states[f"histogram{i}"].update(cosine, kept)
         if cosine.numel():
             self.states[f"low{i}"].update(cosine.masked_fill(~kept, float("inf")).amin())
             self.states[f"high{i}"].update(cosine.masked_fill(~kept, float("-inf")).amax())
         if self.dims is not None:
             self.states[f"joint{i}"].update(torch.cat([p, t], dim=-1), kept)
-        if ids is not None:
-            labels = _labels(ids, lead, cosine.device)
+        if labels is not None:
             self.states[f"hardest{i}"].update(cosine, labels, kept)
             self.states[f"easiest{i}"].update(-cosine, labels, kept)
 
@@ -120,10 +133,10 @@ class PredictionQuality(DistributedMetric):
         tags: dict[str, Any] = {}
         for i in present:
             tags |= {f"prediction/level{i}_{name}": v for name, v in self._level(i, states).items()}
-            tags[f"collapse/level{i}_alignment"] = 2.0 - 2.0 * states[f"cosine{i}"].mean
-        count = sum(states[f"cosine{i}"].count for i in present)
-        total = sum(states[f"cosine{i}"].count * states[f"cosine{i}"].mean for i in present)
-        return {**tags, "collapse/alignment": 2.0 - 2.0 * total / count}
+            tags[f"collapse/level{i}_alignment"] = states[f"apart{i}"].mean
+        count = sum(states[f"apart{i}"].count for i in present)
+        total = sum(states[f"apart{i}"].count * states[f"apart{i}"].mean for i in present)
+        return {**tags, "collapse/alignment": total / count}
 
     def _level(self, i: int, states: Mapping[str, Any]) -> dict[str, Any]:
         cosine, histogram = states[f"cosine{i}"], states[f"histogram{i}"]
@@ -140,7 +153,10 @@ class PredictionQuality(DistributedMetric):
             "similarity_histogram": histogram_value(histogram, cosine.mean * cosine.count, squares),
         }
         if self.dims is not None:
-            tags["cka"] = linear_cka(states[f"joint{i}"].matrix, self.dims[i])
+            joint, _ = states[f"joint{i}"].scaled()
+            tags["cka"] = linear_cka(joint.matrix, self.dims[i])
+            debiased = debiased_cka(joint)
+            tags |= {} if debiased is None else {"cka_debiased": debiased}
         if len(states[f"hardest{i}"].scores):
             tags["extreme_patches"] = Text(_table(*extremes(states, i)))
         return tags
@@ -211,6 +227,13 @@ ENTRIES = (
         f"Linear CKA between predicted and target tokens {_VALID}",
         source="arXiv 1905.00414",
         healthy="rises towards 1",
+    ),
+    _prediction(
+        "prediction/level{i}_cka_debiased",
+        "debiased CKA of prediction and target, level {i}",
+        f"Linear CKA from unbiased estimates of the HSIC, of fewer tokens too, {_VALID}",
+        source="arXiv 2010.15327",
+        healthy="rises towards 1; near 0 predictions have nothing of their targets",
     ),
     _prediction(
         "prediction/level{i}_num_tokens", "tokens compared, level {i}", "Valid tokens.", unit="tokens"

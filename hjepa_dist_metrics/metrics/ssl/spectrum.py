@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hjepa_dist_metrics.states import ClassScatter
+from hjepa_dist_metrics.states.scales import times_power_of_two
+
+_DEAD = 0.01  # of the usual standard deviation
 _EPS = float(torch.finfo(torch.float64).eps)
 
 
 def without_noise(values: Tensor, scale: float = 0.0) -> Tensor:
     """Return rising eigenvalues [D] with rounding noise set to zero.
 
-    Below max(lambda_1, scale) * D * eps an eigenvalue is noise; `scale` is the size of what the rows' own
-    rounding left in the matrix (the squared mean, for the covariance of unit rows). NaN stays NaN.
+    Below max(lambda_1, scale) * D * eps an eigenvalue is noise; `scale` is `rounding_of` the rows' mean where
+    the matrix is a covariance. NaN stays NaN.
     """
     cutoff = max(float(values[-1]), scale) * len(values) * _EPS
     return torch.where(values <= cutoff, torch.zeros_like(values), values)
 
 
 def rounding_of(mean: Tensor) -> float:
-    """Return the scale of the noise in the covariance of rows as they are, about their `mean`.
+    """Return the scale of the noise in the covariance of float64 rows about their `mean`.
 
-    Rows are shifted before they are squared: what rounding leaves is that of the mean, (eps |mean|)^2.
+    Rows are shifted before they are squared: what rounding leaves is that of the mean and of the rows
+    themselves, (eps |mean|)^2.
     """
-    return _EPS * float(mean @ mean)
+    return _EPS * squared_length(mean)
+
+
+def squared_length(row: Tensor) -> float:
+    """Return |x|^2. A sum rounds alike wherever the row lies in memory, a dot product may not."""
+    return float(row.square().sum())
 
 
 def covariance_spectrum(matrix: Tensor, mean: Tensor) -> Tensor:
@@ -59,8 +67,7 @@ def mean_similarity(count: int, mean: Tensor, second_moment_trace: float) -> flo
     """
     if count < 2:
         return 0.0
-    total = count * mean
-    return float((total @ total - second_moment_trace) / (count * (count - 1)))
+    return (squared_length(count * mean) - second_moment_trace) / (count * (count - 1))
 
 
 def std_similarity(count: int, mean: Tensor, scatter: Tensor) -> float:
@@ -74,33 +81,29 @@ def std_similarity(count: int, mean: Tensor, scatter: Tensor) -> float:
     if count < 2:
         return 0.0
     trace = float(scatter.trace())
-    squared = float(mean @ mean)
+    squared = squared_length(mean)
     if not math.isfinite(trace + squared):
         return math.nan
     zeros = round(count - count * squared - trace)
-    spread = 2.0 * count * float(mean @ scatter @ mean) + float(scatter.square().sum())
+    along = float((scatter * torch.outer(mean, mean)).sum())
+    spread = 2.0 * count * along + float(scatter.square().sum())
     variance = (spread - trace**2 / (count - 1) - zeros * (count - zeros) / count) / (count * (count - 1))
     return math.sqrt(max(variance, 0.0))
 
 
-def pairwise(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosine and squared distance of every pair i < j of unit rows [k, D], float64 [k (k - 1) / 2]."""
-    rows = rows.to(torch.float64)
-    gram = rows @ rows.T
-    squares = gram.diagonal().clone()
-    cosines = _above(gram)
-    distances = _above(gram.mul_(-2.0).add_(squares).add_(squares[:, None]))
-    return cosines, distances.clamp_(min=0.0)
+def mean_share(moments: Any) -> float:
+    """Return n |mean|^2 over the sum of |x|^2 of a covariance's rows: 1 where all rows are one point.
+
+    0 where all rows are zero.
+    """
+    squared = moments.count * squared_length(moments.mean)
+    total = squared + float(moments.m2.trace())
+    return squared / total if total != 0 else 0.0
 
 
-def _above(matrix: Tensor) -> Tensor:
-    """Return what lies above the diagonal, row by row; NumPy picks it faster than torch."""
-    return torch.from_numpy(matrix.numpy()[_upper(len(matrix))])
-
-
-@functools.lru_cache(maxsize=8)
-def _upper(size: int) -> npt.NDArray[np.bool_]:
-    return np.triu(np.ones((size, size), dtype=np.bool_), 1)
+def dead_features(variance: Tensor) -> int:
+    """Return how many features have a standard deviation below 1 % of the root of the mean variance."""
+    return int((variance <= _DEAD**2 * variance.mean()).sum())
 
 
 def participation_ratio(covariance: Tensor) -> float:
@@ -138,23 +141,15 @@ def spectral_decay(values: Tensor) -> tuple[float, float] | None:
     return -slope, 1.0 - residual / spread if spread > 0 else 1.0
 
 
-def uniformity(squared_distances: Tensor) -> float:
-    """Return log of the mean of exp(-2 d^2) over the squared distances of all pairs (2005.10242).
-
-    Of unit rows it is 0 for a point, -4 + 4 / D and a little more for the whole sphere.
-    """
-    return math.log(float((-2.0 * squared_distances).exp_().mean()))
-
-
-def vicreg_terms(covariance: Tensor) -> tuple[float, float]:
-    """Return VICReg's variance and covariance terms (2105.04906).
+def vicreg_terms(covariance: Tensor, exponent: int = 0) -> tuple[float, float]:
+    """Return VICReg's variance and covariance terms (2105.04906) from the covariance of rows / 2^exponent.
 
     mean relu(1 - sqrt(var + 1e-4)) over features, and the sum of squared off-diagonal covariances over D.
     """
     variance = covariance.diagonal()
-    spread = (1.0 - (variance + 1e-4).sqrt()).clamp(min=0).mean()
-    off_diagonal = covariance.square().sum() - variance.square().sum()
-    return float(spread), float(off_diagonal / len(variance))
+    spread = (1.0 - (variance * 2.0 ** (2 * exponent) + 1e-4).sqrt()).clamp(min=0).mean()
+    off_diagonal = float((covariance - torch.diag(variance)).square().sum() / len(variance))
+    return float(spread), times_power_of_two(off_diagonal, 4 * exponent)
 
 
 def lidar(spectrum: Tensor, eps: float = 1e-8) -> float:
@@ -167,3 +162,15 @@ def lidar(spectrum: Tensor, eps: float = 1e-8) -> float:
         return 1.0
     p = spectrum / total + eps
     return math.exp(float(-(p * p.log()).sum()))
+
+
+def discriminability(classes: ClassScatter) -> dict[str, float]:
+    """Return `lidar` and `between_within_ratio` of classes against their rows; {} where none has two rows."""
+    between, scatter, _ = classes.scaled()
+    if scatter is None:
+        return {}
+    if not bool(torch.isfinite(between).all() and torch.isfinite(scatter).all()):
+        return {"lidar": math.nan, "between_within_ratio": math.nan}
+    inside = float(scatter.trace())
+    ratio = float(between.trace()) / inside if inside > 0 else math.inf
+    return {"lidar": lidar(classes.spectrum()), "between_within_ratio": ratio}

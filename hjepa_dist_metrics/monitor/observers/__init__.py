@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from hjepa_dist_metrics.monitor.observer import Observer
+from hjepa_dist_metrics.monitor.observers.batches import Batches
 from hjepa_dist_metrics.monitor.observers.figures import Figures
 from hjepa_dist_metrics.monitor.observers.gradients import Gradients
 from hjepa_dist_metrics.monitor.observers.losses import Losses
 from hjepa_dist_metrics.monitor.observers.masks import MaskGeometry
 from hjepa_dist_metrics.monitor.observers.noise import Noise
+from hjepa_dist_metrics.monitor.observers.parameters import Parameters
 from hjepa_dist_metrics.monitor.observers.representations import Representations
 from hjepa_dist_metrics.monitor.observers.scalars import LearningRates, Scalars
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders, Teacher
@@ -23,6 +25,7 @@ class BuiltIn(NamedTuple):
     """The observers that every monitor has; a loop calls some of them around the phases of its steps."""
 
     timing: Timing
+    batches: Batches
     gradients: Gradients
     noise: Noise
     losses: Losses
@@ -36,11 +39,13 @@ class BuiltIn(NamedTuple):
         others: list[Observer] = [LearningRates(), Scalars(), MaskGeometry()]
         if config.gradients.enabled and config.gradients.updates:
             others.append(ParameterUpdates())
-        others += [Teacher(encoders), Representations(), Figures()]
+        teacher = Teacher(encoders)
+        others += [teacher, Parameters(teacher), Representations(), Figures()]
         noise = Noise(start=config.gradients.noise)
-        return cls(Timing(), Gradients(), noise, Losses(level_weights), tuple(others))
+        return cls(Timing(), Batches(), Gradients(), noise, Losses(level_weights), tuple(others))
 
     @property
     def all(self) -> tuple[Observer, ...]:
         """Return all observers, in the order in which they look at a step."""
-        return (self.gradients, self.noise, self.timing, *self.others[:1], self.losses, *self.others[1:])
+        first = (self.gradients, self.noise, self.timing, self.batches)
+        return (*first, *self.others[:1], self.losses, *self.others[1:])

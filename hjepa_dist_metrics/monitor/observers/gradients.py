@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics import GradientClipping, GradientFlow
 from hjepa_dist_metrics.metrics.optimization.gradients import Report
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import NormRule
 from hjepa_dist_metrics.monitor.observer import Observer
 
 Update = Callable[[], None]
@@ -47,18 +46,21 @@ class Gradients(Observer):
 
     def clip_(self, max_norm: float) -> Tensor:
         """Read the gradients, then clip them; return the norm before."""
+        self._look_before_clipping()
+        return self._clipping().clip_(max_norm)
+
+    @contextmanager
+    def clipping(self) -> Iterator[None]:
+        """Read the gradients, and their norm before and after the body, which clips them."""
+        self._look_before_clipping()
+        with self._clipping().measuring():
+            yield
+
+    def _look_before_clipping(self) -> None:
         self._clips = True
         self.read()
         for observe in self._before_clipping:
             self.scope.run(observe)
-        return self._clipping().clip_(max_norm)
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules on the gradient's norm."""
-        return {
-            "vanishing_gradients": NormRule(_NORM, low=True),
-            "exploding_gradients": NormRule(_NORM, low=False),
-        }
 
     def _flow(self, name: str, report: Report, family: str) -> GradientFlow:
         settings, scope = self.scope.config.gradients, self.scope

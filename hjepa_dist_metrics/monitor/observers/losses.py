@@ -7,8 +7,6 @@ from typing import Any
 
 from hjepa_dist_metrics.metrics import HierarchicalLoss, TrainingStability, WeightedMean
 from hjepa_dist_metrics.metrics.optimization.stability import WINDOW
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import Nonfinite, Overfitting, level_imbalance, loss_spike
 from hjepa_dist_metrics.monitor.observer import Observer
 from hjepa_dist_metrics.monitor.schedule import EPOCH
 
@@ -43,15 +41,6 @@ class Losses(Observer):
         """Judge no loss by those of the steps before: from now on they mean something else."""
         self._stability().reset()
 
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rules on losses."""
-        return {
-            "loss_spike": loss_spike,
-            "nonfinite": Nonfinite(),
-            "level_imbalance": level_imbalance,
-            "overfitting": Overfitting(),
-        }
-
     def _loss(self, losses: Mapping[str, Any]) -> HierarchicalLoss:
         return self.scope.metric("loss", HierarchicalLoss, lambda: self._make_loss(losses))
 
@@ -71,7 +60,7 @@ class Losses(Observer):
         return self.scope.metric("stability", TrainingStability, self._make_stability)
 
     def _make_stability(self) -> TrainingStability:
-        steps = self.scope.config.cadences().scalars or 0
+        steps = self.scope.steps_between("scalars") or 0
         return TrainingStability(reach=WINDOW + min(steps, _MOST_STEPS))
 
 

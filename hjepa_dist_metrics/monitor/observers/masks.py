@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics import Masking
 from hjepa_dist_metrics.metrics.validation import require_mask
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import repeated_masks
 from hjepa_dist_metrics.monitor.observer import Observer
 from hjepa_dist_metrics.monitor.validation import require_one_mask_a_sample
 
@@ -30,7 +27,3 @@ class MaskGeometry(Observer):
         flat = mask.reshape(len(mask), -1)
         masking = self.scope.metric("masking", Masking, lambda: Masking(flat.shape[1], grid))
         masking.update(flat, count_blocks=self.scope.is_due("scalars"))
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule on masks that repeat."""
-        return {"repeated_masks": repeated_masks}

@@ -13,10 +13,14 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics import Collapse, DistributedMetric, HierarchyFeatures, PredictionQuality
+from hjepa_dist_metrics.metrics import (
+    Collapse,
+    DistributedMetric,
+    HierarchyFeatures,
+    PredictionQuality,
+    ViewAgreement,
+)
 from hjepa_dist_metrics.metrics.validation import require_features
-from hjepa_dist_metrics.monitor.health.alerts import Rule
-from hjepa_dist_metrics.monitor.health.rules import CollapseRule
 from hjepa_dist_metrics.monitor.observer import Observer
 
 M = TypeVar("M", bound=DistributedMetric)
@@ -32,8 +36,8 @@ LevelMasks = Tensor | Sequence[Tensor | None] | None
 class Representations(Observer):
     """Measure collapse, the hierarchy's levels, and how well predictions meet their targets."""
 
-    takes = ("features", "context_features", "predictions")
-    also = ("valid", "ids", "context_valid", "targets", "prediction_valid")
+    takes = ("features", "context_features", "predictions", "views")
+    also = ("valid", "ids", "context_valid", "targets", "prediction_valid", "views_valid")
     family = "representations"
 
     def __init__(self) -> None:
@@ -49,8 +53,13 @@ class Representations(Observer):
         predictions: Sequence[Tensor] | None = None,
         targets: Sequence[Tensor] = (),
         prediction_valid: Sequence[Tensor | None] | None = None,
+        views: Tensor | None = None,
+        views_valid: Tensor | None = None,
     ) -> None:
-        """Add what a step hands over; the arguments are those of `TrainingMonitor.step`."""
+        """Add what a step hands over; the arguments are those of `TrainingMonitor.step`.
+
+        `views` [B, V, D] are embeddings of augmented views of the step's samples, `views_valid` bool [B, V].
+        """
         if features is not None:
             self.scope.run(lambda: self._add_features(features, valid, ids))
         if context_features is not None:
@@ -59,10 +68,10 @@ class Representations(Observer):
             self.scope.run(lambda: metric.update(context_features, context_valid, ids))
         if predictions is not None:
             self.scope.run(lambda: self._add_predictions(predictions, targets, prediction_valid, ids))
-
-    def rules(self) -> Mapping[str, Rule]:
-        """Return the rule on collapse."""
-        return {"collapse": CollapseRule(lambda: dict(self._judged))}
+        if views is not None:
+            require_features("views", views)
+            agreement = self._metric("views", ViewAgreement, lambda: ViewAgreement(views.shape[-1]))
+            self.scope.run(lambda: agreement.update(views, views_valid))
 
     def _add_features(self, features: Streams, valid: StreamMasks, ids: Tensor | None) -> None:
         if isinstance(features, Sequence):

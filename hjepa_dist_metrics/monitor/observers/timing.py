@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hjepa_dist_metrics.metrics import Memory, Stragglers, Throughput, TotalSamples
 from hjepa_dist_metrics.metrics.system.flops import count_flops
@@ -15,6 +15,7 @@ from hjepa_dist_metrics.monitor.observers.phase_clock import PhaseClock
 
 B = TypeVar("B")
 _WINDOW = 32
+_END = object()  # what a used up loader gives
 _clock = time.perf_counter
 
 
@@ -35,6 +36,7 @@ class Timing(Observer):
         self._steps = 0  # that are not in the totals yet
         self._last_step_end: float | None = None
         self._begun = 0.0
+        self._paused_seconds = 0.0  # of the whole run
         self._own_seconds = 0.0
 
     # -- what the loop calls -----------------------------------------------------------------------------
@@ -42,15 +44,21 @@ class Timing(Observer):
     def batches(self, loader: Iterable[B]) -> Iterator[B]:
         """Yield the loader's batches and time the wait for each; a step may take several."""
         iterator = iter(loader)
-        self._start()
         while True:
-            begun = _clock()
-            try:
-                batch = next(iterator)
-            except StopIteration:
+            with self.loading():
+                batch = next(iterator, _END)
+            if batch is _END:
                 return
-            self._loader_seconds = (self._loader_seconds or 0.0) + _clock() - begun
-            yield batch
+            yield cast(B, batch)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Time the body, but for pauses in it, as a wait for data."""
+        self._start()
+        begun, paused = _clock(), self._paused_seconds
+        yield
+        waited = _clock() - begun - (self._paused_seconds - paused)
+        self._loader_seconds = (self._loader_seconds or 0.0) + waited
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time the body as a phase of the step."""
@@ -64,8 +72,10 @@ class Timing(Observer):
         try:
             yield
         finally:
+            paused = _clock() - begun
+            self._paused_seconds += paused
             if self._last_step_end is not None:
-                self._last_step_end += _clock() - begun
+                self._last_step_end += paused
 
     @contextmanager
     def own_time(self) -> Iterator[None]:

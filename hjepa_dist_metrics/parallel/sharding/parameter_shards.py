@@ -117,6 +117,11 @@ def _slot(name: str, parameter: Tensor, reader: LayoutReader) -> ParameterShard:
 SlotMaker = Callable[[str], list[ParameterShard]]
 
 
+def has_flat_parameters(model: nn.Module) -> bool:
+    """Return whether FSDP1 manages any of the model's parameters."""
+    return next(_flat_units(model), None) is not None
+
+
 def _flat_units(model: nn.Module) -> Iterator[tuple[int, SlotMaker]]:
     """Yield, for each parameter that FSDP1 manages, its id and a maker of slots from its full name."""
     fsdp = sys.modules.get("torch.distributed.fsdp")

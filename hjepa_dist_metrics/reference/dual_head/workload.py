@@ -18,7 +18,6 @@ from hjepa_dist_metrics import (
     WeightedMean,
 )
 from hjepa_dist_metrics.metrics import generalization_gaps
-from hjepa_dist_metrics.monitor.health.reconstruction_rules import reconstruction_rules
 from hjepa_dist_metrics.parallel import all_reduce_sum
 from hjepa_dist_metrics.reference.data import GlobalBatchSampler
 from hjepa_dist_metrics.reference.dual_head.config import PATCHES_PER_FRAME, DataConfig, ModelConfig
@@ -98,8 +97,6 @@ class DualHeadWorkload:
         monitor.before_clipping(gradients.update)
         monitor.before_clipping(lambda: parameters.update() if monitor.due("system") else None)
         monitor.add_alias({"learning_rate/base_lr": "Train/learning_rate"})
-        for name, rule in reconstruction_rules().items():
-            monitor.add_rule(name, rule)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return weights with decay and biases without."""

@@ -8,8 +8,8 @@ import torch
 
 from hjepa_dist_metrics.metrics.kernels import elements_device, elements_host
 from hjepa_dist_metrics.metrics.kernels.elements import SUMS, Elements, read_elements
+from hjepa_dist_metrics.metrics.kernels.moments import standard_deviation
 from hjepa_dist_metrics.metrics.kernels.norms import BLOCK
-from hjepa_dist_metrics.metrics.kernels.stable_variance import variance
 
 pytestmark = pytest.mark.accuracy
 
@@ -63,12 +63,14 @@ def test_against_numpy(kernel):
     for i, tensor in enumerate(tensors):
         x = tensor.double().numpy().ravel()
         absolute = np.abs(x)
-        expected = [len(x), absolute.sum(), x.sum(), x @ x, (x == 0).sum(), 0]
+        expected = [len(x), absolute.sum(), x.sum(), (x == 0).sum(), 0]
         # kernels of a GPU add up in a tree; on a CPU, in a row
         tolerance = 1e-4 if kernel is device else 1e-6
         np.testing.assert_allclose(
             found.sums[:, i], expected, rtol=tolerance, atol=1e-12, err_msg=f"tensor {i}"
         )
+        about = np.sqrt(((x - x.mean()) ** 2).sum()) if len(x) else 0.0
+        assert found.spread[i] == pytest.approx(about, rel=1e-6, abs=1e-12)
         assert found.largest[i] == absolute.max(initial=-math.inf)
         assert found.smallest[i] == absolute.min(initial=math.inf)
     grouped = found.by_column(COLUMNS, 4)
@@ -89,14 +91,14 @@ def test_a_large_mean_costs_no_digits_of_the_variance(kernel, spread):
         torch.full((BLOCK + 1,), 0.1),
         torch.tensor([0.3]),
     ]
-    sums = kernel(tensors, [0] * 4, 1, False).each.sums
+    each = kernel(tensors, [0] * 4, 1, False).each
     for i, tensor in enumerate(tensors):
-        count, _, total, squares, _, _ = sums[:, i].tolist()
+        count, _, total, _, _ = each.sums[:, i].tolist()
         x = tensor.double().numpy()
-        expected = x.var(ddof=1) if len(x) > 1 and i != 2 else 0.0  # NumPy's own mean of 0.1 is rounded
-        assert variance(count, total, squares) == pytest.approx(expected, rel=1e-4 if spread < 1e-5 else 1e-5)
+        expected = x.std(ddof=1) if len(x) > 1 and i != 2 else 0.0  # NumPy's own mean of 0.1 is rounded
+        found = standard_deviation(count, total, float(each.spread[i]))
+        assert found == pytest.approx(expected, rel=1e-5)
         assert total == pytest.approx(x.sum(), rel=1e-7)
-        assert squares == pytest.approx(x @ x, rel=1e-7)
 
 
 def test_the_kernels_agree_on_a_mean_that_nearly_outweighs():
@@ -104,8 +106,10 @@ def test_the_kernels_agree_on_a_mean_that_nearly_outweighs():
     generator = torch.Generator().manual_seed(5)
     x = torch.cat([torch.randn(BLOCK, generator=generator) + mean for mean in (3.8, 3.87, 3.9, 10.0)])
     for kernel in (elements_host.read, device):
-        count, _, total, squares, _, _ = kernel([x], [0], 1, False).each.sums[:, 0].tolist()
-        assert variance(count, total, squares) == pytest.approx(x.double().numpy().var(ddof=1), rel=1e-5)
+        each = kernel([x], [0], 1, False).each
+        count, _, total, _, _ = each.sums[:, 0].tolist()
+        found = standard_deviation(count, total, float(each.spread[0]))
+        assert found == pytest.approx(x.double().numpy().std(ddof=1), rel=1e-5)
 
 
 def test_what_is_not_finite_is_counted(kernel):
@@ -140,21 +144,21 @@ def test_other_dtypes(kernel, dtype):
     x = (torch.randn(BLOCK + 3, generator=torch.Generator().manual_seed(0))).to(dtype)
     read = kernel([x], [0], 1, True)
     wide = x.double().numpy()
-    assert float(read.each.sums[3, 0]) == pytest.approx(wide @ wide, rel=1e-5)
+    assert float(read.each.spread[0]) == pytest.approx(np.linalg.norm(wide - wide.mean()), rel=1e-5)
     assert read.each.largest[0] == np.abs(wide).max()
     assert (read.counts[0].numpy() == exponents(x.float().numpy())).all()
 
 
 def test_sums_over_many_elements_are_exact():
     x = torch.randn(10_000_019, generator=torch.Generator().manual_seed(1)) * 1e-3
-    found = read_elements([x], [0], 1, CPU).each.sums[:, 0]
+    found = read_elements([x], [0], 1, CPU).each
     wide = x.double().numpy()
-    assert float(found[1]) == pytest.approx(np.abs(wide).sum(), rel=1e-6)
-    assert float(found[3]) == pytest.approx(wide @ wide, rel=1e-6)
+    assert float(found.sums[1, 0]) == pytest.approx(np.abs(wide).sum(), rel=1e-6)
+    assert float(found.spread[0]) == pytest.approx(np.linalg.norm(wide), rel=1e-6)
 
 
 def test_no_tensors():
     read = read_elements([], [], 3, CPU, counting=True)
-    assert read.each.sums.shape == (6, 0)
+    assert read.each.sums.shape == (5, 0)
     assert read.counts.shape == (3, 512)
     assert read.counts.sum() == 0

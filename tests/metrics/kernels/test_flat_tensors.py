@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from hjepa_dist_metrics.metrics.kernels.flat_tensors import SMALL, chunks, flatten, joined_sums, split_by_size
-from hjepa_dist_metrics.metrics.kernels.norms import square_sums
-from hjepa_dist_metrics.metrics.kernels.stable_variance import sums_and_squares
+from hjepa_dist_metrics.metrics.kernels.moments import moments
+from hjepa_dist_metrics.metrics.kernels.norms import tensor_norms
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -46,10 +46,12 @@ def test_small_large_and_empty_tensors_together():
     tensors.insert(2, torch.zeros(0))
     assert split_by_size(tensors) == ([0, 3, 4], [1, 5])
     plain = [tensor.to(torch.float64).numpy() for tensor in tensors]
-    sums, squares = sums_and_squares(tensors, torch.device("cpu"))
+    sums, spreads = moments(tensors, torch.device("cpu"))
     np.testing.assert_allclose(sums, [x.sum() for x in plain], rtol=1e-5)
-    np.testing.assert_allclose(squares, [x @ x for x in plain], rtol=1e-6)
-    np.testing.assert_allclose(square_sums(tensors, torch.device("cpu")), squares, rtol=1e-6)
+    about = [np.linalg.norm(x - x.mean()) if len(x) else 0.0 for x in plain]
+    np.testing.assert_allclose(spreads, about, rtol=1e-6)
+    norms = tensor_norms(tensors, torch.device("cpu"))
+    np.testing.assert_allclose(norms, [np.linalg.norm(x) for x in plain], rtol=1e-6)
 
 
 def test_infinities_give_what_adding_them_gives_without_a_warning():

@@ -267,3 +267,32 @@ def test_the_window_goes_on_where_the_saved_one_ended(saved):
         window = [x > 1.0 for x in norms[max(at - 4, 0) : at] if not math.isnan(x)]
         found = float(second.compute()["gradient/clipping_percentage_window"])
         assert found == pytest.approx(100 * sum(window) / len(window))
+
+
+@pytest.mark.parametrize("how", ["norm", "value", "not at all"])
+def test_measures_a_clipping_that_is_not_its_own(how):
+    parameters = model_with_gradients()
+    groups = {"weights": parameters[:1], "others": parameters[1:]}
+    clipping = GradientClipping(parameters, groups=groups)
+    before = [numpy_norm(members) for members in (parameters, *groups.values())]
+    with clipping.measuring():
+        if how == "norm":
+            nn.utils.clip_grad_norm_(parameters, 0.5)
+        elif how == "value":
+            nn.utils.clip_grad_value_(parameters, 0.1)
+    after = [numpy_norm(members) for members in (parameters, *groups.values())]
+    values = numbers(clipping)
+    for name, norms in zip(("", "weights/", "others/"), zip(before, after, strict=True), strict=True):
+        assert values[f"gradient/{name}global_norm_before_clip"] == pytest.approx(norms[0], rel=1e-6)
+        assert values[f"gradient/{name}global_norm_after_clip"] == pytest.approx(norms[1], rel=1e-6)
+    assert values["gradient/was_clipped"] == float(how != "not at all")
+    assert values["gradient/clipping_percentage"] == 100.0 * (how != "not at all")
+
+
+def test_measures_gradients_of_zero():
+    parameters = model_with_gradients(scale=0.0)
+    clipping = GradientClipping(parameters)
+    with clipping.measuring():
+        pass
+    values = numbers(clipping)
+    assert (values["gradient/global_norm_before_clip"], values["gradient/clipping_ratio"]) == (0.0, 1.0)

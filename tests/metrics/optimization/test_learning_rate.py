@@ -1,9 +1,9 @@
 import pytest
 import torch
+from hjepa_dist_metrics.monitor.health.rule_state import memory_of, recall
 from torch import nn
 
 from hjepa_dist_metrics import DesyncError, LearningRate, MetricCollection, ReplicatedScalars
-from hjepa_dist_metrics.monitor.health.rule_state import memory_of, recall
 from tests.helpers.ranks import run_ranks, try_ranks
 
 

@@ -9,7 +9,8 @@ import torch
 from hjepa_dist_metrics import Collapse, MetricCollection
 from hjepa_dist_metrics.catalog import effective_rank_limits
 from hjepa_dist_metrics.metrics.ssl.gaussianity import KNOTS, characteristic_sums, directions
-from hjepa_dist_metrics.metrics.ssl.spectrum import lidar, pairwise, spectral_decay, uniformity
+from hjepa_dist_metrics.metrics.ssl.sampled import pair_numbers
+from hjepa_dist_metrics.metrics.ssl.spectrum import lidar, spectral_decay
 from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.accuracy
@@ -131,7 +132,7 @@ def test_no_decay_is_told_of_a_deficient_or_short_spectrum():
 @pytest.mark.parametrize(("dim", "value"), [(2, -1.5750), (3, -2.0798), (64, -3.8752), (768, -3.98958)])
 def test_uniformity_of_the_sphere(dim, value):
     rows = torch.from_numpy(unit(gaussian(2000, dim)))
-    assert uniformity(pairwise(rows)[1]) == pytest.approx(value, abs=0.01)
+    assert pair_numbers(rows)["uniformity"] == pytest.approx(value, abs=0.01)
 
 
 def test_lidar_of_isotropic_and_rank_deficient_classes():

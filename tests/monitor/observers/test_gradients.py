@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from hjepa_dist_metrics import ConfigError, GradientFlow, TrainingMonitor
 from tests.monitor.test_monitor import batches, config, problem, series, train
@@ -142,3 +143,23 @@ def test_utilization_is_written_after_counting(tmp_path):
     for step, used in series(tmp_path, "performance/mfu").items():
         assert used == pytest.approx(rates[step] * counted / 1e9)
     assert series(tmp_path, "performance/mfu")
+
+
+def test_a_clipping_of_the_loops_own_is_measured_and_left_as_it_is(tmp_path):
+    model, optimizer = problem()
+    norms = []
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=2)) as monitor:
+        for x in batches(5):
+            optimizer.zero_grad()
+            with monitor.backward():
+                model(x).square().mean().backward()
+            with monitor.clipping():
+                norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)))
+            optimizer.step()
+            monitor.step(samples=len(x))
+    expected = {step: norms[step] for step in (0, 2, 4)}
+    assert series(tmp_path, "gradients/global_norm") == pytest.approx(expected, rel=1e-5)
+    assert series(tmp_path, "gradient/global_norm_before_clip") == pytest.approx(expected, rel=1e-5)
+    after = series(tmp_path, "gradient/global_norm_after_clip")
+    assert after == pytest.approx(dict.fromkeys(expected, 1e-3), rel=1e-2)
+    assert series(tmp_path, "gradient/clipping_percentage")[4] == 100.0

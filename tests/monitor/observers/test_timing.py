@@ -82,3 +82,19 @@ def test_without_the_monitors_loader_no_wait_is_claimed(tmp_path, clock):
     train(tmp_path, clock, 2, 1, with_loader=False)
     assert not series(tmp_path, "performance/data_time_ms")
     assert not series(tmp_path, "performance/tokens_per_second")
+
+
+def test_a_wait_for_data_is_timed_without_the_pauses_in_it(tmp_path, clock):
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=1)) as monitor:
+        for _ in range(2):
+            with monitor.data_loading():
+                clock.now += DATA
+                with monitor.pause():
+                    clock.now += EVALUATION
+            clock.now += FORWARD
+            monitor.step(samples=4)
+    assert series(tmp_path, "performance/data_time_ms") == pytest.approx({0: 1e3 * DATA, 1: 1e3 * DATA})
+    rates = series(tmp_path, "performance/samples_per_second")
+    assert rates == pytest.approx({0: 4 / (DATA + FORWARD), 1: 4 / (DATA + FORWARD)})

@@ -1,0 +1,87 @@
+"""The micro-batches of an optimizer step, put together for `TrainingMonitor.step`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class MicroBatches:
+    """Add up samples and tokens of micro-batches and average their losses, without a wait for the device.
+
+        batches = MicroBatches()
+        for images in micro_batches:
+            ...
+            batches.add(loss, samples=len(images))
+        monitor.step(**batches.take())
+
+    A loss is the mean over `count` samples or tokens, `samples` by default; the average weights by it.
+    """
+
+    def __init__(self) -> None:
+        self._samples = 0
+        self._tokens = 0
+        self._losses: list[tuple[Mapping[str, Any], Any]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._losses) or self._samples > 0
+
+    def add(self, losses: Any, samples: int, *, count: Any = None, tokens: int = 0) -> None:
+        """Add a micro-batch: one loss, or several by name with "loss" for the total."""
+        named = losses if isinstance(losses, Mapping) else {"loss": losses}
+        self._losses.append((_detached(named), samples if count is None else count))
+        self._samples += samples
+        self._tokens += tokens
+
+    def take(self) -> dict[str, Any]:
+        """Return the arguments of `TrainingMonitor.step`, and start anew."""
+        losses, samples, tokens = self._losses, self._samples, self._tokens
+        self._losses, self._samples, self._tokens = [], 0, 0
+        if not losses:
+            return {"samples": samples, "tokens": tokens}
+        names = set.intersection(*(set(named) for named, _ in losses))
+        means = {name: _mean([(named[name], count) for named, count in losses]) for name in names}
+        count = losses[0][1] if len(losses) == 1 else sum(count for _, count in losses)
+        return {"samples": samples, "tokens": tokens, "losses": means, "count": count}
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples of a batch: the length of the first tensor that is found in it."""
+    return next((len(leaf) for leaf in _tensors(batch) if leaf.ndim), 1)
+
+
+def token_count(batch: Any) -> int:
+    """Return the number of tokens of a batch that has `input_ids`, padding included; 0 of another."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return ids.numel() if isinstance(ids, Tensor) else 0
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _tensors(value)
+
+
+def _detached(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: v.detach() if isinstance(v, Tensor) else v for name, v in named.items()}
+
+
+def _mean(parts: list[tuple[Any, Any]]) -> Any:
+    """Return sum(count * value) / sum(count); what has a count of 0 does not matter, whatever its value."""
+    if len(parts) == 1:
+        return parts[0][0]
+    device = next((v.device for part in parts for v in part if isinstance(v, Tensor)), torch.device("cpu"))
+    columns = [
+        torch.stack([torch.as_tensor(v, dtype=torch.float64).to(device).reshape(()) for v in column])
+        for column in zip(*parts, strict=True)
+    ]
+    values, counts = columns
+    return torch.where(counts > 0, values * counts, 0.0).sum() / counts.sum()

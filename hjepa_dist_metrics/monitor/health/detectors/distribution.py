@@ -1,0 +1,95 @@
+"""Findings on ranks, speed and memory."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+
+from hjepa_dist_metrics.monitor.health.detector import Detector, matching
+from hjepa_dist_metrics.monitor.health.findings import Evidence
+from hjepa_dist_metrics.monitor.health.series import History, rank_correlation
+
+_SPEED = "performance/samples_per_second"
+_STRAGGLER, _SLOWEST, _WAIT = (
+    "performance/straggler_score",
+    "performance/slowest_rank",
+    "performance/collective_wait_time_ms",
+)
+_MEMORY = r"system/ram_gb|performance/gpu_memory_allocated_gb"
+
+_SLOW = 0.75  # of the others' speed
+_SLOWER, _FALLING = 0.6, 0.6  # of the speed at the start; of all pairs of logs, less those that rise
+_SLOW_LOGS = 8
+_GROWTH, _LEAST_GROWTH = 0.15, 0.02  # of the memory at the start; GB
+_RISING = 0.85
+
+
+def _differing(tag: str, what: str, at_once: bool) -> Callable[[History], list[Evidence]]:
+    """Return a detector's function: ranks whose checksum differs."""
+
+    def detect(history: History) -> list[Evidence]:
+        ranks, rank = history.value(tag, 0.0), history.value(f"{tag}_rank")
+        if not ranks > 0:
+            return []
+        first = f", the first is rank {rank:.0f}" if math.isfinite(rank) else ""
+        reason = f"ranks have other {what} than the rest{first}"
+        return [Evidence(tag, ranks, reason, limit=0.0, at_once=at_once)]
+
+    return detect
+
+
+def straggler(history: History) -> list[Evidence] | None:
+    """Find one rank that is slow at one log after the other."""
+    score, slowest = history.get(_STRAGGLER), history.get(_SLOWEST)
+    if score is None or slowest is None or score.count < 3:
+        return None
+    ranks = set(slowest.last(3))
+    if len(ranks) > 1 or max(score.last(3)) >= _SLOW:
+        return []
+    (rank,) = ranks
+    wait = history.value(_WAIT)
+    lost = f", the others wait {wait:.0f} ms a step" if math.isfinite(wait) else ""
+    reason = f"rank {rank:.0f} has {100 * score.newest:.0f} % of the others' speed{lost}"
+    return [Evidence(_STRAGGLER, score.newest, reason, limit=_SLOW)]
+
+
+def throughput_decay(history: History) -> list[Evidence] | None:
+    """Find a speed that has fallen from log to log over the whole run."""
+    series = history.get(_SPEED)
+    if series is None or series.count < 2 * _SLOW_LOGS:
+        return None
+    speeds = [value for _, value in series.outline]
+    start, now = statistics.median(speeds[: len(speeds) // 3]), series.median(5)
+    if now >= _SLOWER * start or rank_correlation(speeds) > -_FALLING:
+        return []
+    reason = f"it was {start:.4g} in the first third of the run, and falls from log to log"
+    return [Evidence(_SPEED, series.newest, reason, limit=_SLOWER * start, best=start)]
+
+
+def memory_growth(history: History) -> list[Evidence] | None:
+    """Find memory that has grown from log to log over the whole run."""
+    found, judged = [], False
+    for tag, series in matching(history, _MEMORY):
+        values = [value for _, value in series.outline][2:]
+        if len(values) < 12:
+            continue
+        judged = True
+        grown = series.newest - values[0]
+        still = rank_correlation(values) > _RISING and rank_correlation(values[-6:]) > 0.5
+        if still and grown > max(_GROWTH * values[0], _LEAST_GROWTH):
+            reason = f"it was {values[0]:.3g} GB at step {series.outline[2][0]}, and grows at every log"
+            found.append(Evidence(tag, series.newest, reason, limit=values[0] * (1 + _GROWTH)))
+    return found if judged else None
+
+
+_PARAMETERS, _BUFFERS = "parameters/replica_disagreement", "parameters/buffer_disagreement"
+DETECTORS = (
+    Detector(
+        "replica_drift", _differing(_PARAMETERS, "parameters", True), (_PARAMETERS,), (f"{_PARAMETERS}_rank",)
+    ),
+    Detector("stale_buffers", _differing(_BUFFERS, "buffers", False), (_BUFFERS,), (f"{_BUFFERS}_rank",)),
+    Detector("straggler", straggler, (_STRAGGLER,), (_SLOWEST, _WAIT)),
+    Detector("throughput_decay", throughput_decay, (_SPEED,)),
+    Detector("memory_growth", memory_growth, (_MEMORY,)),
+)

@@ -1,0 +1,131 @@
+"""Findings on the course of the loss."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from hjepa_dist_metrics.monitor.health.detector import Detector, first_of, matching
+from hjepa_dist_metrics.monitor.health.findings import Evidence
+from hjepa_dist_metrics.monitor.health.series import History, scatter
+
+TOTALS = ("loss/total", "Train/Loss/total_loss")
+_SCORE, _SPREAD = "stability/worst_spike_score", "stability/loss_smoothness"
+_RANGE = "stability/loss_max_spike"
+_VALIDATION = "val/loss"
+_SHARES = r"loss/contribution_h\d+"
+_RATIO = r"update/.+_ratio"
+
+_SPIKE_SCORE, _SPIKE_RANGE = 30.0, 1.5
+_SPIKE_SHARE = 0.01  # of the loss at the start, as the least spread of the losses around a spike
+_BEFORE, _AFTER = 5, 3  # logs before and after a jump
+_SHIFT = 0.15  # of the loss
+_DROP = 0.5  # of the loss
+_CLEAR = 6.0  # times the scatter between logs
+_PLATEAU_LOGS, _PLATEAU_STEPS, _PLATEAU_GAIN = 24, 100, 0.02
+_MOVING = 1e-5  # of the weights in a step
+_OVERFIT = 1.1
+_IMBALANCE = 98.0
+
+
+def loss_spike(history: History) -> list[Evidence] | None:
+    """Find a step since the last log whose loss stands far above those before it."""
+    score, ratio = history.value(_SCORE), history.value(_RANGE, math.inf)
+    if not score > _SPIKE_SCORE or not ratio > _SPIKE_RANGE:
+        return []
+    named = first_of(history, TOTALS)
+    floor = _SPIKE_SHARE * abs(named[1].start_median()) if named else 0.0
+    if history.value(_SPREAD, math.inf) <= floor:
+        return []
+    reason = "robust standard deviations above the losses before"
+    return [Evidence(_SCORE, score, reason, limit=_SPIKE_SCORE, at_once=True)]
+
+
+def loss_level_shift(history: History) -> list[Evidence] | None:
+    """Find a loss that jumped up between two logs and stays there."""
+    return _jump(history, 1.0, _SHIFT, "it jumped from {before:.4g} to {after:.4g} and stays")
+
+
+def loss_drop(history: History) -> list[Evidence] | None:
+    """Find a loss that fell between two logs far below a level that had been steady."""
+    return _jump(history, -1.0, _DROP, "it fell at once from {before:.4g} to {after:.4g}")
+
+
+def _jump(history: History, sign: float, share: float, words: str) -> list[Evidence] | None:
+    """Find a step between steady levels of the total loss, the newer one at least `_AFTER` logs long."""
+    named = first_of(history, TOTALS)
+    if named is None or len(named[1].recent) < _BEFORE + 2:
+        return None
+    tag, series = named
+    values = series.last(16)
+    for after in range(2, len(values) - _BEFORE + 1):
+        older, newer = values[:-after], values[-after:]
+        if _is_step(older[-8:], newer, sign, share):
+            before, level = statistics.median(older[-8:]), statistics.median(newer)
+            limit = statistics.median(older[-3:]) if sign > 0 else before - share * abs(before)
+            return [Evidence(tag, series.newest, words.format(before=before, after=level), limit=limit)]
+    return []
+
+
+def _is_step(older: list[float], newer: list[float], sign: float, share: float) -> bool:
+    before = statistics.median(older)
+    extreme = max(sign * value for value in older)
+    gap = min(sign * value for value in newer) - extreme
+    noise = max(scatter(older), scatter(newer) if len(newer) > 2 else 0.0)
+    drift = sign * (statistics.median(older[-3:]) - statistics.median(older[:3]))
+    steady = gap > 2.0 * drift
+    return steady and gap > share * abs(before) and gap > _CLEAR * noise
+
+
+def plateau(history: History) -> list[Evidence] | None:
+    """Find a loss that has not fallen since the start although the weights move."""
+    named = first_of(history, TOTALS)
+    if named is None or named[1].count < _PLATEAU_LOGS or named[1].steps < _PLATEAU_STEPS:
+        return None
+    tag, series = named
+    moved = max((s.median(5) for _, s in matching(history, _RATIO)), default=math.nan)
+    if series.lowest is None or series.highest is None or not moved > _MOVING:
+        return None
+    start, lowest = series.start[0][1], series.lowest[1]
+    fallen = start - lowest > _PLATEAU_GAIN * abs(start)
+    ranged = series.highest[1] - lowest > 10 * _PLATEAU_GAIN * abs(start)
+    if fallen or ranged or series.highest[1] == lowest:
+        return []
+    reason = f"within {100 * _PLATEAU_GAIN:.0f} % of its start, {start:.4g}, for {series.steps} steps"
+    return [Evidence(tag, series.newest, reason, limit=start * (1 - _PLATEAU_GAIN), best=lowest)]
+
+
+def overfitting(history: History) -> list[Evidence] | None:
+    """Find a validation loss above its best while the training loss is below what it was then."""
+    validation, named = history.get(_VALIDATION), first_of(history, TOTALS)
+    if validation is None or named is None or validation.count < 3:
+        return None
+    points = (*validation.outline, *validation.recent)
+    step, best = min(points, key=lambda point: point[1])
+    then, now = named[1].at(step), named[1].median(3)
+    if not (min(validation.last(2)) > _OVERFIT * best > 0 and now < then):
+        return []
+    reason = f"{best:.4g} at best, at step {step}, while the training loss fell from {then:.4g} to {now:.4g}"
+    return [Evidence(_VALIDATION, validation.newest, reason, limit=_OVERFIT * best, best=best)]
+
+
+def level_imbalance(history: History) -> list[Evidence] | None:
+    """Find a level that carries nearly all of the loss while there are others."""
+    shares = matching(history, _SHARES)
+    if len(shares) < 2:
+        return None
+    return [
+        Evidence(tag, series.newest, "percent of the loss: the other levels are left untrained", _IMBALANCE)
+        for tag, series in shares
+        if series.median(3) > _IMBALANCE
+    ]
+
+
+DETECTORS = (
+    Detector("loss_spike", loss_spike, (_SCORE,), (_SPREAD, _RANGE, *TOTALS)),
+    Detector("loss_level_shift", loss_level_shift, TOTALS),
+    Detector("loss_drop", loss_drop, TOTALS),
+    Detector("plateau", plateau, TOTALS, (_RATIO,)),
+    Detector("overfitting", overfitting, (_VALIDATION,), TOTALS),
+    Detector("level_imbalance", level_imbalance, (_SHARES,)),
+)

@@ -1,0 +1,220 @@
+"""Findings on gradients, updates and weights."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from hjepa_dist_metrics.monitor.health.detector import Detector, first_of, matching
+from hjepa_dist_metrics.monitor.health.findings import Evidence
+from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
+
+_NORMS = (
+    "gradient/global_norm_before_clip",
+    "gradients/global_norm",
+    "Train/Gradients/total_norm",
+    "optimization/grad_norm",
+)
+_LOSSES = ("loss/total", "Train/Loss/total_loss")
+_RATIO, _WEIGHTS = r"update/.+_ratio", r"weights/.+_norm"
+_COUNTS = r".*[/_]nonfinite"
+_BAD_STEPS, _SKIPPED = "gradient/nonfinite_steps", "gradient/skipped_steps"
+_BAD_LEVEL = "loss/first_nonfinite_level"
+_CLIPPED, _COEFFICIENT = "gradient/clipping_percentage_window", "gradient/clipping_ratio"
+_UNOPTIMIZED = "parameters/unoptimized"
+
+_JUMP = 100.0  # times the recent median
+_GROWTH = 30.0  # times the norm at the start, in steps that all lead upwards
+_RISING = 0.6  # of all pairs of recent norms, less those that fall
+_VANISHED = 1e-3  # of the norm at the start
+_LOSS_LEFT = 0.3  # of the loss at the start
+_VIOLENT = 0.5  # of the weights in a step
+_HIGH = 0.03  # of the weights in a step, together with a loss that rises
+_WORSE = 1.2  # times the loss at the start
+_IDLE = 2e-6  # of the weights in a step, at best
+_SHRUNK = 0.3  # of the weights at the start
+_CLIPPED_ALL, _STRONGLY = 99.0, 0.05
+_LEAST_LOGS = 5
+
+
+def nonfinite(history: History) -> list[Evidence] | None:
+    """Find NaN and infinite losses, features and gradients; the first bad level first."""
+    found = []
+    if _BAD_LEVEL in history.fresh:
+        level = history.value(_BAD_LEVEL)
+        reason = "the first level that is NaN or infinite"
+        found.append(Evidence(f"loss/h{int(level)}", math.nan, reason, at_once=True))
+    for tag, series in matching(history, "|".join(_LOSSES)):
+        if not math.isfinite(series.newest):
+            found.append(Evidence(tag, series.newest, "the loss is NaN or infinite", at_once=True))
+    for tag, series in matching(history, _COUNTS):
+        if series.newest > 0:
+            reason = "NaN or infinite values were seen"
+            found.append(Evidence(tag, series.newest, reason, limit=0.0, at_once=True))
+    return found + _bad_steps(history)
+
+
+def _bad_steps(history: History) -> list[Evidence]:
+    """Find steps since the last look whose gradient was bad, of a count over the whole run.
+
+    Not at once: a loss scaler that seeks its scale makes a few, and without one the loss follows.
+    """
+    series = history.get(_BAD_STEPS)
+    if series is None or not series.count:
+        return []
+    before = series.before(1)[-1] if series.count > 1 else 0.0
+    if series.newest <= before:
+        return []
+    reason = f"steps had a NaN or infinite gradient by now, {series.newest - before:.0f} since the last log"
+    return [Evidence(_BAD_STEPS, series.newest, reason)]
+
+
+def skipped_steps(history: History) -> list[Evidence] | None:
+    """Find an optimizer that has skipped nearly every step since the log before last."""
+    series = history.get(_SKIPPED)
+    if series is None or len(series.recent) < 3:
+        return None
+    (then, before), (now, after) = series.recent[-3], series.recent[-1]
+    share = (after - before) / max(now - then, 1)
+    if share < 0.9:
+        return []
+    return [Evidence(_SKIPPED, after, f"{100 * share:.0f} % of the steps since step {then} were skipped")]
+
+
+def gradient_explosion(history: History) -> list[Evidence] | None:
+    """Find a norm that jumped far above its recent range, or has grown step by step far above its start."""
+    named = first_of(history, _NORMS)
+    if named is None or named[1].count < _LEAST_LOGS:
+        return None
+    tag, series = named
+    return _jump(tag, series) or _growth(tag, series)
+
+
+def _jump(tag: str, series: Series) -> list[Evidence]:
+    outline = sorted(value for _, value in series.outline)
+    usual = max(outline[len(outline) // 2], series.start_median())
+    now = min(series.last(2))
+    if usual <= 0 or now <= _JUMP * usual:
+        return []
+    reason = f"more than {_JUMP:g} times its usual {usual:.3g}"
+    return [Evidence(tag, series.newest, reason, limit=_JUMP * usual)]
+
+
+def _growth(tag: str, series: Series) -> list[Evidence]:
+    start, now = series.start_median(), series.median(3)
+    if start <= 0 or now <= _GROWTH * start or series.count < 2 * _LEAST_LOGS:
+        return []
+    if rank_correlation(series.last(12)) < _RISING:
+        return []
+    reason = f"it was {start:.3g} at the start, has grown {now / start:.0f} times and still grows"
+    return [Evidence(tag, series.newest, reason, limit=_GROWTH * start)]
+
+
+def gradient_vanishing(history: History) -> list[Evidence] | None:
+    """Find a norm that fell to next to nothing while most of the loss is left."""
+    named = first_of(history, _NORMS)
+    if named is None or named[1].count < _LEAST_LOGS:
+        return None
+    tag, series = named
+    usual = max(series.start_median(), 0.0 if series.highest is None else _middle(series))
+    if usual <= 0 or series.median(3) >= _VANISHED * usual or not _has_loss_left(history):
+        return []
+    reason = f"below {_VANISHED:g} of its usual {usual:.3g}, while the loss is far from 0"
+    return [Evidence(tag, series.newest, reason, limit=_VANISHED * usual)]
+
+
+def _middle(series: Series) -> float:
+    values = sorted(value for _, value in series.outline)
+    return values[len(values) // 2]
+
+
+def _has_loss_left(history: History) -> bool:
+    named = first_of(history, _LOSSES)
+    if named is None:
+        return True
+    return abs(named[1].median(3)) > _LOSS_LEFT * abs(named[1].start_median())
+
+
+def learning_rate_too_high(history: History) -> list[Evidence] | None:
+    """Find steps of the size of the weights, and large ones under which the loss rises."""
+    ratios = matching(history, _RATIO)
+    if not ratios:
+        return None
+    worse = _loss_is_worse(history)
+    found = []
+    for tag, series in ratios:
+        high = min(series.last(2)) if series.count > 1 else 0.0
+        bound = _HIGH if worse else _VIOLENT
+        if high > bound:
+            why = "and the loss is above its start" if worse else "of the weights are replaced in a step"
+            found.append(Evidence(tag, series.newest, f"above {bound:g} {why}", limit=bound))
+    return sorted(found, key=lambda evidence: -evidence.value)
+
+
+def _loss_is_worse(history: History) -> bool:
+    named = first_of(history, _LOSSES)
+    if named is None or named[1].count < 2:
+        return False
+    start, now = named[1].start[0][1], min(named[1].last(2))
+    return now > start + (_WORSE - 1.0) * abs(start)
+
+
+def learning_rate_too_low(history: History) -> list[Evidence] | None:
+    """Find steps that have never changed the weights by more than some millionths."""
+    ratios = [(tag, series) for tag, series in matching(history, _RATIO) if series.count >= _LEAST_LOGS]
+    if not ratios:
+        return None
+    best = max(series.highest[1] if series.highest else series.median(3) for _, series in ratios)
+    if best >= _IDLE:
+        return []
+    tag, series = max(ratios, key=lambda pair: pair[1].median(3))
+    return [Evidence(tag, series.newest, f"never above {best:.2g} of the weights in a step", limit=_IDLE)]
+
+
+def weights_vanishing(history: History) -> list[Evidence] | None:
+    """Find weights that have lost most of their norm and still shrink."""
+    series_of = [(tag, series) for tag, series in matching(history, _WEIGHTS) if series.count >= _LEAST_LOGS]
+    if not series_of:
+        return None
+    found = []
+    for tag, series in series_of:
+        start, now = series.start[0][1], series.median(3)
+        if start > 0 and now < _SHRUNK * start and rank_correlation(series.last(8)) < -_RISING:
+            reason = f"it was {start:.3g} at the start, and still shrinks"
+            found.append(Evidence(tag, series.newest, reason, limit=_SHRUNK * start, best=start))
+    return found
+
+
+def clipping_every_step(history: History) -> list[Evidence] | None:
+    """Find a run in which clipping leaves a small part of every gradient."""
+    share, coefficient = history.get(_CLIPPED), history.get(_COEFFICIENT)
+    if share is None or coefficient is None or coefficient.count < 2 * _LEAST_LOGS:
+        return None
+    left = coefficient.median(10)
+    if share.median(3) < _CLIPPED_ALL or left >= _STRONGLY:
+        return []
+    reason = f"every step is clipped, to {100 * left:.2g} % of its gradient"
+    return [Evidence(_CLIPPED, share.newest, reason, limit=_CLIPPED_ALL)]
+
+
+def unoptimized_parameters(history: History) -> list[Evidence]:
+    """Find trainable parameters that no optimizer holds."""
+    value = history.value(_UNOPTIMIZED, 0.0)
+    if not value > 0:
+        return []
+    reason = "tensors have requires_grad and are in no optimizer"
+    return [Evidence(_UNOPTIMIZED, value, reason, limit=0.0, at_once=True)]
+
+
+_ANY_NORM = tuple(re.escape(tag) for tag in _NORMS)
+DETECTORS = (
+    Detector("nonfinite", nonfinite, (_COUNTS, *_LOSSES, _BAD_STEPS, _BAD_LEVEL)),
+    Detector("learning_rate_too_high", learning_rate_too_high, (_RATIO,), _LOSSES),
+    Detector("gradient_explosion", gradient_explosion, _ANY_NORM),
+    Detector("gradient_vanishing", gradient_vanishing, _ANY_NORM, _LOSSES),
+    Detector("learning_rate_too_low", learning_rate_too_low, (_RATIO,)),
+    Detector("skipped_steps", skipped_steps, (_SKIPPED,)),
+    Detector("weights_vanishing", weights_vanishing, (_WEIGHTS,)),
+    Detector("clipping_every_step", clipping_every_step, (_CLIPPED,), (_COEFFICIENT,)),
+    Detector("unoptimized_parameters", unoptimized_parameters, (_UNOPTIMIZED,)),
+)

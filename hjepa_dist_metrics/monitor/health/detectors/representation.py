@@ -1,0 +1,256 @@
+"""Findings on representations: several witnesses must agree, and a run is compared with its own best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from hjepa_dist_metrics.monitor.health.detector import Detect, Detector, matching
+from hjepa_dist_metrics.monitor.health.detectors.losses import TOTALS, loss_drop
+from hjepa_dist_metrics.monitor.health.detectors.streams import WIDTHS, Stream, has_stopped, streams
+from hjepa_dist_metrics.monitor.health.findings import Evidence
+from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
+
+_HELD = 0.5  # of the run so far: what was held for as long is the run's own level
+_FEW = 6  # logs before which there is no such level
+_ALIKE, _ONE = 0.5, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
+_APART_KEPT, _APART_LOST = 0.45, 0.3  # of 1 - the mean cosine, while it falls on and in any case
+_STUCK_LOGS, _STUCK_STEPS = 10, 100  # after which a bad start is no start any more
+_RISING = 0.4  # of all pairs of recent numbers, less those that fall
+_BETTER = 1.5  # times the start, for a bad start that is being left
+_INDEPENDENT = 0.2  # of the variance between images that independent tokens would give
+_RANK_KEPT = 0.6  # of the run's own level
+_RANK_LEAST = 2.0  # dimensions, from the start on
+_PROBE_KEPT = 0.97  # of the best accuracy of a probe
+_DUPLICATES = 0.9
+_DEAD = 0.25  # of the features
+_NORM = 30.0  # times the norm at the start, and its inverse
+_CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
+_PROBES = r"val/.*accuracy|probe/.*accuracy"
+_NORMS = (
+    r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|collapse/(?:.+_)?rms_norm|embeddings/.+/norm"
+)
+_PREDICTIONS, _MATCHES = r"collapse/prediction\d+_mean_similarity", r"prediction/level\d+_cosine_sim_mean"
+_OF_PAIRS = ("_mean_similarity", "_cosine_sim_mean")
+
+
+def _each(judge: Callable[[Stream], list[Evidence] | None]) -> Detect:
+    """Return a detector's function that judges every stream of the newest log."""
+
+    def detect(history: History) -> list[Evidence] | None:
+        judged = [found for stream in streams(history) if (found := judge(stream)) is not None]
+        return [evidence for found in judged for evidence in found] if judged else None
+
+    return detect
+
+
+def point_collapse(stream: Stream) -> list[Evidence] | None:
+    """Find rows that point ever more the same way, or have done so since the start."""
+    similarity = stream.series("mean_similarity")
+    if similarity is None or stream.is_small or similarity.count < _FEW:
+        return None
+    now, level = similarity.median(2), similarity.sustained(_HELD, -1.0)
+    limit = 1.0 - _APART_KEPT * (1.0 - level)
+    rises = rank_correlation(similarity.last(8)) > _RISING or now > 1.0 - _APART_LOST * (1.0 - level)
+    tag = stream.prefix + "mean_similarity"
+    if now > max(limit, _ALIKE) and rises:
+        reason = f"the mean cosine of two samples was {level:.3g} before, and rises towards 1"
+        return [Evidence(tag, similarity.newest, reason, limit=limit, best=level)]
+    if now > _ONE and _is_stuck(similarity, -1.0):
+        reason = "the mean cosine of two samples has been next to 1 since the start"
+        return [Evidence(tag, similarity.newest, reason, limit=_ONE, best=level)]
+    return []
+
+
+def image_collapse(stream: Stream) -> list[Evidence] | None:
+    """Find images with the same tokens: they differ by less than independent tokens would make them."""
+    ratio = stream.series("between_within_ratio")
+    images = stream.value("pooled_num_samples")
+    if ratio is None or not images >= 4 or stream.is_small:
+        return None
+    tokens = stream.rows / images
+    limit = _INDEPENDENT / tokens
+    if tokens < 2 or ratio.newest >= limit or not (_is_stuck(ratio) or ratio.newest < 0.3 * _best(ratio)):
+        return []
+    reason = f"images of {tokens:.0f} tokens differ by less than {limit:.2g} of the tokens' own variance"
+    tag = stream.prefix + "between_within_ratio"
+    return [Evidence(tag, ratio.newest, reason, limit=limit, best=_best(ratio))]
+
+
+def dimensional_collapse(stream: Stream) -> list[Evidence] | None:
+    """Find a rank far below the run's own best that does not come back, or next to none since the start."""
+    if stream.is_small:
+        return None
+    found = [*_rank(stream, "effective_rank"), *_rank(stream, "pooled_effective_rank")]
+    return [] if found and _probe_holds(stream.history) else found
+
+
+def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
+    rank = stream.series(name)
+    if rank is None or rank.count < _FEW:
+        return
+    now, level = rank.median(2), rank.sustained(_HELD)
+    if now < _RANK_KEPT * level and has_stopped(rank):
+        reason = f"{now / level:.2g} of the {level:.3g} dimensions that the run had"
+        yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * level, best=level)
+    elif name == "effective_rank" and now < _RANK_LEAST and _is_stuck(rank):
+        reason = f"of {stream.width:.0f} dimensions, and no more since the start"
+        yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_LEAST, best=level)
+
+
+def partial_collapse(history: History) -> list[Evidence] | None:
+    """Find a rank that fell while the loss dropped at once."""
+    drop = loss_drop(history)
+    if not drop:
+        return None if drop is None else []
+    ranks = [
+        (stream.prefix + "effective_rank", rank)
+        for stream in streams(history)
+        if (rank := stream.series("effective_rank")) is not None and not stream.is_small
+    ]
+    fallen = [
+        Evidence(tag, rank.newest, f"{level:.3g} before the loss dropped", _RANK_KEPT * level, level)
+        for tag, rank in ranks
+        if rank.median(2) < _RANK_KEPT * (level := rank.sustained(_HELD))
+    ]
+    return [*fallen, *drop] if fallen else []
+
+
+def cluster_collapse(stream: Stream) -> list[Evidence] | None:
+    """Find rows that nearly all have a twin in another image."""
+    share = stream.series("duplicate_share")
+    if share is None or stream.is_small:
+        return None
+    lowest = share.lowest[1] if share.lowest else share.start_median()
+    if share.median(2) < _DUPLICATES or (lowest > 0.5 * _DUPLICATES and not _is_stuck(share, -1.0)):
+        return []
+    if _probe_holds(stream.history):
+        return []
+    reason = f"{100 * share.newest:.0f} % of the rows have a twin; {100 * lowest:.0f} % at best"
+    return [Evidence(stream.prefix + "duplicate_share", share.newest, reason, limit=_DUPLICATES, best=lowest)]
+
+
+def dead_features(stream: Stream) -> list[Evidence] | None:
+    """Find features that are constant, more of them than at the start."""
+    dead = stream.series("dead_features")
+    if dead is None:
+        return None
+    limit = _DEAD * stream.width
+    start = dead.start[0][1]
+    if dead.median(2) < limit or (dead.median(2) < 1.5 * start and not _is_stuck(dead, -1.0)):
+        return []
+    reason = f"of {stream.width:.0f} features are constant; {start:.0f} at the start"
+    return [Evidence(stream.prefix + "dead_features", dead.newest, reason, limit=limit, best=start)]
+
+
+def norm_explosion(history: History) -> list[Evidence] | None:
+    """Find a norm of features that has grown far beyond its start and still grows."""
+    return _norms(history, 1.0, "and it still grows")
+
+
+def norm_vanishing(history: History) -> list[Evidence] | None:
+    """Find a norm of features that has fallen far below its start."""
+    return _norms(history, -1.0, "and it does not come back")
+
+
+def _norms(history: History, sign: float, words: str) -> list[Evidence] | None:
+    norms = [(tag, series) for tag, series in matching(history, _NORMS) if tag in history.fresh]
+    found = []
+    for tag, series in norms:
+        start, now = series.start_median(), series.median(2)
+        limit = start * _NORM**sign
+        if series.count > 3 and start > 0 and sign * (now - limit) > 0 and sign * _trend(series) >= 0:
+            reason = f"{now / start:.2g} times the {start:.3g} of the start, {words}"
+            found.append(Evidence(tag, series.newest, reason, limit=limit))
+    return found if norms else None
+
+
+def _trend(series: Series) -> float:
+    """Return the change of a norm over its last logs, relative to its size."""
+    values = series.last(4)
+    return (values[-1] - values[0]) / max(abs(values[0]), math.ulp(0.0)) + 0.0
+
+
+def ignored_input(history: History) -> list[Evidence] | None:
+    """Find predictions that are all alike and do not meet their targets."""
+    return _alike_predictions(history, lambda match: match <= _MATCH, "predictions are all alike")
+
+
+def embedded_collapse(history: History) -> list[Evidence] | None:
+    """Find predictions that are all alike and meet their targets, which are then all alike too."""
+    return _alike_predictions(history, lambda match: match > _MATCH, "predictions and targets are all alike")
+
+
+def _alike_predictions(history: History, meets: Callable[[float], bool], words: str) -> list[Evidence] | None:
+    found, judged = [], False
+    for tag, series in matching(history, _PREDICTIONS):
+        match = history.value(tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS))
+        if tag not in history.fresh or not math.isfinite(match) or series.count < _FEW:
+            continue
+        judged = True
+        now, level = series.median(2), series.sustained(_HELD, -1.0)
+        limit = 1.0 - _APART_KEPT * (1.0 - level)
+        if now > max(limit, _CONSTANT) and meets(match):
+            reason = (
+                f"{words}; their mean cosine was {level:.3g} before, that to their targets is {match:.3g}"
+            )
+            found.append(Evidence(tag, series.newest, reason, limit=limit, best=level))
+    return found if judged else None
+
+
+def _point(history: History) -> list[Evidence] | None:
+    """Judge the streams and what is predicted of them."""
+    streams_, predictions = _each(point_collapse)(history), embedded_collapse(history)
+    if streams_ is None and predictions is None:
+        return None
+    return [*(streams_ or ()), *(predictions or ())]
+
+
+def _best(series: Series) -> float:
+    """Return the highest number so far, of medians where there are enough."""
+    return max(series.start_median(), series.highest[1] if series.highest else -math.inf)
+
+
+def _is_stuck(series: Series, sign: float = 1.0) -> bool:
+    """Return whether a number has had time to leave its start and has not done so."""
+    if series.count < _STUCK_LOGS or series.steps < _STUCK_STEPS:
+        return False
+    start, now = series.start[0][1], series.median(3)
+    if sign * rank_correlation(series.last(8)) > _RISING:
+        return False
+    return now <= _BETTER * start if sign > 0 else now >= start / _BETTER
+
+
+def _probe_holds(history: History) -> bool:
+    """Return whether a probe says that the features are as good as ever."""
+    probes = [series for _, series in matching(history, _PROBES) if series.count > 1]
+    return bool(probes) and all(
+        series.newest >= _PROBE_KEPT * max(value for _, value in (*series.outline, *series.recent))
+        and history.step - series.recent[-1][0] <= max(series.steps, 1)
+        for series in probes
+    )
+
+
+_STREAM = WIDTHS.removesuffix("num_features")
+
+
+def _reads(*names: str) -> tuple[str, ...]:
+    return (f"{_STREAM}(?:num_samples|pooled_num_samples|{'|'.join(names)})",)
+
+
+DETECTORS = (
+    Detector("point_collapse", _point, (WIDTHS,), (*_reads("mean_similarity"), _PREDICTIONS, _MATCHES)),
+    Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
+    Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTALS)),
+    Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("duplicate_share"), _PROBES)),
+    Detector(
+        "dimensional_collapse",
+        _each(dimensional_collapse),
+        (WIDTHS,),
+        (*_reads("effective_rank", "pooled_effective_rank"), _PROBES),
+    ),
+    Detector("dead_features", _each(dead_features), (WIDTHS,), _reads("dead_features")),
+    Detector("norm_explosion", norm_explosion, (_NORMS,)),
+    Detector("norm_vanishing", norm_vanishing, (_NORMS,)),
+    Detector("ignored_input", ignored_input, (_PREDICTIONS,), (_MATCHES,)),
+)

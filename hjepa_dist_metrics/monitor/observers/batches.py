@@ -1,0 +1,66 @@
+"""The batches that a loader yields, where the loop takes them from `TrainingMonitor.batches`."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any
+
+from hjepa_dist_metrics.metrics.data.batches import BatchContent
+from hjepa_dist_metrics.monitor.observer import Observer, Scope
+from hjepa_dist_metrics.parallel.sharding.replicas import have_own_batches
+
+# Batches of this many steps, up to and including the one that logs, are looked at: those of several steps in
+# a row, so that the same one at every step is seen, and of no others.
+_STEPS = 4
+
+
+class Batches(Observer):
+    """Compare the first batch of some steps with the rank's own before it and those of other ranks."""
+
+    def attach(self, scope: Scope) -> None:
+        """Begin to observe a run."""
+        super().attach(scope)
+        self._last_step: int | None = None  # of which a batch was looked at
+        self._exhausted = True
+        self._starts_pass = False
+
+    def begin_pass(self, loader: Any) -> None:
+        """Note that a loader begins to yield.
+
+        Its batches are compared with those before where the last loader was left early: a loop may make an
+        iterator for every step. A loader of one batch, which is all data, repeats nothing.
+        """
+        if self._exhausted or (isinstance(loader, Sized) and _length(loader) == 1):
+            self._starts_pass = True
+        self._exhausted = False
+
+    def end_pass(self) -> None:
+        """Note that a loader has yielded its last batch."""
+        self._exhausted = True
+
+    def look(self, batch: Any) -> None:
+        """Look at a batch that is about to be used, on the steps up to a log."""
+        scope, step = self.scope, self.scope.step
+        if step == self._last_step or not self._is_watched(step):
+            return
+        self._last_step = step
+        metric = scope.metric("batches", BatchContent, self._make)
+        if self._starts_pass:
+            self._starts_pass = False
+            metric.start_pass()
+        scope.run(lambda: metric.update(batch, step))
+
+    def _make(self) -> BatchContent:
+        return BatchContent(have_own_batches(self.scope.model, self.scope.context.world_size))
+
+    def _is_watched(self, step: int) -> bool:
+        between = self.scope.steps_between("scalars")
+        return between is not None and (-step % between < _STEPS or self.scope.is_due("scalars"))
+
+
+def _length(loader: Sized) -> int | None:
+    """Return the number of batches; None where a loader does not know it, as one of a stream."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
