@@ -1,4 +1,4 @@
-"""The catalogue: every run that is recorded, healthy ones and those with a failure, and which are held out."""
+"""The catalogue: every run that is recorded, healthy or with a failure, and which are held out."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ FAILURE_MODULES = ("representation", "teacher", "masks", "optimisation", "loss",
 SEEDS = (0, 1, 2)
 # Factors of the learning rate and of the batch size; jobs that take longer leave out the last one.
 VARIANTS = ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5))
+# Healthy runs on several ranks.
+ON_RANKS = {"vicreg": (2, 4), "simclr": (2,), "classifier": (2,)}
 # At which part of its run a failure begins, by seed.
-_PLANTED = (0.35, 0.45, 0.4)
+_PLANTED = (0.3, 0.4, 0.35)
 # A run with a failure ends after this part of its recipe's steps; its schedules keep their length.
-_FOLLOWED = 0.75
+_FOLLOWED = 0.9
 
 
 def is_held_out(seed: int) -> bool:
@@ -93,6 +95,8 @@ def healthy_runs() -> Iterator[RunSpec]:
         for seed in SEEDS:
             for rate, batch in VARIANTS[: recipe_class(recipe).variants]:
                 yield RunSpec(recipe, Setting(seed, rate, batch))
+            for ranks in ON_RANKS.get(recipe, ()):
+                yield RunSpec(recipe, Setting(seed), ranks=ranks)
 
 
 def failing_runs() -> Iterator[RunSpec]:

@@ -29,7 +29,12 @@ class Job:
     """
 
     def __init__(
-        self, recipe: Recipe, context: ProcessContext, plant: Plant | None = None, planted_at: int = 0, steps: int | None = None
+        self,
+        recipe: Recipe,
+        context: ProcessContext,
+        plant: Plant | None = None,
+        planted_at: int = 0,
+        steps: int | None = None,
     ) -> None:
         self.recipe, self.context = recipe, context
         self.plant, self.planted_at = plant, planted_at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,8 +43,8 @@ class Recipe:
     public, so that a failure can turn them.
     """
 
-    steps: ClassVar[int] = 240
-    log_every: ClassVar[int] = 6
+    steps: ClassVar[int] = 160
+    log_every: ClassVar[int] = 5
     batch_size: ClassVar[int] = 128
     rate: ClassVar[float] = 1e-3
     warmup: ClassVar[int] = 0
@@ -57,7 +57,7 @@ class Recipe:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     encoders: tuple[nn.Module, nn.Module] | None = None
-    level_weights: tuple[float, ...] | None = None
+    level_weights: Sequence[float] | None = None
 
     def __init__(self, setting: Setting, context: ProcessContext) -> None:
         self.setting, self.context = setting, context

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from hjepa_dist_metrics import ProcessContext
 from hjepa_dist_metrics.sinks.jsonl import read_jsonl
 
 # What the judge itself writes is no observation.
-_JUDGEMENTS = ("alerts/", "health/score", "health/finding")
+_JUDGEMENTS = ("alerts/", "health/")
 
 
 def record(spec: RunSpec) -> Trace:
@@ -36,7 +35,8 @@ def train(spec: RunSpec, log_dir: str) -> Job:
     """Train a run; the monitor writes JSON lines in `log_dir`."""
     context = ProcessContext.current(device="cpu")
     recipe = recipe_class(spec.recipe)(spec.setting, context)
-    plant = None if spec.failure is None else partial(spec.failure.plant, strength=spec.strength or 0.0)
+    failure, strength = spec.failure, spec.strength or 0.0
+    plant = None if failure is None else lambda job: failure.plant(job, strength)
     job = Job(recipe, context, plant, spec.planted_at or 0, spec.steps)
     job.run(monitor_config(log_dir, recipe.log_every))
     return job
@@ -99,28 +99,37 @@ def missing(specs: Sequence[RunSpec], folder: Path) -> list[RunSpec]:
 
 
 def record_all(specs: Sequence[RunSpec], folder: Path, done: Callable[[str], None]) -> list[str]:
-    """Record runs one after another; a trace is stored as soon as its run is over.
+    """Record runs; a trace is stored as soon as its run is over.
 
-    Return the names of the runs that failed, each with its traceback on the error stream: they do not keep
-    the others from being recorded.
+    Those on many ranks share a group for each number of ranks. Return the names of the runs that failed, with
+    a traceback on the error stream: they do not keep the others from being recorded.
     """
     failed = []
-    for spec in specs:
+    for group in groups(specs):
         try:
-            if spec.ranks == 1:
-                record(spec).save(folder)
+            if group[0].ranks == 1:
+                record(group[0]).save(folder)
             else:
-                on_ranks(spec.ranks, record_rank, spec.name, str(folder))
+                on_ranks(group[0].ranks, record_ranks, [spec.name for spec in group], str(folder))
         except Exception:
             traceback.print_exc()
-            failed.append(spec.name)
-        done(spec.name)
+        failed += [spec.name for spec in missing(group, folder)]
+        for spec in group:
+            done(spec.name)
     return failed
 
 
-def record_rank(name: str, folder: str) -> None:
-    """Record a run as one rank of its group; the first one stores it."""
-    spec = next(run for run in all_runs() if run.name == name)
-    trace = record(spec)
-    if dist.get_rank() == 0:
-        trace.save(Path(folder))
+def groups(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """Return runs to record together: each by itself, and at the end those of each number of ranks."""
+    alone = [[spec] for spec in specs if spec.ranks == 1]
+    numbers = sorted({spec.ranks for spec in specs} - {1})
+    return alone + [[spec for spec in specs if spec.ranks == ranks] for ranks in numbers]
+
+
+def record_ranks(names: Sequence[str], folder: str) -> None:
+    """Record runs as one rank of their group; the first one stores them."""
+    specs = {spec.name: spec for spec in all_runs()}
+    for name in names:
+        trace = record(specs[name])
+        if dist.get_rank() == 0:
+            trace.save(Path(folder))

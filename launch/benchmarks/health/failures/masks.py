@@ -32,9 +32,9 @@ def leaking_masks(job: Job, strength: float) -> None:
     recipe.leaks = int(strength)
 
 
-@failure("mask_ratio", "mae", strengths=(0, 15), accept=("loss_drop",))
+@failure("degenerate_masks", "mae", strengths=(0, 16), accept=("loss_drop",))
 def degenerate_masks(job: Job, strength: float) -> None:
-    """Mask nothing, or all but one patch."""
+    """Mask nothing, or everything."""
     recipe = job.recipe
     assert isinstance(recipe, MAE)
     recipe.masked = int(strength)

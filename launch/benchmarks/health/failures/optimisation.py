@@ -54,12 +54,12 @@ def tiny_rate(job: Job, strength: float) -> None:
 
 
 @failure(
-    "endless_warmup",
+    "learning_rate_too_low",
     "language",
     "classifier",
-    strengths=(1e5, 1e6),
+    strengths=(1e6, 1e5),
     measure="moved",
-    accept=("learning_rate_too_low", "plateau"),
+    accept=("plateau",),
     from_start=True,
 )
 def endless_warmup(job: Job, strength: float) -> None:
@@ -132,7 +132,7 @@ def skipping_scaler(job: Job, strength: float) -> None:
 
 
 @failure(
-    "weight_decay_too_high",
+    "weights_vanishing",
     "vicreg",
     "classifier",
     strengths=(0.03, 0.01),
@@ -150,7 +150,7 @@ def eating_decay(job: Job, strength: float) -> None:
     job.on("step", decay)
 
 
-@failure("constant_clipping", "classifier", strengths=(1e-3, 1e-2))
+@failure("clipping_every_step", "classifier", strengths=(1e-3, 1e-2))
 def tight_clipping(job: Job, strength: float) -> None:
     """Clip every gradient to far below its usual norm."""
     job.recipe.clip = strength

@@ -80,7 +80,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Project."""
         inside = x @ self.keep
-        return inside + self.rest * (x - inside)
+        projected: Tensor = inside + self.rest * (x - inside)
+        return projected
 
 
 @failure("dimensional_collapse", "byol", "dino", strengths=(0.25, 0.0625), measure="rank")
@@ -117,7 +118,7 @@ def blind_patches(job: Job, strength: float) -> None:
 
 
 class Codebook(nn.Module):
-    """Replace each row by the nearest of a few codes, which follow the rows slowly; gradients pass through."""
+    """Replace each row by the nearest of a few codes, which follow the rows; gradients pass through."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -134,7 +135,8 @@ class Codebook(nn.Module):
             for code in range(self.count):
                 if (nearest == code).any():
                     self.codes[code].lerp_(rows[nearest == code].mean(dim=0), 0.1)
-        return x + (self.codes[nearest] - rows)
+        quantised: Tensor = x + (self.codes[nearest] - rows)
+        return quantised
 
 
 @failure(
@@ -147,7 +149,7 @@ def few_codes(job: Job, strength: float) -> None:
 
 @failure("dead_features", "vicreg", "simclr", strengths=(0.5, 0.8))
 def dying_relu(job: Job, strength: float) -> None:
-    """Push the biases of a share of the ReLU features so low, as one large step does, that they never fire."""
+    """Push the biases of some ReLU features so low, as one large step does, that they never fire."""
     layer = output_layer(job)
     count = int(layer.out_features * strength)
     dead = torch.randperm(layer.out_features, generator=job.random)[:count]
@@ -198,4 +200,5 @@ def constant_predictor(job: Job, strength: float) -> None:
     recipe = job.recipe
     assert isinstance(recipe, BYOL)
     layer = recipe.predictor[0] if strength else recipe.predictor[-1]
+    assert isinstance(layer, nn.Linear), f"expected a linear layer, got {layer}"
     layer.weight.requires_grad_(False).zero_()

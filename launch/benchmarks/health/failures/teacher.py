@@ -15,9 +15,9 @@ def let_teacher_move(job: Job, moves: bool) -> None:
     """Switch the teacher's update on or off."""
     recipe = job.recipe
     if isinstance(recipe, HJEPA):
-        config = recipe.model.config
-        ema = dataclasses.replace(config.ema, frozen=not moves)  # type: ignore[union-attr]
-        recipe.model.config = dataclasses.replace(config, ema=ema)  # type: ignore[type-var, assignment]
+        net = recipe.workload.model
+        ema = dataclasses.replace(net.config.ema, frozen=not moves)
+        net.config = dataclasses.replace(net.config, ema=ema)
     else:
         assert isinstance(recipe, (BYOL, DINO))
         recipe.teacher_moves = moves
@@ -65,7 +65,7 @@ def constant_momentum(job: Job, strength: float) -> None:
     recipe.momentum_start, recipe.momentum_rises = strength, False
 
 
-@failure("teacher_gradients", "byol", strengths=(1.0, 0.3), from_start=True)
+@failure("teacher_gets_gradients", "byol", strengths=(1.0, 0.3), from_start=True)
 def learning_teacher(job: Job, strength: float) -> None:
     """Give the teacher's parameters to the optimizer, and no stop to the gradient."""
     recipe = job.recipe

@@ -20,7 +20,6 @@ class BYOL(Recipe):
     """The teacher's momentum rises from 0.95 to 1 along a half cosine."""
 
     rate = 5e-4
-    log_every = 5
     momentum_start = 0.95
 
     def build(self) -> None:
@@ -102,4 +101,5 @@ class BYOL(Recipe):
 
     def embed(self) -> Tensor:
         """Return the projections of held-out digits."""
-        return self.student(digits()[2])
+        projected: Tensor = self.student(digits()[2])
+        return projected

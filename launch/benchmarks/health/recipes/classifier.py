@@ -17,8 +17,6 @@ class Classifier(Recipe):
     """SGD with Nesterov momentum and weight decay, a cosine, gradients clipped where they are unusual."""
 
     rate = 0.05
-    steps = 160
-    log_every = 5
     warmup = 10
     cosine = True
     clip = 5.0

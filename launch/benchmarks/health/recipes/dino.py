@@ -20,8 +20,6 @@ class DINO(Recipe):
     """AdamW with warm-up, a cosine and clipped gradients; the teacher's momentum rises from 0.95 to 1."""
 
     rate = 2e-3
-    steps = 240
-    log_every = 5
     batch_size = 128
     warmup = 20
     cosine = True
@@ -52,7 +50,7 @@ class DINO(Recipe):
     def _prototypes(encoder: nn.ModuleList, images: Tensor) -> tuple[Tensor, Tensor]:
         features = encoder[0](images)
         embedded = F.normalize(encoder[1](features), dim=1)
-        prototypes = F.normalize(encoder[2].weight, dim=1)
+        prototypes = F.normalize(next(encoder[2].parameters()), dim=1)
         return features, embedded @ prototypes.T
 
     def forward(self, batch: Tensor) -> Step:
@@ -94,4 +92,5 @@ class DINO(Recipe):
 
     def embed(self) -> Tensor:
         """Return the projections of held-out digits."""
-        return self.student[1](self.student[0](digits()[2]))
+        projected: Tensor = self.student[1](self.student[0](digits()[2]))
+        return projected

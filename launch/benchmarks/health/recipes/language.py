@@ -28,8 +28,6 @@ class LanguageModel(Recipe):
     """AdamW with warm-up and a cosine, gradients clipped at 1; a validation now and then."""
 
     rate = 3e-3
-    steps = 160
-    log_every = 5
     batch_size = 24
     warmup = 16
     cosine = True
@@ -39,7 +37,7 @@ class LanguageModel(Recipe):
     def build(self) -> None:
         """Make the transformer and AdamW."""
         dim = 48
-        self.model = nn.ModuleDict(
+        self.net = nn.ModuleDict(
             {
                 "embed": nn.Embedding(_CHARACTERS, dim),
                 "place": nn.Embedding(_LENGTH, dim),
@@ -48,6 +46,7 @@ class LanguageModel(Recipe):
                 "head": nn.Linear(dim, _CHARACTERS),
             }
         )
+        self.model = self.net
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.base_rate, weight_decay=0.01)
         self.horizon = 0
 
@@ -59,10 +58,10 @@ class LanguageModel(Recipe):
             yield codes[start + torch.arange(_LENGTH + 1)]
 
     def _tokens(self, codes: Tensor) -> Tensor:
-        net, length = self.model, codes.shape[1]
+        net, length = self.net, codes.shape[1]
         x: Tensor = net["embed"](codes) + net["place"].weight[:length]
         mask = torch.ones(length, length, dtype=torch.bool).triu(1 + self.horizon)
-        for block in net["blocks"]:
+        for block in net["blocks"].children():
             x = block(x, mask)
         normed: Tensor = net["norm"](x)
         return normed
@@ -70,7 +69,7 @@ class LanguageModel(Recipe):
     def forward(self, batch: Tensor) -> Step:
         """Return the cross entropy of the next characters."""
         tokens = self._tokens(batch[:, :-1])
-        loss = F.cross_entropy(self.model["head"](tokens).flatten(0, 1), batch[:, 1:].flatten())
+        loss = F.cross_entropy(self.net["head"](tokens).flatten(0, 1), batch[:, 1:].flatten())
         return Step(
             loss, {"loss": loss.detach()}, len(batch), {"features": tokens, "tokens": tokens.shape[1]}
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from benchmarks.health.recipes.data import patches
 def mlp(*widths: int, norm: bool = True, last: nn.Module | None = None) -> nn.Sequential:
     """Return linear layers with batch norm and ReLU between them; `last` follows the last one."""
     layers: list[nn.Module] = []
-    for i, (wide, narrow) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (wide, narrow) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(wide, narrow))
         if i < len(widths) - 2:
             layers += [nn.BatchNorm1d(narrow), nn.ReLU()] if norm else [nn.ReLU()]

@@ -112,8 +112,6 @@ class DualHead(Reference):
     config = "dual_head.yaml"
     overrides: ClassVar[Mapping[str, object]] = {"model.semantic.warmup_epochs": 0}
     rate = 5e-3
-    steps = 160
-    log_every = 5
     batch_size = 32
     variants = 2
     probe_every = 20

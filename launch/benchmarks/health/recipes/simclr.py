@@ -63,4 +63,5 @@ class SimCLR(Recipe):
 
     def embed(self) -> Tensor:
         """Return the projections of held-out digits."""
-        return self.projector(self.encoder(digits()[2]))
+        projected: Tensor = self.projector(self.encoder(digits()[2]))
+        return projected

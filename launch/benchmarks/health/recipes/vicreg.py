@@ -37,17 +37,18 @@ class VICReg(Recipe):
         features = self.encoder(augment(batch, self.generator))
         other = self.encoder(augment(batch, self.generator))
         first, second = self.projector(features), self.projector(other)
-        terms = {"invariance": F.mse_loss(first, second), "variance": 0.0, "covariance": 0.0}
+        zero = torch.zeros(())
+        terms = {"invariance": F.mse_loss(first, second), "variance": zero, "covariance": zero}
         for rows in (first, second):
             centred = rows - rows.mean(dim=0)
             cov = centred.T @ centred / (len(rows) - 1)
             std = (cov.diagonal() + 1e-4).sqrt()
-            terms["variance"] += 0.5 * F.relu(1 - std).mean()
-            terms["covariance"] += (cov.square().sum() - cov.diagonal().square().sum()) / rows.shape[1]
-        loss = torch.stack([self.weights[name] * torch.as_tensor(terms[name]) for name in terms]).sum()
-        losses = {
-            f"loss_{name}": self.weights[name] * torch.as_tensor(terms[name]).detach() for name in terms
-        }
+            off = cov.square().sum() - cov.diagonal().square().sum()
+            terms["variance"] = terms["variance"] + 0.5 * F.relu(1 - std).mean()
+            terms["covariance"] = terms["covariance"] + off / rows.shape[1]
+        weighted = {name: self.weights[name] * term for name, term in terms.items()}
+        loss = torch.stack(list(weighted.values())).sum()
+        losses = {f"loss_{name}": term.detach() for name, term in weighted.items()}
         streams = {"encoder": features, "projector": first}
         return Step(loss, {"loss": loss.detach(), **losses}, len(batch), {"features": streams})
 
@@ -62,4 +63,5 @@ class VICReg(Recipe):
 
     def embed(self) -> Tensor:
         """Return the projections of held-out digits."""
-        return self.projector(self.encoder(digits()[2]))
+        projected: Tensor = self.projector(self.encoder(digits()[2]))
+        return projected
