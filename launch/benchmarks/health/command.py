@@ -30,11 +30,16 @@ def _replay(options: argparse.Namespace) -> int:
     from benchmarks._ranks import write
     from benchmarks.health import report
     from benchmarks.health.baselines import FixedThresholds, PreviousRules, single_metrics
+    from benchmarks.health.oracle import has_twin, twins
     from benchmarks.health.replay import PackageJudge, Verdicts, replay
 
     folder = Path(options.traces)
     tuning, held_out = load_traces(folder=folder), load_traces(held_out=True, folder=folder)
     traces = [t for t in (held_out if options.held_out else tuning) if matches(t.name, options.runs)]
+    complete = [t for t in traces if has_twin(t, twins([*tuning, *held_out]))]
+    if left := len(traces) - len(complete):
+        print(f"{left} failing runs are left out: the healthy runs that they compare with are not recorded")
+    traces = complete
     if not traces:
         raise ConfigError(f"{folder} holds none of these traces: record them with --record first")
     judges: dict[str, Callable[[], Verdicts]] = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.health.traces import Numbers, Trace
+from benchmarks.health.traces import Trace
 
 # Of a failure that shows in a number, the change (of its logarithm) from which on it is in effect at all.
 LEAST_DAMAGE = 0.2
@@ -87,6 +87,8 @@ def twins(traces: Sequence[Trace]) -> dict[tuple[str, int], Trace]:
     }
 
 
-def numbers_at(trace: Trace, step: int) -> Numbers:
-    """Return the facts of a step; {} where there are none."""
-    return dict(trace.facts).get(step, {})
+def has_twin(trace: Trace, healthy: Mapping[tuple[str, int], Trace]) -> bool:
+    """Return whether the oracle has what it needs: a healthy run, or a failure that is there at once."""
+    measure = trace.run["measure"]
+    needless = trace.run["failure"] is None or measure is None or measure in _OF_THE_MACHINE
+    return needless or (trace.run["recipe"], trace.run["seed"]) in healthy

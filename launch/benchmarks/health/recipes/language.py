@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,11 @@ class LanguageModel(Recipe):
             yield codes[start + torch.arange(_LENGTH + 1)]
 
     def _tokens(self, codes: Tensor) -> Tensor:
-        net, length = self.net, codes.shape[1]
+        net: Any = self.net
+        length = codes.shape[1]
         x: Tensor = net["embed"](codes) + net["place"].weight[:length]
         mask = torch.ones(length, length, dtype=torch.bool).triu(1 + self.horizon)
-        for block in net["blocks"].children():
+        for block in net["blocks"]:
             x = block(x, mask)
         normed: Tensor = net["norm"](x)
         return normed
