@@ -26,11 +26,13 @@ SEEDS = (0, 1, 2)
 # Factors of the learning rate and of the batch size; jobs that take longer leave out the last one.
 VARIANTS = ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5))
 # Healthy runs on several ranks.
-ON_RANKS = {"vicreg": (2, 4), "simclr": (2,), "classifier": (2,)}
+ON_RANKS = {"vicreg": (2, 4), "classifier": (2,)}
 # At which part of its run a failure begins, by seed.
 _PLANTED = (0.3, 0.4, 0.35)
 # A run with a failure ends after this part of its recipe's steps; its schedules keep their length.
 _FOLLOWED = 0.9
+# A run on several ranks has this part of them.
+_ON_RANKS = 0.6
 
 
 def is_held_out(seed: int) -> bool:
@@ -71,6 +73,8 @@ class RunSpec:
     def steps(self) -> int:
         """Return the steps to train."""
         steps = recipe_class(self.recipe).steps
+        if self.ranks > 1:
+            return int(steps * _ON_RANKS)
         return steps if self.failure is None else int(steps * _FOLLOWED)
 
     @property
@@ -78,7 +82,7 @@ class RunSpec:
         """Return the step at which the failure begins."""
         if self.failure is None:
             return None
-        steps = recipe_class(self.recipe).steps
+        steps = recipe_class(self.recipe).steps if self.ranks == 1 else self.steps
         return 0 if self.failure.from_start else int(steps * _PLANTED[self.setting.seed])
 
 

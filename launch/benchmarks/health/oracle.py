@@ -10,7 +10,7 @@ from benchmarks.health.traces import Trace
 
 # Of a failure that shows in a number, the change (of its logarithm) from which on it is in effect at all.
 LEAST_DAMAGE = 0.2
-_VISIBLE, _SURELY = 0.25, math.log(2.0)
+_VISIBLE, _SURELY = 0.25, 0.69
 _MOST = 20.0
 # What depends on the machine is compared with the same run before the failure.
 _OF_THE_MACHINE = ("step", "memory")
@@ -35,7 +35,7 @@ def truth(trace: Trace, twin: Trace | None) -> Truth:
 
     A failure without a measure is there from its first step on. Otherwise the damage is the distance of the
     measure's logarithm to the twin's: it is visible from where it stays above a quarter of its largest value,
-    or above log 2.
+    or above 0.69, a factor of two.
     """
     planted, measure = trace.run["planted_at"], trace.run["measure"]
     if measure is None:
