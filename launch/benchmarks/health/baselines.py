@@ -19,6 +19,8 @@ _COLLAPSE = re.compile(
     r"collapse/(?:\w+?_)??(mean_std_per_dim|min_std_per_dim|mean_similarity|effective_rank)"
 )
 _JUDGED = ("mean_similarity", "effective_rank", "mean_std_per_dim")
+# These tell how far a run is, or what its recipe is, and not how it does.
+_COUNTERS = ("performance/total_", "learning_rate/", "train/lr", "system/", "collapse/num_")
 _FIXED = {"mean_std_per_dim": (0.01, True), "min_std_per_dim": (0.001, True), "mean_similarity": (0.5, False)}
 
 
@@ -193,6 +195,8 @@ def _extremes(trace: Trace) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for step, values in trace.logs:
         for tag, value in values.items() if step >= planted else ():
+            if tag.startswith(_COUNTERS):
+                continue
             name = canonical(tag)
             low, high = found.get(name, (math.inf, -math.inf))
             ends = (-math.inf, math.inf) if math.isnan(value) else (value, value)

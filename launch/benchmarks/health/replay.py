@@ -41,7 +41,7 @@ class FailingRun:
     `noticed` and `named`: the number of logs from when the failure was visible until there was any finding,
     or one that is right; None where there never was; below 0: before it was visible. `in_time`: the right
     one came within 3 logs, or before half of the damage. `headline`: it was the headline, most of the time
-    from then on. `early`: what was found before the failure was planted.
+    from then on. `early`: what was found before the failure was planted, which is no detection of it.
     """
 
     trace: Trace
@@ -87,7 +87,7 @@ def failing_run(trace: Trace, twin: Trace | None, judge: Verdicts) -> FailingRun
     after = [(step, names) for step, names in found if step >= planted]
     steps = sorted({step for step, _ in after})
     noticed = _first(after, lambda names: bool(set(names) - early))
-    named = _first(after, lambda names: bool(right & set(names)))
+    named = _first(after, lambda names: bool((right - early) & set(names)))
     headlines = [names[0] in right for step, names in after if names and named is not None and step >= named]
     last = dict.fromkeys(name for _, names in after for name in names)
     in_time = named is not None and (_logs(steps, known.visible, named) <= _IN_TIME or named <= known.half)

@@ -105,7 +105,7 @@ def narrowing_bottleneck(job: Job, strength: float) -> None:
     job.on("step", narrow)
 
 
-@failure("image_collapse", "mae", strengths=(0.8, 0.95), measure="between", accept=("point_collapse",))
+@failure("image_collapse", "mae", strengths=(0.8, 0.9), measure="between", accept=("point_collapse",))
 def blind_patches(job: Job, strength: float) -> None:
     """Let weight decay eat the patch embedding, and it alone: tokens tell their place, not their image."""
     encoder = getattr(job.recipe, "encoder", None) or job.recipe.student[0]  # type: ignore[attr-defined]
