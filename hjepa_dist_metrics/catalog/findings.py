@@ -99,7 +99,8 @@ FINDINGS: dict[str, Description] = {
         "features fall onto a few points",
         "too few prototypes in use, a temperature that is too low, or a centring that does not run",
         "check centring and sharpening; raise the teacher's temperature",
-        explains=("dimensional_collapse", "dead_features", "loss_drop", "norm_vanishing"),
+        explains=("dimensional_collapse", "loss_drop", "norm_vanishing"),
+        is_event=True,
     ),
     "dimensional_collapse": Description(
         "collapse",
@@ -107,15 +108,16 @@ FINDINGS: dict[str, Description] = {
         "features use few of their dimensions",
         "redundant features: strong augmentation, a weak covariance term, or a projector that hides it",
         "raise the covariance term's weight or the batch size; look at collapse/spectrum",
-        explains=("dead_features", "loss_drop"),
+        explains=("loss_drop",),
         is_event=True,
     ),
     "dead_features": Description(
         "collapse",
-        "warning",
+        "failing",
         "features that are constant over all samples",
         "dead units, as after steps that were too large, or a norm's scale that went to zero",
         "look at collapse/min_std_per_dim; lower the learning rate or the weight decay of scales",
+        explains=("dimensional_collapse",),
     ),
     "norm_explosion": Description(
         "collapse",

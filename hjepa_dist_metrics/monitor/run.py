@@ -54,7 +54,7 @@ class RunOptions:
 
 
 class MonitoredRun:
-    """Hold the parts of a run and end them in the right order."""
+    """Hold the parts of a run and end them in the right order. `failed` says that the last step raised."""
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class MonitoredRun:
         options: RunOptions,
     ) -> None:
         context = options.context
+        self.failed = False
         self.name, self.first_step = agree_on_run(config, context, options.resume, options.start_step)
         self.schedule = Schedule(config.cadences(options.steps_per_epoch).every(), self.first_step)
         self.collection = MetricCollection(
@@ -95,12 +96,14 @@ class MonitoredRun:
 
     def step(self, given: Mapping[str, Any]) -> None:
         """Hand a step's arguments to the observers, and log what is due."""
+        self.failed = True  # unless it comes to the end
         timing = self.built_in.timing
         timing.begin_step()
         self.collection.raise_errors()
         self.observers.observe(step_arguments(given, self.observers.arguments))
         self.cycle.end_step()
         timing.end_step()
+        self.failed = False
 
     def log(self, values: Mapping[str, Any], step: int | None) -> None:
         """Write and judge values that are the job's already."""

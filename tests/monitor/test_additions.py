@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from hjepa_dist_metrics.monitor.health.alerts import Finding
 
-from hjepa_dist_metrics import ConfigError, ModalityAlignment, TrainingMonitor, WeightedMean
+from hjepa_dist_metrics import ConfigError, Evidence, ModalityAlignment, TrainingMonitor, WeightedMean
 from tests.monitor.test_monitor import config, problem, series
 
 
@@ -13,7 +12,7 @@ def shrinking(numbers):
     value = numbers.get("mine/margin")
     if value is None:
         return None
-    return [Finding("mine/margin", value, "below 1")] if value < 1 else []
+    return [Evidence("mine/margin", value, "below 1")] if value < 1 else []
 
 
 def test_a_rule_of_ones_own_watches_logged_and_merged_values(tmp_path):

@@ -13,7 +13,7 @@ from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
 from hjepa_dist_metrics.integrations.features import WatchedFeatures, WatchFeatures
 from hjepa_dist_metrics.integrations.settings import logging_config
 from hjepa_dist_metrics.monitor import MetricsLogger, TrainingMonitor
-from hjepa_dist_metrics.monitor.health.alerts import OnAlert
+from hjepa_dist_metrics.monitor.health.health_log import OnAlert
 
 try:
     from transformers import TrainerCallback

@@ -95,12 +95,13 @@ class GradientClipping(BufferedMetric[_Step]):
         A step counts as clipped where the norm is smaller afterwards. Where parameters are sharded this is a
         collective call. ConfigError as in `clip_`.
         """
-        _, norms = self._read()
-        before = root_sum_square(norms)
+        _, first = self._read()
         yield
-        after = root_sum_square(self._read()[1])
+        _, last = self._read()
+        before, after = root_sum_square(first), root_sum_square(last)
         ratio = torch.where(before == 0, 1.0, after / before)
-        self.update(before, ratio, after < before, norms[:-1] if self.watched.groups else None)
+        groups = torch.stack([first, last])[:, :-1] if self.watched.groups else None
+        self.update(before, ratio, after < before, groups)
 
     @torch.no_grad()
     def _read(self) -> tuple[list[Tensor], Tensor]:

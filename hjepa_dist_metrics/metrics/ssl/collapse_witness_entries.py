@@ -44,4 +44,17 @@ WITNESSES = (
         "of the usual distance of two rows.",
         healthy="near 0; towards 1 the encoder has few outputs, or the data repeats",
     ),
+    _witness(
+        "collapse/neighbor_distance",
+        "distance to the nearest sample",
+        "Median over a uniform sample of 512 unit rows of the distance to the nearest other one, over the "
+        "root of the mean squared distance of two.",
+        healthy="about n^(-1/rank); far below it samples lie in clusters",
+    ),
+    _witness(
+        "collapse/rms_norm",
+        "size of the features",
+        "Root of the mean squared norm of the rows as they are.",
+        healthy="of one order of magnitude; growing or shrinking without end nothing holds it",
+    ),
 )

@@ -44,7 +44,9 @@ class EMADynamics(DistributedMetric):
     Tags under `ema/`: `momentum_current`, `momentum_target`, `parameter_divergence` = |c - t|,
     `relative_divergence` = |c - t| / |t|, `cosine`, and from the second update on `update_magnitude`, the
     norm of the target's move since the update or `remember` before over |t|, and `target_weight_stability` =
-    1 - that. Norms are L2 over everything, squares of which are added in float32 or better.
+    1 - that. Norms are L2 over everything, squares of which are added in float32 or better. `weight_distance`
+    and `weight_move` are the same ratios over weights alone: a batch norm's buffers follow the data, and hide
+    a teacher whose weights stand still.
 
     Ranks whose weights differ are named in a `DesyncError`. Of sharded weights (FSDP2) each piece counts
     once. Buffers may differ between ranks, a batch norm's running mean does: their squared norms are averaged
@@ -57,6 +59,7 @@ class EMADynamics(DistributedMetric):
         # Squared norms of difference, target, context and the target's move.
         self.add_state("weights", Replicated(shape=(4,)))
         self.add_state("pieces", Sum(shape=(4,)))
+        self.add_state("own_weights", Moments(shape=(4,)))  # of ranks that need not train one model
         self.add_state("buffers", Moments(shape=(4,)))
         self._before: _Held | None = None
 
@@ -80,11 +83,11 @@ class EMADynamics(DistributedMetric):
         _require_alike(live.shapes, slow.shapes)
         before = [None] * 3 if self._before is None else self._before.parts()
         squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
-        latest = ("pieces", "buffers")  # not a sum over updates
+        latest = ("pieces", "buffers", "own_weights")  # not a sum over updates
         self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
         weights, pieces, buffers = squares
         if momentum is None:
-            buffers = buffers + weights.to(buffers.device, non_blocking=True)
+            self.own_weights.update(weights)
         else:
             self.schedule.update([momentum, momentum_target])
             self.weights.update(weights)
@@ -102,21 +105,26 @@ class EMADynamics(DistributedMetric):
         if not np.any(states["buffers"].count):
             return {}
         momentum, momentum_target = states["schedule"].value
-        squares = states["pieces"].value + states["buffers"].mean
+        of_weights = states["pieces"].value
+        if np.any(states["own_weights"].count):
+            of_weights = of_weights + states["own_weights"].mean
         if states["weights"].known:
-            squares = squares + states["weights"].value
-        difference, target, context, move = (math.sqrt(square) for square in squares)
+            of_weights = of_weights + states["weights"].value
+        difference, target, context, move = (math.sqrt(x) for x in of_weights + states["buffers"].mean)
+        distance, weight, _, weight_move = (math.sqrt(square) for square in of_weights)
         schedule = {"ema/momentum_current": momentum, "ema/momentum_target": momentum_target}
         tags = {
             **({} if momentum != momentum else schedule),
             "ema/parameter_divergence": difference,
             "ema/relative_divergence": relative(difference, target),
             "ema/cosine": cosine(difference, target, context),
+            "ema/weight_distance": relative(distance, weight),
         }
         if math.isnan(move) and not math.isnan(target):  # nothing to compare with
             return tags
         magnitude = relative(move, target)
-        return {**tags, "ema/update_magnitude": magnitude, "ema/target_weight_stability": 1.0 - magnitude}
+        moves = {"ema/update_magnitude": magnitude, "ema/weight_move": relative(weight_move, weight)}
+        return {**tags, **moves, "ema/target_weight_stability": 1.0 - magnitude}
 
 
 def relative(part: float, whole: float) -> float:
@@ -263,5 +271,17 @@ ENTRIES = (
         "EMA momentum",
         "Momentum of the target encoder's moving average.",
         healthy="rises to its end value along the schedule",
+    ),
+    _ema(
+        "ema/weight_distance",
+        "relative distance of the encoders' weights",
+        "L2 norm of the difference of the weights over that of the target's weights, without buffers.",
+        healthy="as ema/relative_divergence; exactly 0 is a shared teacher",
+    ),
+    _ema(
+        "ema/weight_move",
+        "last move of the teacher's weights",
+        "L2 norm of the target's weights' last move over that of the weights, without buffers.",
+        healthy="about (1 - momentum) / momentum times ema/weight_distance; 0 is a teacher that stands still",
     ),
 )

@@ -13,7 +13,7 @@ from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
 from hjepa_dist_metrics.sinks.tensorboard.projector import ProjectorFiles
 from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
 from hjepa_dist_metrics.sinks.tensorboard.summaries import encode
-from hjepa_dist_metrics.values import Embedding, Graph, Value
+from hjepa_dist_metrics.values import Embedding, Graph, Notice, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
@@ -50,16 +50,23 @@ class TensorBoardSink:
         self._kinds: dict[str, str] = {}
         self._left_out: set[tuple[str, str]] = set()
         self._closed = False
+        # What a file begins with, for one that must be made again.
+        self._flush_secs, self._layout = flush_secs, layout
+        self._hparams: tuple[Mapping[str, HParam], Sequence[str]] | None = None
+        self._open(SummaryWriter, start_step)
+        self._projector = ProjectorFiles(self.directory, start_step)
+
+    def _open(self, writer_class: Any, start_step: int) -> None:
         _wait_for_a_later_name(self.directory)
-        self.writer = SummaryWriter(
-            str(self.directory), purge_step=start_step, max_queue=1000, flush_secs=flush_secs
+        self.writer = writer_class(
+            str(self.directory), purge_step=start_step, max_queue=1000, flush_secs=self._flush_secs
         )
         self._file: Any = self.writer.file_writer
         self._records = GuardedRecords.put_under(self._file)
-        self._projector = ProjectorFiles(self.directory, start_step)
-        if layout:
-            self._add_layout(layout)
+        if self._layout:
+            self._add_layout(self._layout)
         self.flush()
+        self._path = max(self.directory.glob("events.out.tfevents.*"))  # names begin with the second
 
     def __str__(self) -> str:
         return f"TensorBoard ({self.directory})"
@@ -68,11 +75,13 @@ class TensorBoardSink:
         """Write one step's values; raises the OSError of an earlier write that failed on its way to disk."""
         if self._stopped():
             return
+        if not self._path.exists() and self.directory.is_dir():
+            self._make_again(int(step))
         entries = []
         for tag, value in values.items():
             tag = tag.lstrip("/")  # a leading slash puts the tag into a group without a name
-            if not self._accepts(tag, value):
-                continue
+            if isinstance(value, Notice) or not self._accepts(tag, value):
+                continue  # of notices, TensorBoard has the log of all alerts
             try:
                 if isinstance(value, Embedding):
                     self._projector.add(tag, int(step), value)
@@ -97,6 +106,7 @@ class TensorBoardSink:
 
         if self._stopped():
             return
+        self._hparams = (hparams, metrics)
         experiment, start, _ = hparams_summaries(  # type: ignore[no-untyped-call]
             {key: _hparam(value) for key, value in hparams.items()}, dict.fromkeys(metrics, 0.0)
         )
@@ -158,6 +168,14 @@ class TensorBoardSink:
         if (tag, kind) not in self._left_out:  # said once, not every step
             self._left_out.add((tag, kind))
             logger.error("%s leaves out %s %r: %s", self, kind, tag, reason)
+
+    def _make_again(self, step: int) -> None:
+        """Go on in a new file, from `step`, with dashboards and settings: the old one was deleted."""
+        logger.warning("%s: the event file was deleted; the run goes on in a new one at step %d", self, step)
+        self.writer.close()
+        self._open(type(self.writer), step)
+        if self._hparams is not None:
+            self.write_hparams(*self._hparams)
 
     def _add_graph(self, value: Graph) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, TaggedRunMetadata

@@ -22,7 +22,7 @@ _INDEPENDENT = 0.2  # of the variance between images that independent tokens wou
 _RANK_KEPT = 0.6  # of the run's own level
 _RANK_LEAST = 2.0  # dimensions, from the start on
 _PROBE_KEPT = 0.97  # of the best accuracy of a probe
-_DUPLICATES = 0.9
+_CLUSTERED, _NEARER = 0.3, 0.5  # of the distance to the nearest that the rank implies, and of the run's own
 _DEAD = 0.25  # of the features
 _NORM = 30.0  # times the norm at the start, and its inverse
 _CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
@@ -117,17 +117,17 @@ def partial_collapse(history: History) -> list[Evidence] | None:
 
 
 def cluster_collapse(stream: Stream) -> list[Evidence] | None:
-    """Find rows that nearly all have a twin in another image."""
-    share = stream.series("duplicate_share")
-    if share is None or stream.is_small:
+    """Find rows that lie on a few points: far nearer to each other than rows of that rank would."""
+    nearest, rank = stream.series("neighbor_distance"), stream.series("effective_rank")
+    if nearest is None or rank is None or stream.is_small or nearest.count < _FEW:
         return None
-    lowest = share.lowest[1] if share.lowest else share.start_median()
-    if share.median(2) < _DUPLICATES or (lowest > 0.5 * _DUPLICATES and not _is_stuck(share, -1.0)):
+    usual = stream.rows ** (-1.0 / max(rank.median(2), 1.0))
+    level = nearest.sustained(_HELD)
+    limit = min(_CLUSTERED * usual, _NEARER * level)
+    if not nearest.median(2) < limit or _probe_holds(stream.history):
         return []
-    if _probe_holds(stream.history):
-        return []
-    reason = f"{100 * share.newest:.0f} % of the rows have a twin; {100 * lowest:.0f} % at best"
-    return [Evidence(stream.prefix + "duplicate_share", share.newest, reason, limit=_DUPLICATES, best=lowest)]
+    reason = f"of the usual distance; rows of rank {rank.newest:.0f} would have about {usual:.2g}"
+    return [Evidence(stream.prefix + "neighbor_distance", nearest.newest, reason, limit=limit, best=level)]
 
 
 def dead_features(stream: Stream) -> list[Evidence] | None:
@@ -242,7 +242,7 @@ DETECTORS = (
     Detector("point_collapse", _point, (WIDTHS,), (*_reads("mean_similarity"), _PREDICTIONS, _MATCHES)),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTALS)),
-    Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("duplicate_share"), _PROBES)),
+    Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), _PROBES)),
     Detector(
         "dimensional_collapse",
         _each(dimensional_collapse),
