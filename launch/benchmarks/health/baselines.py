@@ -19,8 +19,12 @@ _COLLAPSE = re.compile(
     r"collapse/(?:\w+?_)??(mean_std_per_dim|min_std_per_dim|mean_similarity|effective_rank)"
 )
 _JUDGED = ("mean_similarity", "effective_rank", "mean_std_per_dim")
-# These tell how far a run is, or what its recipe is, and not how it does.
-_COUNTERS = ("performance/total_", "learning_rate/", "train/lr", "system/", "collapse/num_")
+# These tell how far a run is, how busy the machine was, or what the recipe is, and not how the run does.
+_COUNTERS = (
+    *("performance/total_", "performance/samples_per_second", "performance/tokens_per_second"),
+    *("learning_rate/", "train/lr", "system/", "sync/", "collapse/num_", "collapse/pooled_num_"),
+)
+_MILLISECONDS = re.compile(r"performance/.*(time_ms|percent|ratio)(_max)?(_rank)?")
 _FIXED = {"mean_std_per_dim": (0.01, True), "min_std_per_dim": (0.001, True), "mean_similarity": (0.5, False)}
 
 
@@ -195,9 +199,9 @@ def _extremes(trace: Trace) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for step, values in trace.logs:
         for tag, value in values.items() if step >= planted else ():
-            if tag.startswith(_COUNTERS):
-                continue
             name = canonical(tag)
+            if name.startswith(_COUNTERS) or _MILLISECONDS.fullmatch(name):
+                continue
             low, high = found.get(name, (math.inf, -math.inf))
             ends = (-math.inf, math.inf) if math.isnan(value) else (value, value)
             found[name] = min(low, ends[0]), max(high, ends[1])

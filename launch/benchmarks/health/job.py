@@ -93,6 +93,7 @@ class Job:
         recipe, begun = self.recipe, time.perf_counter()
         for group in recipe.optimizer.param_groups:
             group["lr"] = recipe.base_rate * recipe.factor(self.step) * group.get("factor", 1.0)
+        self._broadcast_buffers()
         with monitor.forward():
             result = recipe.forward(batch)
             self._call("forward")
@@ -135,6 +136,18 @@ class Job:
     def _call(self, moment: str) -> None:
         for hook in self.hooks[moment]:
             hook()
+
+    @torch.no_grad()
+    def _broadcast_buffers(self) -> None:
+        """Give every rank the first one's buffers, running means for instance, in one message."""
+        buffers = [b for b in self.recipe.model.buffers() if b.is_floating_point()]
+        if self.context.world_size == 1 or not buffers:
+            return
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(flat, 0, group=self.averages_over)
+        parts = torch.split(flat, [buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
 
     def _average_gradients(self) -> None:
         """Average the gradients over ranks, in one message."""
