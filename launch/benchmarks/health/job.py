@@ -94,6 +94,7 @@ class Job:
         for group in recipe.optimizer.param_groups:
             group["lr"] = recipe.base_rate * recipe.factor(self.step) * group.get("factor", 1.0)
         self._broadcast_buffers()
+        recipe.logs_features = monitor.due("representations")
         with monitor.forward():
             result = recipe.forward(batch)
             self._call("forward")
@@ -105,7 +106,7 @@ class Job:
             self._call("backward")
             self._average_gradients()
             self._call("gradients")
-        logged = monitor.due("scalars")
+        recipe.logs_features, logged = False, monitor.due("scalars")
         if logged:
             self.facts.before_update(recipe.model)
         if recipe.clip is not None:

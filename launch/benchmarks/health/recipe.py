@@ -59,6 +59,9 @@ class Recipe:
     encoders: tuple[nn.Module, nn.Module] | None = None
     level_weights: Sequence[float] | None = None
 
+    logs_features: bool = False
+    """Whether the coming step logs features: those that cost something are made only then."""
+
     def __init__(self, setting: Setting, context: ProcessContext) -> None:
         self.setting, self.context = setting, context
         self.samples = max(int(self.batch_size * setting.batch_factor) // context.world_size, 2)

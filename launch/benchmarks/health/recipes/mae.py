@@ -62,7 +62,10 @@ class MAE(Recipe):
         error = (self.decoder["paint"](x) - truth).square().mean(dim=2)
         loss = error.gather(1, masked).mean() if self.masked else 0.0 * error.sum()
         mask = torch.zeros(len(batch), 16, dtype=torch.bool).scatter_(1, masked, True)
-        observed: dict[str, Any] = {"mask": mask.view(-1, 4, 4), "features": tokens}
+        observed: dict[str, Any] = {"mask": mask.view(-1, 4, 4)}
+        if self.logs_features:  # of whole images: which patches are visible tells images apart as well
+            with torch.no_grad():
+                observed["features"] = self.encoder(batch)
         return Step(loss, {"loss": loss.detach()}, len(batch), observed)
 
     def represent(self) -> tuple[Tensor, Tensor]:
