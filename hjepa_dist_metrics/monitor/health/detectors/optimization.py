@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from hjepa_dist_metrics.monitor.health.detector import Detector, first_of, matching
+from hjepa_dist_metrics.monitor.health.detector import Detector, first_of
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
 
@@ -44,10 +44,10 @@ def nonfinite(history: History) -> list[Evidence] | None:
         level = history.value(_BAD_LEVEL)
         reason = "the first level that is NaN or infinite"
         found.append(Evidence(f"loss/h{int(level)}", math.nan, reason, at_once=True))
-    for tag, series in matching(history, "|".join(_LOSSES)):
+    for tag, series in history.matching("|".join(_LOSSES)):
         if not math.isfinite(series.newest):
             found.append(Evidence(tag, series.newest, "the loss is NaN or infinite", at_once=True))
-    for tag, series in matching(history, _COUNTS):
+    for tag, series in history.matching(_COUNTS):
         if series.newest > 0:
             reason = "NaN or infinite values were seen"
             found.append(Evidence(tag, series.newest, reason, limit=0.0, at_once=True))
@@ -137,7 +137,7 @@ def _has_loss_left(history: History) -> bool:
 
 def learning_rate_too_high(history: History) -> list[Evidence] | None:
     """Find steps of the size of the weights, and large ones under which the loss rises."""
-    ratios = matching(history, _RATIO)
+    ratios = history.matching(_RATIO)
     if not ratios:
         return None
     worse = _loss_is_worse(history)
@@ -161,7 +161,7 @@ def _loss_is_worse(history: History) -> bool:
 
 def learning_rate_too_low(history: History) -> list[Evidence] | None:
     """Find steps that have never changed the weights by more than some millionths."""
-    ratios = [(tag, series) for tag, series in matching(history, _RATIO) if series.count >= _LEAST_LOGS]
+    ratios = [(tag, series) for tag, series in history.matching(_RATIO) if series.count >= _LEAST_LOGS]
     if not ratios:
         return None
     best = max(series.highest[1] if series.highest else series.median(3) for _, series in ratios)
@@ -173,7 +173,7 @@ def learning_rate_too_low(history: History) -> list[Evidence] | None:
 
 def weights_vanishing(history: History) -> list[Evidence] | None:
     """Find weights that have lost most of their norm and still shrink."""
-    series_of = [(tag, series) for tag, series in matching(history, _WEIGHTS) if series.count >= _LEAST_LOGS]
+    series_of = [(tag, series) for tag, series in history.matching(_WEIGHTS) if series.count >= _LEAST_LOGS]
     if not series_of:
         return None
     found = []
