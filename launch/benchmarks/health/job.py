@@ -121,6 +121,7 @@ class Job:
         self.facts.seconds.append(time.perf_counter() - begun)
         if logged:
             with monitor.pause():
+                self._broadcast_buffers()
                 self.facts.measure(self.step, recipe)
                 self._validate(monitor)
 
