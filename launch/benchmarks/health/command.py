@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     """Judge the traces by the package's judge and by what it is compared with; write health.md."""
-    from benchmarks._ranks import write
+    from benchmarks._ranks import median, milliseconds, write
     from benchmarks.health import report
     from benchmarks.health.baselines import FixedThresholds, PreviousRules, single_metrics
     from benchmarks.health.oracle import has_twin, twins
@@ -53,6 +53,7 @@ def _replay(options: argparse.Namespace) -> int:
         report.failures_table(ours.failing),
         report.recipes_table(ours.healthy),
         report.comparison_table(results, single_metrics(traces)[:_BEST]),
+        f"The judge takes {milliseconds(median(PackageJudge.seconds))} ms a log, at the median.",
     ]
     text = "\n\n".join([*parts, report.details(ours.failing, ours.healthy)] if options.details else parts)
     print(text)

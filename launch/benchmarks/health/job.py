@@ -71,8 +71,6 @@ class Job:
         ) as monitor:
             recipe.attach(monitor)
             for batch in monitor.batches(self._batches()):
-                if self.stops_early:
-                    break
                 self._train(monitor, batch)
                 self.step += 1
 
@@ -82,6 +80,8 @@ class Job:
         for step in range(self.steps):
             if self.plant is not None and step == self.planted_at > 0:
                 self.plant(self)
+            if self.stops_early:
+                return
             batch = next(source)
             for hook in self.hooks["data"]:
                 hook()

@@ -16,7 +16,7 @@ from benchmarks.health.job import Job
     "language",
     "vicreg",
     "classifier",
-    strengths=(300, 30),
+    strengths=(300, 100),
     measure="loss",
     accept=("nonfinite", "gradient_explosion"),
     from_start=True,
