@@ -6,9 +6,10 @@ can be handed to another thread as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import SupportsFloat, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -120,4 +121,21 @@ class Drawing:
     sketch: Callable[[], Callable[[], object]] | None = None
 
 
-Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding | Video | Graph | Drawing
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Hold a message to people, such as an alert that begins: `level` is "info", "warning" or "failing"."""
+
+    level: str
+    title: str
+    text: str = ""
+
+
+Value: TypeAlias = Scalar | Histogram | Image | Text | Embedding | Video | Graph | Drawing | Notice
+
+
+def as_float(number: SupportsFloat) -> float:
+    """Return a number as a float; an integer beyond every float is infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf  # type: ignore[operator]

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 # shellcheck source=launch/setup.sh
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" train,figures,wandb,parquet,system,huggingface,lightning,dev
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" train,figures,wandb,mlflow,trackio,parquet,system,huggingface,lightning,dev
 
 cd "$HJEPA_ROOT"
 status=0

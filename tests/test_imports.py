@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "parallel": VALUES | {"parallel"},
     "sync": VALUES | {"states", "parallel", "sync"},
     "metrics": CORE,
-    "sinks": CATALOG | {"sinks"},
+    "sinks": CATALOG | {"settings", "sinks"},
     "settings": CATALOG | {"settings"},
     "logging": OUTPUT,
     "readers": VALUES | {"sinks", "readers"},

@@ -88,10 +88,14 @@ class Entry:
 
     def titled(self, tag: str) -> str:
         """Return the title with the placeholders filled from a tag: `rank of {name}` as `rank of level0`."""
+        values = self.placeholder_values(tag)
+        return _PLACEHOLDER.sub(lambda name: values.get(name[1], name[0]), self.title)
+
+    def placeholder_values(self, tag: str) -> dict[str, str]:
+        """Return what the placeholders stand for in a tag; {} for a tag that does not match."""
         match = _compiled(self.pattern).fullmatch(tag)
         names = _PLACEHOLDER.findall(self.pattern)
-        values = dict(zip(names, match.groups(), strict=True)) if match else {}
-        return _PLACEHOLDER.sub(lambda name: values.get(name[1], name[0]), self.title)
+        return dict(zip(names, match.groups(), strict=True)) if match else {}
 
     @property
     def literal_length(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics.base import as_value
-from hjepa_dist_metrics.values import Scalar, Value
+from hjepa_dist_metrics.values import Scalar, Value, as_float
 
 
 class HostCopy:
@@ -66,14 +65,7 @@ def size_of(value: Any) -> int:
 
 def scalars(tags: Iterable[str], numbers: Iterable[Any]) -> dict[str, Value]:
     """Return plain numbers as values by tag; an integer beyond every float is infinite."""
-    return {tag: Scalar(_as_float(number)) for tag, number in zip(tags, numbers, strict=True)}
-
-
-def _as_float(number: Any) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.copysign(math.inf, number > 0 or -1)
+    return {tag: Scalar(as_float(number)) for tag, number in zip(tags, numbers, strict=True)}
 
 
 def take_numbers(numbers: Mapping[str, Any]) -> Callable[[], dict[str, Value]]:
@@ -104,5 +96,5 @@ def take_numbers(numbers: Mapping[str, Any]) -> Callable[[], dict[str, Value]]:
 
 def _value(number: Any) -> Value:
     if isinstance(number, (float, int)):
-        return Scalar(_as_float(number))
+        return Scalar(as_float(number))
     return as_value(number)

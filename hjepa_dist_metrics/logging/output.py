@@ -6,23 +6,20 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from hjepa_dist_metrics.catalog.dashboards import load_dashboards
+from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.broadcast_decision import announce
+from hjepa_dist_metrics.logging.outputs import configured_sinks
+from hjepa_dist_metrics.logging.profile import choose_layout
 from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel.launcher import lost_processes
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks import (
     BackgroundSink,
     HParam,
-    JsonlSink,
     Sink,
     SinkGroup,
-    TensorBoardSink,
-    WandbSink,
     claim_run_name,
-    jsonl_path,
     last_logged_step,
-    tensorboard_dir,
-    wandb_dir,
 )
 from hjepa_dist_metrics.values import Value
 
@@ -54,6 +51,7 @@ class NullSink:
 
 
 _DEFAULT_LEVELS = 3
+_LONGEST_REASON = 600  # an announcement takes 4,096 bytes
 
 Output = BackgroundSink | NullSink
 
@@ -64,14 +62,25 @@ def agree_on_run(
     """Return the run's name and its first step, the same on every rank. A collective call.
 
     The main process claims the name. The first step is `start_step`; by default 0, or what follows the last
-    logged step where the run is resumed.
+    logged step where the run is resumed. Where it cannot claim, every rank raises the same ConfigError.
     """
-    claimed = None
-    if context.is_main:
-        claimed = json.dumps(_claim(config, resume, start_step))
+    if context.is_main and context.world_size == 1 and (advice := lost_processes()):
+        logger.warning(advice)
+    claimed = _claim_or_reason(config, resume, start_step) if context.is_main else None
     said = announce(claimed, context, config.sync_timeout, f"the run {config.experiment_name!r}")
-    run_name, first = json.loads(said) if said else (config.experiment_name, start_step or 0)
+    run_name, first, wrong = json.loads(said) if said else (config.experiment_name, start_step or 0, "")
+    if wrong:
+        raise ConfigError(wrong)
     return str(run_name), int(first)
+
+
+def _claim_or_reason(config: LoggingConfig, resume: bool, start_step: int | None) -> str:
+    """Return JSON of name, first step, and why that failed: the other ranks wait for an answer."""
+    try:
+        return json.dumps([*_claim(config, resume, start_step), ""])
+    except Exception as error:
+        reason = f"the run {config.experiment_name!r} cannot be opened in {config.log_dir}: "
+        return json.dumps(["", 0, (reason + f"{type(error).__name__}: {error}")[:_LONGEST_REASON]])
 
 
 def _claim(config: LoggingConfig, resume: bool, start_step: int | None) -> tuple[str, int]:
@@ -95,36 +104,13 @@ def open_output(
 ) -> Output:
     """Open the configured sinks and `more`, behind a writing thread, on the main process; else a null sink.
 
-    Dashboards are read on every rank, so that a wrong name is the same ConfigError everywhere.
+    Dashboards and the webhook's URL are read on every rank, so that a wrong one is the same ConfigError
+    everywhere.
     """
-    layout = load_dashboards(config.dashboards, num_levels or _DEFAULT_LEVELS)
+    layout = choose_layout(config, num_levels or _DEFAULT_LEVELS)
+    config.alerts.webhook.secret_url()
     if not context.is_main:
         return NullSink()
-    factories: dict[str, Callable[[], Sink]] = {}
-    if config.tensorboard.enabled:
-        directory = tensorboard_dir(config.log_dir, run_name)
-        factories[f"TensorBoard at {directory}"] = lambda: TensorBoardSink(
-            directory,
-            start_step=start_step,
-            flush_secs=config.tensorboard.flush_secs,
-            layout=layout,
-        )
-    if config.jsonl.enabled:
-        path = jsonl_path(config.log_dir, run_name)
-        factories[f"JSON lines at {path}"] = lambda: JsonlSink(path, start_step=start_step)
-    if config.wandb.enabled:
-        factories["Weights & Biases"] = lambda: _open_wandb(config, run_name)
+    factories = {**configured_sinks(config, run_name, start_step, layout)}
     factories |= {f"output {number}": make for number, make in enumerate(more)}
     return BackgroundSink(SinkGroup.open(factories))
-
-
-def _open_wandb(config: LoggingConfig, run_name: str) -> Sink:
-    settings = config.wandb
-    return WandbSink(
-        wandb_dir(config.log_dir),
-        run_name,
-        settings.project,
-        entity=settings.entity,
-        tags=settings.tags,
-        mode=settings.mode,
-    )

@@ -236,9 +236,13 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         self.run.finish()
 
     def close(self) -> None:
-        """Finish, and close the files. Called at the end of the `with` block."""
+        """Finish, and close the files. Called at the end of the `with` block.
+
+        Where the last `step` raised, there is nothing to finish: its error is not raised again.
+        """
         try:
-            self.finish()
+            if not self.run.failed:
+                self.finish()
         finally:
             self.run.release()
 

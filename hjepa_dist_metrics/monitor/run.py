@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hjepa_dist_metrics.catalog import how_to_read
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
+from hjepa_dist_metrics.logging.profile import profile_of
 from hjepa_dist_metrics.metrics import MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_list
@@ -56,7 +58,7 @@ class RunOptions:
 
 
 class MonitoredRun:
-    """Hold the parts of a run and end them in the right order."""
+    """Hold the parts of a run and end them in the right order. `failed` says that the last step raised."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class MonitoredRun:
         options: RunOptions,
     ) -> None:
         self.options, context = options, options.context
+        self.failed = False
         self.name, self.first_step = agree_on_run(config, context, options.resume, options.start_step)
         self.schedule = Schedule(config.cadences(options.steps_per_epoch).every(), self.first_step)
         self.collection = MetricCollection(
@@ -91,7 +94,8 @@ class MonitoredRun:
         self.sink = open_output(config, context, self.name, self.first_step, levels)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
         health_log = self.health_log if config.alerts.enabled else None
-        self.publisher = Publisher(self.sink, context, health_log, explain=not options.resume)
+        explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags)
+        self.publisher = Publisher(self.sink, context, health_log, explain)
         self.cycle = LogCycle(self.registry, self.schedule, self.publisher, config, self.observers.before_log)
         # The last to be registered is the first to be called: before the files close. A signal goes to all
         # ranks, and each is needed for the syncs that all have asked for already.
@@ -106,6 +110,7 @@ class MonitoredRun:
 
     def step(self, given: Mapping[str, Any]) -> None:
         """Hand a step's arguments to the observers, and log what is due."""
+        self.failed = True  # unless it comes to the end
         timing = self.built_in.timing
         timing.begin_step()
         self.collection.raise_errors()
@@ -113,6 +118,7 @@ class MonitoredRun:
         self.observers.observe(own_share(arguments, self.options.layout))
         self.cycle.end_step()
         timing.end_step()
+        self.failed = False
 
     def log(self, values: Mapping[str, Any], step: int | None) -> None:
         """Write and judge values that are the job's already."""

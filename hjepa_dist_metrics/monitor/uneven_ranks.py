@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,18 @@ class RowOfRank(DistributedMetric):
         return {}
 
 
+class Meeting(NamedTuple):
+    """Say how all ranks have met: the largest of their coming steps, and whether any has something to log.
+
+    This rank is `behind` by so many steps, and the one with the fewest steps by `most_behind`.
+    """
+
+    next_step: int
+    pending: bool
+    behind: int = 0
+    most_behind: int = 0
+
+
 @dataclass(frozen=True)
 class LogRequest:
     """Name the step at which a sync's values are written, and the cadence families that made it due."""
@@ -76,7 +88,7 @@ class UnevenRanks:
 
     def participation(self) -> Participation:
         """Return the participation of a rank that is under way."""
-        return Participation(steps_done=self.steps_done)
+        return Participation(steps_done=self.steps_done, least_steps=self.steps_done)
 
     def log(self, names: Sequence[str], request: LogRequest, *, last: bool) -> SyncHandle[None]:
         """Sync the metrics `names` in the background and publish them.
@@ -92,15 +104,12 @@ class UnevenRanks:
 
         return self._collection.compute_uneven(publish, part, names, offered)
 
-    def wait(self, phase: WaitPhase, step: int, pending: bool) -> tuple[int, bool]:
-        """Follow the others until every rank is at `phase` or beyond it.
-
-        Return the largest of the ranks' coming steps, and whether any rank has something `pending`.
-        """
+    def wait(self, phase: WaitPhase, step: int, pending: bool) -> Meeting:
+        """Follow the others until every rank is at `phase` or beyond it; `pending` asks for a log."""
         if self._collection.context.world_size == 1:
-            return step, pending
+            return Meeting(step, pending)
         while True:
-            own = Participation(int(phase), self.steps_done, step, int(pending))
+            own = Participation(int(phase), self.steps_done, step, int(pending), least_steps=self.steps_done)
             patience = f"{_WHERE[phase]}, after {self.steps_done} steps"
             handle = self._collection.compute_uneven(
                 self._take, own, offered=self._offered(), patience=patience
@@ -110,7 +119,9 @@ class UnevenRanks:
             if (request := self._request(others)) is not None:
                 self._followed(request, result)
             elif others.phase == phase:
-                return others.next_step, bool(others.pending)
+                most = others.steps_done
+                behind = most - self.steps_done, most - others.least_steps
+                return Meeting(others.next_step, bool(others.pending), *behind)
 
     def gather(self, row: Rows) -> tuple[Rows, Sequence[int]]:
         """Return the rows of numbers of all ranks that are under way, and their ranks.

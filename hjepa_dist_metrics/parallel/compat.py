@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 
 def any_autocast() -> bool:
     """Return whether autocast is on for any kind of device: `_is_any_autocast_enabled` (torch 1.13)."""
     return bool(torch._C._is_any_autocast_enabled())
+
+
+def ignored_by_ddp(module: nn.Module) -> Iterable[str]:
+    """Return names of parameters and buffers that DDP leaves alone: `_ddp_params_and_buffers_to_ignore`."""
+    names: Iterable[str] = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
+    return names
 
 
 def pair_group(store: Store, place: int, timeout: float) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.readers.events import ScalarTable, event_pictures, event_scalars, event_settings
 from hjepa_dist_metrics.sinks.jsonl import read_jsonl
+from hjepa_dist_metrics.values import as_float
 
 _RESERVED = frozenset({"step", "wall_time"})
 # The folders that a log directory keeps each kind of file in; they are no part of a run's name.
@@ -62,27 +63,24 @@ def jsonl_settings(path: str | Path) -> dict[str, object]:
 
 
 def jsonl_scalars(path: str | Path) -> ScalarTable:
-    """Return the numbers of a JSON-lines file; ConfigError for a broken line or one without a step."""
-    table: ScalarTable = {}
-    for number, record in enumerate(_records(path), start=1):
-        step = record.get("step")
-        if not isinstance(step, int):
-            raise ConfigError(f"{path}, record {number} has no whole number 'step'")
+    """Return the numbers of a JSON-lines file; lines that hold no record are skipped with a warning."""
+    points: dict[str, dict[int, float]] = {}
+    for record in _records(path):
         for tag, value in _numbers(record).items():
-            table.setdefault(tag, []).append((step, value))
-    return table
+            points.setdefault(tag, {})[record["step"]] = value
+    return {tag: sorted(values.items()) for tag, values in points.items()}
 
 
 def _records(path: str | Path) -> list[dict[str, Any]]:
     try:
         return read_jsonl(path)
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
 
 
 def _numbers(record: Mapping[str, object]) -> dict[str, float]:
     return {
-        tag: float(value)
+        tag: as_float(value)
         for tag, value in record.items()
         if tag not in _RESERVED and isinstance(value, (int, float)) and not isinstance(value, bool)
     }

@@ -15,13 +15,27 @@ from typing import Any, Literal, get_args
 
 from hjepa_dist_metrics.catalog import FINDINGS, GROUPS
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.settings import outputs
 from hjepa_dist_metrics.settings.cadence import Every
 from hjepa_dist_metrics.settings.field_docs import explain_fields, field_docs
 from hjepa_dist_metrics.settings.mapping import build, to_mapping
+from hjepa_dist_metrics.settings.outputs import (
+    OUTPUT_SECTIONS,
+    JsonlConfig as JsonlConfig,
+    MlflowConfig as MlflowConfig,
+    PrometheusConfig as PrometheusConfig,
+    TensorBoardConfig as TensorBoardConfig,
+    TrackioConfig as TrackioConfig,
+    WandbConfig as WandbConfig,
+    WandbMode as WandbMode,
+    WebhookConfig as WebhookConfig,
+)
+from hjepa_dist_metrics.settings.required import require
+from hjepa_dist_metrics.settings.run_name import check_run_name
 
 SyncMode = Literal["background", "inline"]
-WandbMode = Literal["online", "offline"]
 Projection = Literal["pca", "tsne", "umap"]
+ProfileName = Literal["auto", "ssl", "supervised", "language"]
 
 _OTHER_SECTIONS = frozenset({"model", "data", "training"})
 
@@ -32,48 +46,6 @@ def _compiles(pattern: str) -> bool:
     except re.error:
         return False
     return True
-
-
-def _require(ok: bool, key: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ConfigError(f"logging.{key} is {value!r}; allowed: {allowed}")
-
-
-@dataclass(frozen=True)
-class TensorBoardConfig:
-    """Event files for TensorBoard."""
-
-    enabled: bool = True
-    """Write event files to `<log_dir>/tensorboard/<experiment_name>/`."""
-    flush_secs: float = 10.0
-    """Seconds after which values must be on disk: what a SIGKILL can lose at most."""
-
-    def __post_init__(self) -> None:
-        _require(self.flush_secs > 0, "tensorboard.flush_secs", self.flush_secs, "more than 0")
-
-
-@dataclass(frozen=True)
-class JsonlConfig:
-    """JSON lines, one object a step."""
-
-    enabled: bool = True
-    """Write `<log_dir>/metrics/<experiment_name>.jsonl`."""
-
-
-@dataclass(frozen=True)
-class WandbConfig:
-    """Weights & Biases (extra `wandb`)."""
-
-    enabled: bool = False
-    """Send values to Weights & Biases as well."""
-    project: str = "h-jepa"
-    """Project that the run belongs to."""
-    entity: str | None = None
-    """User or team; None is the default of the account."""
-    tags: list[str] = field(default_factory=list)
-    """Tags of the run."""
-    mode: WandbMode = "online"
-    """`offline` keeps the run on disk for a later `wandb sync`."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +80,7 @@ class CadenceConfig:
 
     def __post_init__(self) -> None:
         for name, steps in dataclasses.asdict(self).items():
-            _require(
+            require(
                 steps is None or steps >= 0, f"cadence.{name}", steps, "null, 0 (never) or a number of steps"
             )
 
@@ -142,11 +114,13 @@ class AlertsConfig:
     """Steps for which the evidence must last."""
     recovery: int = 3
     """Logs in a row without evidence after which a finding ends."""
+    webhook: WebhookConfig = field(default_factory=WebhookConfig)
+    """Where findings that begin are posted."""
 
     def __post_init__(self) -> None:
-        _require(self.patience >= 1, "alerts.patience", self.patience, "1 or more")
-        _require(self.patience_steps >= 0, "alerts.patience_steps", self.patience_steps, "0 or more")
-        _require(self.recovery >= 1, "alerts.recovery", self.recovery, "1 or more")
+        require(self.patience >= 1, "alerts.patience", self.patience, "1 or more")
+        require(self.patience_steps >= 0, "alerts.patience_steps", self.patience_steps, "0 or more")
+        require(self.recovery >= 1, "alerts.recovery", self.recovery, "1 or more")
         _require_known("alerts.stop_on", self.stop_on, [*GROUPS, *FINDINGS])
 
 
@@ -168,9 +142,9 @@ class GradientsConfig:
     """Estimate the gradient noise scale under DDP and FSDP2, and from micro-batches on one process."""
 
     def __post_init__(self) -> None:
-        _require(self.depth >= 1, "gradients.depth", self.depth, "1 or more")
+        require(self.depth >= 1, "gradients.depth", self.depth, "1 or more")
         for name, pattern in (self.patterns or {}).items():
-            _require(_compiles(pattern), f"gradients.patterns.{name}", pattern, "a regular expression")
+            require(_compiles(pattern), f"gradients.patterns.{name}", pattern, "a regular expression")
 
 
 @dataclass(frozen=True)
@@ -184,7 +158,7 @@ class FiguresConfig:
 
     def __post_init__(self) -> None:
         allowed = get_args(Projection)
-        _require(
+        require(
             self.projection in allowed, "figures.projection", self.projection, "one of " + ", ".join(allowed)
         )
 
@@ -213,6 +187,12 @@ class LoggingConfig:
     """JSON lines."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
+    """An MLflow tracking server."""
+    trackio: TrackioConfig = field(default_factory=TrackioConfig)
+    """Trackio."""
+    prometheus: PrometheusConfig = field(default_factory=PrometheusConfig)
+    """An endpoint that Prometheus scrapes."""
     cadence: CadenceConfig = field(default_factory=CadenceConfig)
     """How often each family of metrics is written."""
     gradients: GradientsConfig = field(default_factory=GradientsConfig)
@@ -221,19 +201,23 @@ class LoggingConfig:
     """Pictures of the run."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     """Rules that watch the run."""
+    profile: ProfileName = "auto"
+    """Kind of training, for the dashboards and texts that it gets: `auto` tells it from what is measured."""
     dashboards: list[str] | Literal["default"] = "default"
-    """Dashboards in TensorBoard: `default` is all of them, a list names files of configs/dashboards/ (without
-    `.yaml`) or paths, an empty list is none."""
+    """Dashboards in TensorBoard: `default` is what fits the profile, a list names files of
+    configs/dashboards/ (without `.yaml`) or paths, an empty list is none."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.experiment_name.strip()), "experiment_name", self.experiment_name, "a name")
-        _require(bool(self.log_dir), "log_dir", self.log_dir, "a directory")
-        _require(self.log_frequency >= 1, "log_frequency", self.log_frequency, "1 or more")
+        check_run_name(self.experiment_name, "logging.experiment_name")
+        require(bool(self.log_dir) and "\0" not in self.log_dir, "log_dir", self.log_dir, "a directory")
+        require(self.log_frequency >= 1, "log_frequency", self.log_frequency, "1 or more")
         for key in ("log_interval", "histogram_interval"):
             interval = getattr(self, key)
-            _require(interval is None or interval >= 1, key, interval, "null or 1 or more")
-        _require(self.sync_timeout > 0, "sync_timeout", self.sync_timeout, "more than 0 (seconds)")
-        _require(self.sync in ("background", "inline"), "sync", self.sync, "'background' or 'inline'")
+            require(interval is None or interval >= 1, key, interval, "null or 1 or more")
+        require(self.sync_timeout > 0, "sync_timeout", self.sync_timeout, "more than 0 (seconds)")
+        require(self.sync in ("background", "inline"), "sync", self.sync, "'background' or 'inline'")
+        profiles = get_args(ProfileName)
+        require(self.profile in profiles, "profile", self.profile, "one of " + ", ".join(profiles))
 
     def cadences(self, steps_per_epoch: int | None = None) -> Cadences:
         """Return the steps between two values of each family.
@@ -243,7 +227,7 @@ class LoggingConfig:
         cadences = self.cadence.resolve(self.log_interval or self.log_frequency, steps_per_epoch)
         if self.histogram_interval is None:
             return cadences
-        _require(
+        require(
             steps_per_epoch is not None,
             "histogram_interval",
             self.histogram_interval,
@@ -253,18 +237,16 @@ class LoggingConfig:
 
 
 _SECTIONS = (
-    TensorBoardConfig,
-    JsonlConfig,
-    WandbConfig,
+    *OUTPUT_SECTIONS,
     CadenceConfig,
     AlertsConfig,
     GradientsConfig,
     FiguresConfig,
     LoggingConfig,
 )
-_DOCS = field_docs(__file__)
+DOCS = {**field_docs(__file__), **field_docs(outputs.__file__)}
 for _section in _SECTIONS:
-    explain_fields(_section, _DOCS)
+    explain_fields(_section, DOCS)
 
 
 def from_mapping(source: object = None) -> LoggingConfig:
@@ -300,4 +282,4 @@ def _require_known(key: str, names: Iterable[str], known: Collection[str]) -> No
     for name in names:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        _require(name in known, key, name, f"{', '.join(known)}{hint}")
+        require(name in known, key, name, f"{', '.join(known)}{hint}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.settings import schema
-from hjepa_dist_metrics.settings.field_docs import Docs, field_docs
+from hjepa_dist_metrics.settings.field_docs import Docs
 
 BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 
@@ -22,7 +22,7 @@ def settings_table() -> str:
     """Return the Markdown table of all keys with default and meaning; a dot leads into a nested section."""
     rows = [
         f"| `{key}` | `{_as_yaml(default)}` | {text.replace('|', chr(92) + '|')} |"
-        for key, default, text in _rows(schema.LoggingConfig(), field_docs(schema.__file__))
+        for key, default, text in _rows(schema.LoggingConfig(), schema.DOCS)
     ]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -11,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
+from hjepa_dist_metrics.sinks.text import encodable_hparams, encodable_values
 from hjepa_dist_metrics.values import Histogram, Scalar, Text, Value
 
+logger = logging.getLogger("hjepa_dist_metrics.sinks")
+
+_MOST_NAMED = 5
+_LARGEST_STEP = 2**63 - 1
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -23,8 +29,8 @@ class JsonlSink:
     `{"text": ...}`; a histogram is `{"histogram": {"count", "min", "max", "mean", "std", "nonfinite"}}`.
     Pictures and embeddings are left out. The run's settings are a line of their own,
     `{"hparams": {...}}`. Each line goes out in one unbuffered write, so a reader and a
-    kill see whole lines. On opening, lines at `start_step` and later are removed: a resumed run writes
-    those steps again.
+    kill see whole lines. On opening, lines at `start_step` and later, and broken ones, are removed: a resumed
+    run writes those steps again. A file that was removed is made again, which is said.
     """
 
     local = True
@@ -44,7 +50,7 @@ class JsonlSink:
         """Append one line; nothing where none of the values has a JSON form."""
         if self._guard.in_child:
             return
-        entries = {tag: _encode(value) for tag, value in values.items()}
+        entries = {tag: _encode(value) for tag, value in encodable_values(values).items()}
         entries = {tag: entry for tag, entry in entries.items() if entry is not None}
         if entries:
             now = time.time() if wall_time is None else wall_time
@@ -53,7 +59,8 @@ class JsonlSink:
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
         """Append the settings as one line at the run's first step."""
         if hparams and not self._guard.in_child:
-            settings = {key: _number(v) if isinstance(v, float) else v for key, v in hparams.items()}
+            clean = encodable_hparams(hparams)
+            settings = {key: _number(v) if isinstance(v, float) else v for key, v in clean.items()}
             self._append({"step": self._start_step, "wall_time": time.time(), "hparams": settings})
 
     def write_status(self, success: bool) -> None:
@@ -61,7 +68,9 @@ class JsonlSink:
 
     def _append(self, line: Mapping[str, object]) -> None:
         if not self.path.exists():  # writes into an unlinked file succeed and are lost
-            raise FileNotFoundError(f"{self.path} was removed while the run was writing to it")
+            self._file.close()
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            logger.warning("%s was removed while the run was writing to it; it goes on in a new file", self)
         data = memoryview(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         while data:  # a raw write may take a part only
             data = data[self._file.write(data) :]
@@ -77,21 +86,35 @@ class JsonlSink:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file, nonfinite numbers restored as floats.
 
-    A last line cut short by a kill is left out; a broken line before it raises ValueError with its number.
+    A record is an object with a whole number "step". A last line cut short by a kill is left out; what else
+    is no record is left out too, and its lines are named in a warning.
     """
+    records, broken = [], []
     lines = Path(path).read_bytes().split(b"\n")
-    records = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-            if number == len(lines):  # no newline after it: the write did not end
-                break
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-        records.append({key: _decode(value) for key, value in record.items()})
+        record = parse_record(line)
+        if record is not None:
+            records.append({key: _decode(value) for key, value in record.items()})
+        elif line.strip() and number < len(lines):  # without a newline after it the write did not end
+            broken.append(number)
+    if broken:
+        logger.warning("%s: %s skipped", path, _named(broken))
     return records
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line, None where it holds none: broken, no object, or without a step."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # also JSONDecodeError and UnicodeDecodeError
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if type(step) is int and abs(step) <= _LARGEST_STEP else None
+
+
+def _named(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:_MOST_NAMED])) + (", ..." if len(numbers) > _MOST_NAMED else "")
+    return f"line {shown} is broken and" if len(numbers) == 1 else f"lines {shown} are broken and"
 
 
 def _encode(value: Value) -> object | None:
@@ -132,22 +155,18 @@ def _decode(value: Any) -> Any:
 
 
 def _truncate(path: Path, start_step: int) -> None:
-    """Keep the whole lines before `start_step`; the file is replaced in one move."""
+    """Keep the whole records before `start_step`; the file is replaced in one move."""
     if not path.exists():
         return
     data = path.read_bytes()
-    kept = b"".join(line for line in data.splitlines(keepends=True) if _is_before(line, start_step))
+    whole = data.split(b"\n")[:-1]  # what follows the last newline was cut short
+    records = [(line, parse_record(line)) for line in whole]
+    broken = sum(record is None and line.strip() != b"" for line, record in records)
+    if broken:
+        logger.warning("%s: %d broken line(s) removed", path, broken)
+    kept = b"".join(line + b"\n" for line, record in records if record and record["step"] < start_step)
     if kept == data:
         return
     draft = path.with_name(path.name + ".tmp")
     draft.write_bytes(kept)
     os.replace(draft, path)
-
-
-def _is_before(line: bytes, start_step: int) -> bool:
-    if not line.endswith(b"\n"):
-        return False
-    try:
-        return int(json.loads(line)["step"]) < start_step
-    except (ValueError, KeyError, TypeError):
-        return True  # not ours to judge: reading reports it with its line number

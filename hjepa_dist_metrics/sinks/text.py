@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from hjepa_dist_metrics.sinks.base import HParam
 from hjepa_dist_metrics.values import Text, Value
+
+# File systems take 255 bytes.
+_LONGEST_NAME = 120
 
 
 def encodable(text: str) -> str:
@@ -31,3 +37,24 @@ def encodable_hparams(hparams: Mapping[str, HParam]) -> dict[str, HParam]:
         encodable(name): encodable(value) if isinstance(value, str) else value
         for name, value in hparams.items()
     }
+
+
+def file_name(tag: str) -> str:
+    """Return a file name of ASCII for a tag: quoted, and with a digest in place of what is too long."""
+    quoted = quote(tag, safe="", errors="backslashreplace")
+    if quoted.startswith("."):  # `quote` leaves dots, and `..` is the folder above
+        quoted = "%2E" + quoted[1:]
+    if len(quoted) <= _LONGEST_NAME:
+        return quoted
+    return with_digest(quoted, quoted, _LONGEST_NAME)
+
+
+def with_digest(short: str, whole: str, longest: int) -> str:
+    """Return `short`, cut to `longest` characters with a digest of `whole`, which tells it from others."""
+    digest = hashlib.sha256(whole.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    return f"{short[: longest - len(digest) - 1]}-{digest}"
+
+
+def without_credentials(text: str) -> str:
+    """Return text for messages: without user and password in the URLs that it holds."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)

@@ -97,7 +97,7 @@ class WandbSink:
         if isinstance(value, Scalar):
             return value.value
         if isinstance(value, Histogram):
-            return self._wandb.Histogram(np_histogram=_bins(value))
+            return self._wandb.Histogram(np_histogram=filled_bins(value))
         if isinstance(value, Image):
             return self._wandb.Image(_picture(value.pixels))
         if isinstance(value, Video):
@@ -115,7 +115,7 @@ class WandbSink:
         return table
 
 
-def _bins(value: Histogram) -> tuple[Any, Any]:
+def filled_bins(value: Histogram) -> tuple[Any, Any]:
     """Return counts and finite edges of the filled stretch, in at most 512 bins."""
     filled = np.flatnonzero(value.counts)
     if not len(filled):

@@ -13,23 +13,22 @@ from hjepa_dist_metrics.sinks import MemorySink
 NAMES = st.text(st.sampled_from("ab/ "), max_size=4)
 
 
-def outcome(call, *arguments):
-    """Return what a call gives, or the text of its ConfigError."""
+METRICS = st.tuples(st.dictionaries(NAMES, st.floats()), st.sampled_from(["", "p", "/p/"]))
+
+
+def result(tags_of, metrics, prefix):
+    """Return the tags, or the text of the ConfigError."""
     try:
-        return tuple(call(*arguments))
+        return tuple(tags_of(metrics, prefix))
     except ConfigError as error:
         return str(error)
 
 
-@given(
-    st.lists(st.tuples(st.dictionaries(NAMES, st.floats()), st.sampled_from(["", "p", "/p/"])), max_size=8)
-)
+@given(st.lists(METRICS, max_size=8))
 def test_plain_dictionaries_get_the_tags_that_flattening_gives(calls):
     plain = PlainTags()
-    for metrics, prefix in [*calls, *calls]:
-        assert outcome(lambda m=metrics, p=prefix: plain.of(m, p)) == outcome(
-            lambda m=metrics, p=prefix: tuple(flatten(m, p))
-        )
+    for call in [*calls, *calls]:
+        assert result(plain.of, *call) == result(flatten, *call)
 
 
 @pytest.mark.parametrize(

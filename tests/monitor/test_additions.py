@@ -20,7 +20,8 @@ def test_a_rule_of_ones_own_watches_logged_and_merged_values(tmp_path):
     with TrainingMonitor(*problem(), settings) as monitor:
         monitor.add_rule("margin", shrinking)
         margin = WeightedMean("mine/margin")
-        monitor.log({"mine/margin": 0.5}, step=0)
+        monitor.step(samples=1)
+        monitor.log({"mine/margin": 0.5})
         monitor.add_metric("margin", margin)
         margin.update(0.25)
         monitor.step(samples=1)
@@ -31,7 +32,7 @@ def test_a_rule_of_ones_own_watches_logged_and_merged_values(tmp_path):
         assert monitor.latest["alerts/margin"] == 1.0
         monitor.log({"mine/margin": 2.0}, step=2)
         assert monitor.latest["alerts/margin"] == 0.0
-        with pytest.raises(ConfigError, match="rule named 'margin' already"):
+        with pytest.raises(ConfigError, match="finding named 'margin' already"):
             monitor.add_rule("margin", shrinking)
 
 
@@ -56,7 +57,7 @@ def test_a_metric_of_the_epoch_is_written_at_its_end(tmp_path):
 
 
 def test_modalities_that_do_not_match_raise_alerts(tmp_path):
-    settings = config(tmp_path, alerts={"patience": 1})
+    settings = config(tmp_path, alerts={"patience": 1, "patience_steps": 0})
     with TrainingMonitor(*problem(), settings) as monitor:
         metric = ModalityAlignment(["text", "image"])
         generator = torch.Generator().manual_seed(0)

@@ -10,8 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hjepa_dist_metrics import ConfigError, MetricsLogger, SyncTimeoutError, TrainingMonitor
+from hjepa_dist_metrics import (
+    ConfigError,
+    DistributedMetric,
+    MetricsLogger,
+    SyncTimeoutError,
+    TrainingMonitor,
+)
 from hjepa_dist_metrics.sinks import jsonl_path, read_jsonl
+from hjepa_dist_metrics.states import Sum
 from tests.helpers.processes import free_port, run_disposable
 
 
@@ -162,17 +169,72 @@ def test_a_checkpoint_from_before_the_files_end_needs_its_step(tmp_path):
 
 def test_methods_of_a_summary_writer_are_named_in_the_error(tmp_path):
     with MetricsLogger("run", tmp_path) as logger:
-        with pytest.raises(AttributeError, match=r"log_metrics\(\{tag: value\}, step\)"):
-            logger.add_scalar("loss", 1.0, 0)
+        with pytest.raises(AttributeError, match=r"log_text\(tag, text, step\)"):
+            logger.add_text("note", "x", 0)
         with pytest.raises(AttributeError, match="no attribute 'add_nothing'"):
             logger.add_nothing()
         with pytest.raises(ConfigError, match="a step goes in as step="):
             logger.log_embedding("points", torch.zeros(2, 2), 3)
 
 
+class BrokenFormula(DistributedMetric):
+    def __init__(self):
+        self.add_state("seen", Sum())
+
+    def update(self, x):
+        self.seen.update(x)
+
+    def compute_from(self, states):
+        if float(states["seen"].value) > 2:
+            raise ValueError("a formula of mine")
+        return {}
+
+
+@pytest.mark.parametrize("sync", ["inline", "background"])
+def test_close_does_not_repeat_the_error_of_the_last_step(tmp_path, sync):
+    monitor = monitor_of(tmp_path, config={"sync": sync})
+    broken = BrokenFormula()
+    monitor.add_metric("broken", broken)
+
+    def train():
+        for step in range(1000):
+            broken.update(torch.tensor(float(step)))
+            monitor.step(samples=1, losses=1.0)
+
+    with pytest.raises(ValueError, match="a formula of mine"):
+        train()
+    monitor.close()
+    assert steps_of(tmp_path)[:2] == [0, 1]
+
+
+def test_an_error_that_no_step_has_raised_is_raised_by_close(tmp_path):
+    monitor = monitor_of(tmp_path, config={"cadence": {"scalars": 0}})
+    broken = BrokenFormula()
+    monitor.add_metric("broken", broken, "representations")
+    broken.update(torch.tensor(3.0))
+    monitor.step(samples=1, losses=1.0)
+    with pytest.raises(ValueError, match="a formula of mine"):
+        monitor.close()
+
+
+def claim_on_ranks(log_dir):
+    try:
+        MetricsLogger("run", log_dir, resume=True)
+    except ConfigError as error:
+        return str(error)
+
+
+def test_a_run_that_cannot_be_claimed_is_one_error_on_every_rank(tmp_path, gloo):
+    errors = gloo(2).run(claim_on_ranks, tmp_path / ("x" * 300))
+    assert len(set(errors)) == 1
+    assert "the run 'run' cannot be opened in" in errors[0]
+    assert "File name too long" in errors[0]
+
+
 TERMINATED = """
 import os, signal, sys, time
 from tests.monitor.test_ends import monitor_of
+from hjepa_dist_metrics.states import Sum
 from tests.helpers.processes import join_world
 from hjepa_dist_metrics import DistributedMetric
 from hjepa_dist_metrics.states import Sum

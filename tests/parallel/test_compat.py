@@ -12,6 +12,14 @@ from hjepa_dist_metrics.parallel import compat
 from tests.helpers.processes import run_disposable
 
 
+def test_what_ddp_is_set_to_ignore():
+    module = torch.nn.BatchNorm1d(2)
+    assert list(compat.ignored_by_ddp(module)) == []
+    ddp = torch.nn.parallel.DistributedDataParallel
+    ddp._set_params_and_buffers_to_ignore_for_model(module, ["bias", "running_mean"])
+    assert set(compat.ignored_by_ddp(module)) == {"bias", "running_mean"}
+
+
 def pair(rank: int) -> list[float]:
     store = compat.prefixed("pair", compat.job_store())
     group = compat.pair_group(store, rank, 20.0)

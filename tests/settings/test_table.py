@@ -17,7 +17,7 @@ def test_settings_are_those_of_the_configuration():
     text = PAGE.read_text()
     assert with_settings(text) == text, "run: python -m hjepa_dist_metrics.settings.table"
     assert "| `cadence.representations` | `null` |" in text
-    assert "| `alerts.patience` | `3` |" in text
+    assert "| `alerts.patience` | `2` |" in text
     assert "| `tensorboard.enabled` | `true` |" in text
     with pytest.raises(ConfigError, match="once each"):
         with_settings("no markers here")

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from hjepa_dist_metrics.readers.events import event_scalars
 from hjepa_dist_metrics.sinks import JsonlSink, MemorySink, SinkGroup, TensorBoardSink, read_jsonl
 from hjepa_dist_metrics.sinks.base import RunSink
-from hjepa_dist_metrics.values import Scalar
+from hjepa_dist_metrics.values import Scalar, Text
 
 
 class FailingSink(MemorySink):
@@ -90,6 +91,52 @@ def test_sinks_without_run_facts_are_left_alone():
     group.write_hparams({"lr": 1.0})
     group.write_status(True)
     assert group.failures == []
+
+
+class PickySink(MemorySink):
+    """Take no tag that begins with "bad"."""
+
+    def write(self, step, values, wall_time=None):
+        if any(tag.startswith("bad") for tag in values):
+            raise ValueError("a bad tag")
+        super().write(step, values, wall_time)
+
+
+def test_one_bad_value_is_left_out_once_said_and_the_sink_goes_on(caplog):
+    picky, other = PickySink(), MemorySink()
+    group = SinkGroup([picky, other])
+    for step in range(20):
+        group.write(step, {"a": Scalar(1.0), "bad/1": Scalar(2.0), "b": Scalar(3.0)})
+    assert [step for step, _ in picky.scalars("b")] == list(range(20))
+    assert len(other.records) == 20
+    assert picky.tags() == {"a", "b"}
+    (message,) = caplog.messages
+    assert "memory leaves out 'bad/1': ValueError: a bad tag" in message
+    assert group.failures == []
+
+
+def test_a_sink_that_takes_nothing_at_all_is_dropped_in_the_end(caplog):
+    picky = PickySink()
+    group = SinkGroup([picky])
+    for step in range(20):
+        group.write(step, {"bad": Scalar(1.0)})
+    assert picky.closed
+    assert len(group.failures) == 1
+    assert len(caplog.messages) == 2
+
+
+def test_tags_and_texts_with_half_a_surrogate_reach_every_sink(tmp_path):
+    kept = MemorySink()
+    board = TensorBoardSink(tmp_path / "board")
+    group = SinkGroup([kept, board, JsonlSink(tmp_path / "x.jsonl")])
+    group.write_hparams({"k\udc80": "v\udc80"})
+    group.write(0, {"a\udc80": Scalar(1.0), "t": Text("x\ud800y"), "ж": Scalar(2.0)})
+    group.close()
+    assert group.failures == []
+    assert kept.tags() == {"a\\udc80", "t", "ж"}
+    assert kept.hparams == {"k\\udc80": "v\\udc80"}
+    assert read_jsonl(tmp_path / "x.jsonl")[1]["a\\udc80"] == 1.0
+    assert set(event_scalars(tmp_path / "board")) == {"a\\udc80", "ж"}
 
 
 def test_a_sink_that_cannot_open_leaves_the_others(tmp_path, caplog):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -69,10 +70,34 @@ def test_a_truncated_last_line_is_left_out(tmp_path):
         assert [record["step"] for record in read_jsonl(sink.path)] == [0, 1], end
 
 
-def test_a_broken_line_inside_is_an_error_with_its_number(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"step": 0}\n{"step": \n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"line 2 is not JSON"):
-        read_jsonl(tmp_path / "x.jsonl")
+def test_a_broken_line_inside_is_skipped_and_named(tmp_path, caplog):
+    (tmp_path / "x.jsonl").write_text('{"step": 0}\n{"step": \n[1]\n{"a": 1}\n{"step": 2}\n')
+    assert [record["step"] for record in read_jsonl(tmp_path / "x.jsonl")] == [0, 2]
+    (message,) = caplog.messages
+    assert "x.jsonl: lines 2, 3, 4 are broken and skipped" in message
+
+
+def test_a_resumed_run_repairs_broken_lines_and_says_so(tmp_path, caplog):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"step": 0, "a": 1}\n{"step": \xff\n{"step": 2, "a": 3}\n{"st')
+    sink = JsonlSink(path, start_step=3)
+    sink.write(3, {"a": Scalar(4.0)})
+    sink.close()
+    (message,) = caplog.messages
+    assert "1 broken line(s) removed" in message
+    assert [(record["step"], record["a"]) for record in read_jsonl(path)] == [(0, 1), (2, 3), (3, 4)]
+    assert len(caplog.messages) == 1
+
+
+def test_a_lone_surrogate_is_written_out_and_every_line_is_strict(tmp_path):
+    sink = JsonlSink(tmp_path / "x.jsonl")
+    sink.write_hparams({"name\udc80": "value\ud800"})
+    sink.write(0, {"tag\udcff": Scalar(1.0), "t": Text("x\udc80"), "ж": Scalar(2.0)})
+    sink.close()
+    settings, record = read_jsonl(sink.path)
+    assert settings["hparams"] == {"name\\udc80": "value\\ud800"}
+    assert (record["tag\\udcff"], record["t"], record["ж"]) == (1.0, {"text": "x\\udc80"}, 2.0)
+    sink.path.read_bytes().decode("utf-8")
 
 
 @given(st.integers(0, 12), st.integers(0, 40))
@@ -92,10 +117,22 @@ def test_resume_leaves_each_step_once_also_after_a_cut(tmp_path_factory, start, 
     ]
 
 
-def test_a_removed_file_is_an_error(tmp_path):
+def test_a_removed_file_is_made_again_and_that_is_said(tmp_path, caplog):
     sink = JsonlSink(tmp_path / "x.jsonl")
+    sink.write(0, {"a": Scalar(1.0)})
     (tmp_path / "x.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="was removed"):
+    for step in (1, 2):
+        sink.write(step, {"a": Scalar(1.0)})
+    sink.close()
+    assert [record["step"] for record in read_jsonl(sink.path)] == [1, 2]
+    (message,) = caplog.messages
+    assert "x.jsonl) was removed while the run was writing to it; it goes on in a new file" in message
+
+
+def test_a_removed_directory_is_an_error(tmp_path):
+    sink = JsonlSink(tmp_path / "run" / "x.jsonl")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
         sink.write(0, {"a": Scalar(1.0)})
     sink.close()
 

@@ -16,6 +16,8 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from hjepa_dist_metrics.errors import MetricsError
+from hjepa_dist_metrics.readers.events import event_settings
+from hjepa_dist_metrics.sinks import SinkGroup
 from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink
 from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
 from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text
@@ -216,6 +218,36 @@ def test_a_file_in_place_of_the_directory_raises_at_opening(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(OSError, match="taken"):
         TensorBoardSink(tmp_path / "taken")
+
+
+def test_a_deleted_event_file_is_made_again_and_that_is_said(tmp_path, caplog):
+    layout = {"Loss": {"total": ["Multiline", ["^loss$"]]}}
+    sink = TensorBoardSink(tmp_path, layout=layout)
+    sink.write_hparams({"lr": 0.5}, ["loss"])
+    for step in range(4):
+        sink.write(step, {"loss": Scalar(float(step))})
+        sink.flush()
+        if step == 1:
+            next(tmp_path.glob("*tfevents*")).unlink()
+    sink.close()
+    events = read(tmp_path)
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 2.0), (3, 3.0)]
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    assert event_settings(tmp_path) == {"lr": 0.5}
+    (message,) = caplog.messages
+    assert "the event file was deleted; the run goes on in a new one at step 2" in message
+
+
+@pytest.mark.parametrize("name", ["ж" * 50, "a" * 5000, "a/b\\c", "x\udc80", "nul\0", "..", "."])
+def test_an_embedding_of_any_name_is_written(tmp_path, name):
+    sink = SinkGroup([TensorBoardSink(tmp_path)])
+    sink.write(3, {name: Embedding(np.ones((2, 2), np.float32), ("x\ud800", "y"))})
+    sink.write(3, {"loss": Scalar(1.0)})
+    sink.close()
+    assert sink.failures == []
+    (table,) = tmp_path.glob("00003/*/tensors.tsv")
+    assert np.loadtxt(table).shape == (2, 2)
+    assert [event.step for event in read(tmp_path).Scalars("loss")] == [3]
 
 
 def test_a_directory_removed_during_the_run_raises_later_and_closes(tmp_path):

@@ -195,7 +195,7 @@ ENTRIES = (
         healthy="near 1; below 0.75 one rank holds all the others up",
         limits=straggler_limits,
     ),
-    _speed("performance/slowest_rank", "slowest rank", "Number of the rank behind the score.", unit="rank"),
+    _speed("performance/slowest_rank", "slowest rank", "Rank of the score.", unit="rank"),
     _speed(
         "performance/collective_wait_time_ms",
         "wait for other ranks",

@@ -30,7 +30,7 @@ class Throughput(DistributedMetric):
     and `{phase}_time_ms_max_rank` that rank; phases without a time are left out. `forward_backward_ratio` is
     forward over backward, `monitor_overhead_percent` the monitor's own share of the steps' time. With
     `flops_per_sample` (see `count_flops`) `mfu`, the share of the devices' peak: of this rank's `peak_flops`,
-    by default looked up for `device`; left out where a rank's peak is not known.
+    by default looked up for `device`; left out where a rank's peak is unknown.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ def _phase_entries(name: str, what: str) -> tuple[Entry, ...]:
         _speed(
             f"performance/{name}_ms_max_rank",
             f"slowest rank in the {what}",
-            f"Number of the rank behind performance/{name}_ms_max.",
+            f"Rank of performance/{name}_ms_max.",
             unit="rank",
             healthy="changes; always the same rank is a slow machine",
             dashboard="",

@@ -12,7 +12,7 @@ from typing import Any
 from hjepa_dist_metrics.monitor.health.findings import Finding, Health
 from hjepa_dist_metrics.monitor.health.judge import Change, Judge
 from hjepa_dist_metrics.settings.schema import AlertsConfig
-from hjepa_dist_metrics.values import Scalar, Text, Value
+from hjepa_dist_metrics.values import Notice, Scalar, Text, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.health")
 
@@ -69,6 +69,7 @@ class HealthLog:
             values = self._new_scalars(step)
             if change:
                 values["alerts/log"] = Text(self.markdown())
+            values |= {f"notices/{finding.name}": _notice(finding) for finding in change.begun}
         if change and self._is_main:
             _print(step, health, change)
         self._notify(begun)
@@ -111,6 +112,15 @@ class HealthLog:
 def _alert(step: int, finding: Finding) -> Alert:
     first = finding.evidence[0]
     return Alert(step, finding.name, first.tag, first.value, first.reason)
+
+
+def _notice(finding: Finding) -> Notice:
+    text = [
+        *(f"{e.tag} = {e.value:.4g}: {e.reason}" for e in finding.evidence),
+        finding.cause,
+        finding.advice,
+    ]
+    return Notice(finding.severity, f"{finding.name}: {finding.title}", "\n".join(filter(None, text)))
 
 
 def _print(step: int, health: Health, change: Change) -> None:

@@ -7,9 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
-from hjepa_dist_metrics.metrics import Memory, Stragglers, Throughput, TotalSamples
+from hjepa_dist_metrics.metrics import Memory, MemoryGrowth, Stragglers, Throughput, TotalSamples
 from hjepa_dist_metrics.metrics.system.flops import count_flops
 from hjepa_dist_metrics.metrics.system.stragglers import StepTimes
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
@@ -172,16 +173,18 @@ class Timing(Observer):
 
     def before_log(self, due: Sequence[str]) -> None:
         """Bring the metrics of the families that are about to be logged up to date."""
-        many = self.scope.context.world_size > 1
+        many, device = self.scope.context.world_size > 1, self.scope.context.device
         if "scalars" in due:
             if many and self._steps:
                 self._stragglers("numbers", "stragglers", "scalars").update_steps(self._recent)
+            if self._steps:
+                self.scope.metric("memory_growth", MemoryGrowth, lambda: MemoryGrowth(device)).update()
             self._settle()
         if "figures" in due and many:
             self._stragglers("map", "straggler_map", "figures").update_steps(self._recent)
         if "system" in due:
-            device = self.scope.context.device
-            self.scope.metric("memory", Memory, lambda: Memory(device), "system").update()
+            make = partial(Memory, device, growing=False)
+            self.scope.metric("memory", Memory, make, "system").update()
 
     def state_dict(self) -> dict[str, Any]:
         """Bring the totals up to date: a checkpoint has no room for anything else."""

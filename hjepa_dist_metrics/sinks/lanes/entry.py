@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from hjepa_dist_metrics.values import Embedding, Graph, Histogram, Image, Scalar, Text, Value, Video
+from hjepa_dist_metrics.values import Embedding, Graph, Histogram, Image, Notice, Scalar, Text, Value, Video
 
 Values = Mapping[str, Value]
 Make = Callable[[], Values]
@@ -108,4 +108,6 @@ def size_of(value: Value) -> int:
         return value.vectors.nbytes + sprites + sum(map(len, value.labels))
     if isinstance(value, Graph):
         return len(value.graph_def) + len(value.run_metadata)
-    return len(value.markdown) if isinstance(value, Text) else SCALAR_BYTES
+    if isinstance(value, Text):
+        return len(value.markdown)
+    return len(value.title) + len(value.text) if isinstance(value, Notice) else SCALAR_BYTES

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from hjepa_dist_metrics.sinks.tensorboard.png import encode_png
+from hjepa_dist_metrics.sinks.text import file_name
 from hjepa_dist_metrics.values import Embedding
 
 _CONFIG = "projector_config.pbtxt"
-# File systems take 255 bytes.
-_LONGEST_NAME = 120
 
 
 class ProjectorFiles:
@@ -34,7 +31,7 @@ class ProjectorFiles:
         """Write one embedding; raises ValueError where labels or sprites are not one a point."""
         _check(tag, value)
         name = f"{tag}:{step:05d}"
-        folder = Path(f"{step:05d}") / folder_name(tag)
+        folder = Path(f"{step:05d}") / file_name(tag)
         (self._directory / folder).mkdir(parents=True, exist_ok=True)
         config = self._load()
         kept = [info for info in config.embeddings if info.tensor_name != name]
@@ -73,15 +70,6 @@ class ProjectorFiles:
 
         text = text_format.MessageToString(self._config)
         (self._directory / _CONFIG).write_text(text, encoding="utf-8")
-
-
-def folder_name(tag: str) -> str:
-    """Return a file name of ASCII for a tag: quoted, and with a digest in place of what is too long."""
-    quoted = quote(tag, safe="", errors="backslashreplace")
-    if len(quoted) <= _LONGEST_NAME:
-        return quoted
-    digest = hashlib.sha256(quoted.encode()).hexdigest()[:16]
-    return f"{quoted[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
 
 
 def sprite_sheet(sprites: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
 from hjepa_dist_metrics.sinks.tensorboard.projector import ProjectorFiles
 from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
 from hjepa_dist_metrics.sinks.tensorboard.summaries import encode
-from hjepa_dist_metrics.values import Embedding, Graph, Value
+from hjepa_dist_metrics.values import Embedding, Graph, Notice, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
 # category title -> chart title -> ["Multiline", [regex, ...]] or ["Margin", [value, lower, upper]]
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
+# From the tags that a run has written.
+MakeLayout = Callable[[Collection[str]], Layout]
 
 
 class TensorBoardSink:
@@ -26,7 +28,8 @@ class TensorBoardSink:
 
     All values of a step go out as one Event (40 scalars: 39 us, against 1.4 ms as 40 events). The file is
     opened with `purge_step=start_step`, 0 included, so that what a killed run wrote at that step and later
-    is superseded by the resumed run. `layout` becomes the custom-scalars dashboards. `writer` is the
+    is superseded by the resumed run. `layout` becomes the custom-scalars dashboards; where it is a function
+    of the tags written, it is asked with the first values of a loss, or at the end. `writer` is the
     SummaryWriter underneath, for what this class does not cover (meshes, audio).
     """
 
@@ -37,7 +40,7 @@ class TensorBoardSink:
         directory: str | Path,
         start_step: int = 0,
         flush_secs: float = 10.0,
-        layout: Layout | None = None,
+        layout: Layout | MakeLayout | None = None,
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -50,16 +53,24 @@ class TensorBoardSink:
         self._kinds: dict[str, str] = {}
         self._left_out: set[tuple[str, str]] = set()
         self._closed = False
+        # What a file begins with, for one that must be made again.
+        self._flush_secs, self._layout = flush_secs, None if callable(layout) else layout
+        self._make_layout = layout if callable(layout) else None
+        self._hparams: tuple[Mapping[str, HParam], Sequence[str]] | None = None
+        self._open(SummaryWriter, start_step)
+        self._projector = ProjectorFiles(self.directory, start_step)
+
+    def _open(self, writer_class: Any, start_step: int) -> None:
         _wait_for_a_later_name(self.directory)
-        self.writer = SummaryWriter(
-            str(self.directory), purge_step=start_step, max_queue=1000, flush_secs=flush_secs
+        self.writer = writer_class(
+            str(self.directory), purge_step=start_step, max_queue=1000, flush_secs=self._flush_secs
         )
         self._file: Any = self.writer.file_writer
         self._records = GuardedRecords.put_under(self._file)
-        self._projector = ProjectorFiles(self.directory, start_step)
-        if layout:
-            self._add_layout(layout)
+        if self._layout:
+            self._add_layout(self._layout)
         self.flush()
+        self._path = max(self.directory.glob("events.out.tfevents.*"))  # names begin with the second
 
     def __str__(self) -> str:
         return f"TensorBoard ({self.directory})"
@@ -68,11 +79,13 @@ class TensorBoardSink:
         """Write one step's values; raises the OSError of an earlier write that failed on its way to disk."""
         if self._stopped():
             return
+        if not self._path.exists() and self.directory.is_dir():
+            self._make_again(int(step))
         entries = []
         for tag, value in values.items():
             tag = tag.lstrip("/")  # a leading slash puts the tag into a group without a name
-            if not self._accepts(tag, value):
-                continue
+            if isinstance(value, Notice) or not self._accepts(tag, value):
+                continue  # of notices, TensorBoard has the log of all alerts
             try:
                 if isinstance(value, Embedding):
                     self._projector.add(tag, int(step), value)
@@ -87,6 +100,8 @@ class TensorBoardSink:
 
             now = time.time() if wall_time is None else wall_time
             self._file.add_summary(Summary(value=entries), int(step), now)
+            if any(tag.startswith("loss/") for tag in values):
+                self._add_fitting_layout()
 
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
         """Add the run to TensorBoard's HPARAMS table: its settings, and the scalar tags to compare by.
@@ -97,6 +112,7 @@ class TensorBoardSink:
 
         if self._stopped():
             return
+        self._hparams = (hparams, metrics)
         experiment, start, _ = hparams_summaries(  # type: ignore[no-untyped-call]
             {key: _hparam(value) for key, value in hparams.items()}, dict.fromkeys(metrics, 0.0)
         )
@@ -133,6 +149,7 @@ class TensorBoardSink:
         """Write everything out and close the file."""
         if self._closed or self._guard.in_child:
             return
+        self._add_fitting_layout()
         self._closed = True
         self.writer.close()
         self._records.raise_failure()
@@ -159,6 +176,14 @@ class TensorBoardSink:
             self._left_out.add((tag, kind))
             logger.error("%s leaves out %s %r: %s", self, kind, tag, reason)
 
+    def _make_again(self, step: int) -> None:
+        """Go on in a new file, from `step`, with dashboards and settings: the old one was deleted."""
+        logger.warning("%s: the event file was deleted; the run goes on in a new one at step %d", self, step)
+        self.writer.close()
+        self._open(type(self.writer), step)
+        if self._hparams is not None:
+            self.write_hparams(*self._hparams)
+
     def _add_graph(self, value: Graph) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, TaggedRunMetadata
 
@@ -166,6 +191,13 @@ class TensorBoardSink:
         if value.run_metadata:
             tagged = TaggedRunMetadata(tag="step1", run_metadata=value.run_metadata)
             self._file.add_event(Event(tagged_run_metadata=tagged))
+
+    def _add_fitting_layout(self) -> None:
+        """Write the layout that fits the tags written so far, once: TensorBoard reads the first only."""
+        make, self._make_layout = self._make_layout, None
+        if make is not None and self._kinds:
+            self._layout = make(self._kinds.keys())
+            self._add_layout(self._layout)
 
     def _add_layout(self, layout: Layout) -> None:
         from torch.utils.tensorboard.summary import custom_scalars

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from hjepa_dist_metrics.monitor.health.detector import Detector, first_of, matching
+from hjepa_dist_metrics.monitor.health.detector import Detector, first_of
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
 
@@ -29,8 +29,8 @@ _RISING = 0.6  # of all pairs of recent norms, less those that fall
 _VANISHED = 1e-3  # of the norm at the start
 _LOSS_LEFT = 0.3  # of the loss at the start
 _VIOLENT = 0.5  # of the weights in a step
-_HIGH = 0.03  # of the weights in a step, together with a loss that rises
-_WORSE = 1.2  # times the loss at the start
+_HIGH, _LARGE = 0.03, 0.1  # of the weights in a step, with a loss that rises, or has not recovered since
+_WORSE, _HARDLY_LEFT, _LITTLE_LEFT = 1.2, 0.9, 0.6  # times the loss at the start
 _IDLE = 2e-6  # of the weights in a step, at best
 _SHRUNK = 0.3  # of the weights at the start
 _CLIPPED_ALL, _STRONGLY = 99.0, 0.05
@@ -44,10 +44,10 @@ def nonfinite(history: History) -> list[Evidence] | None:
         level = history.value(_BAD_LEVEL)
         reason = "the first level that is NaN or infinite"
         found.append(Evidence(f"loss/h{int(level)}", math.nan, reason, at_once=True))
-    for tag, series in matching(history, "|".join(_LOSSES)):
+    for tag, series in history.matching("|".join(_LOSSES)):
         if not math.isfinite(series.newest):
             found.append(Evidence(tag, series.newest, "the loss is NaN or infinite", at_once=True))
-    for tag, series in matching(history, _COUNTS):
+    for tag, series in history.matching(_COUNTS):
         if series.newest > 0:
             reason = "NaN or infinite values were seen"
             found.append(Evidence(tag, series.newest, reason, limit=0.0, at_once=True))
@@ -136,22 +136,32 @@ def _has_loss_left(history: History) -> bool:
 
 
 def learning_rate_too_high(history: History) -> list[Evidence] | None:
-    """Find steps of the size of the weights, and large ones under which the loss rises."""
-    ratios = matching(history, _RATIO)
+    """Find steps of the size of the weights, and large ones that the loss has not recovered from."""
+    ratios = [(tag, series) for tag, series in history.matching(_RATIO) if series.count > 1]
     if not ratios:
         return None
-    worse = _loss_is_worse(history)
     found = []
     for tag, series in ratios:
-        high = min(series.last(2)) if series.count > 1 else 0.0
-        bound = _HIGH if worse else _VIOLENT
-        if high > bound:
-            why = "and the loss is above its start" if worse else "of the weights are replaced in a step"
-            found.append(Evidence(tag, series.newest, f"above {bound:g} {why}", limit=bound))
+        now, peak = min(series.last(2)), _second_highest(series)
+        if now > _VIOLENT:
+            reason = f"above {_VIOLENT:g}: most of the weights are replaced in a step"
+            found.append(Evidence(tag, series.newest, reason, limit=_VIOLENT))
+        elif now > _HIGH and _loss_rises(history):
+            reason = f"above {_HIGH:g}, and the loss is above its start"
+            found.append(Evidence(tag, series.newest, reason, limit=_HIGH))
+        elif peak > _LARGE and _loss_is_damaged(history):
+            reason = f"it was {peak:.2g}, and the loss has not recovered since"
+            found.append(Evidence(tag, series.newest, reason))
     return sorted(found, key=lambda evidence: -evidence.value)
 
 
-def _loss_is_worse(history: History) -> bool:
+def _second_highest(series: Series) -> float:
+    """Return the second highest number: one alone may be a module that began at zero."""
+    values = dict((*series.start, *series.outline, *series.recent))
+    return sorted(values.values())[-2] if len(values) > 1 else 0.0
+
+
+def _loss_rises(history: History) -> bool:
     named = first_of(history, _LOSSES)
     if named is None or named[1].count < 2:
         return False
@@ -159,9 +169,22 @@ def _loss_is_worse(history: History) -> bool:
     return now > start + (_WORSE - 1.0) * abs(start)
 
 
+def _loss_is_damaged(history: History) -> bool:
+    """Return whether the loss is near its start, or far from what it can be after it has risen above it."""
+    named = first_of(history, _LOSSES)
+    if named is None or named[1].count < 2:
+        return False
+    series = named[1]
+    start, now = series.start[0][1], series.median(3)
+    highest = series.highest[1] if series.highest else now
+    if highest > start + (_WORSE - 1.0) * abs(start):
+        return now > _LITTLE_LEFT * start
+    return now > _HARDLY_LEFT * start
+
+
 def learning_rate_too_low(history: History) -> list[Evidence] | None:
     """Find steps that have never changed the weights by more than some millionths."""
-    ratios = [(tag, series) for tag, series in matching(history, _RATIO) if series.count >= _LEAST_LOGS]
+    ratios = [(tag, series) for tag, series in history.matching(_RATIO) if series.count >= _LEAST_LOGS]
     if not ratios:
         return None
     best = max(series.highest[1] if series.highest else series.median(3) for _, series in ratios)
@@ -173,7 +196,7 @@ def learning_rate_too_low(history: History) -> list[Evidence] | None:
 
 def weights_vanishing(history: History) -> list[Evidence] | None:
     """Find weights that have lost most of their norm and still shrink."""
-    series_of = [(tag, series) for tag, series in matching(history, _WEIGHTS) if series.count >= _LEAST_LOGS]
+    series_of = [(tag, series) for tag, series in history.matching(_WEIGHTS) if series.count >= _LEAST_LOGS]
     if not series_of:
         return None
     found = []
