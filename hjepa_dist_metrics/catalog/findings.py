@@ -125,6 +125,7 @@ FINDINGS: dict[str, Description] = {
         "the features' norm grows without end",
         "nothing holds the features' size: no normalisation, no weight decay",
         "normalise features or targets; lower the learning rate",
+        is_event=True,
     ),
     "norm_vanishing": Description(
         "collapse",
@@ -132,6 +133,8 @@ FINDINGS: dict[str, Description] = {
         "the features' norm goes to zero",
         "a loss that a small output serves best, or a weight decay that is too strong",
         "normalise the targets; lower the weight decay",
+        explains=("dead_features",),
+        is_event=True,
     ),
     "ignored_input": Description(
         "collapse",

@@ -154,6 +154,10 @@ def token_ids(ids: Tensor, features: Tensor) -> Tensor:
 def _unit_moments(unit: Any, rows: Any) -> dict[str, Any]:
     """Return what follows from the merged moments of the unit rows, and whether the rows are all the same."""
     matrix, count = unit.matrix, unit.count
+    length = float(unit.second_moment.trace())
+    similarity = mean_similarity(count, unit.mean, length)
+    if length == 0 and count > 1:
+        similarity = 1.0  # rows of zeros are one point, as any that are all the same
     std = matrix.diagonal().clamp(min=0).sqrt()
     finite = bool(torch.isfinite(matrix).all())
     rank = entropy_rank(without_noise(unit.spectrum(), rounding_of(unit.mean))) if finite else math.nan
@@ -162,7 +166,7 @@ def _unit_moments(unit: Any, rows: Any) -> dict[str, Any]:
         "mean_std_per_dim": float(std.mean()),
         "min_std_per_dim": float(std.min()),
         "effective_rank": rank,
-        "mean_similarity": mean_similarity(count, unit.mean, float(unit.second_moment.trace())),
+        "mean_similarity": similarity,
         "std_similarity": std_similarity(count, unit.mean, unit.m2),
     }
 

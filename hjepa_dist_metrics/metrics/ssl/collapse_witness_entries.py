@@ -1,4 +1,4 @@
-"""Catalog entries of what tells an offset, dead features and duplicates from collapse to a point."""
+"""Catalog entries of numbers that distinguish an offset, dead features and duplicates from collapse."""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.flat_tensors import chunks, flatten
-from hjepa_dist_metrics.metrics.kernels.norms import square_sum
+from hjepa_dist_metrics.metrics.kernels.norms import joint_norm
 from hjepa_dist_metrics.parallel import unwrap
 from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
 from hjepa_dist_metrics.parallel.sharding.placement import LayoutReader, local_piece
+from hjepa_dist_metrics.parallel.sharding.square_ranges import root, square_ranges
 from hjepa_dist_metrics.states import Moments, Replicated, Sum
 
 _CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model
@@ -56,15 +57,15 @@ class EMADynamics(DistributedMetric):
 
     def __init__(self) -> None:
         self.add_state("schedule", Replicated(shape=(2,)))
-        # Squared norms of difference, target, context and the target's move.
+        # Norms of difference, target, context and the target's move, or their squares in three ranges.
         self.add_state("weights", Replicated(shape=(4,)))
-        self.add_state("pieces", Sum(shape=(4,)))
-        self.add_state("own_weights", Moments(shape=(4,)))  # of ranks that need not train one model
-        self.add_state("buffers", Moments(shape=(4,)))
+        self.add_state("pieces", Sum(shape=(3, 4)))
+        self.add_state("own_weights", Moments(shape=(3, 4)))  # of ranks that need not train one model
+        self.add_state("buffers", Moments(shape=(3, 4)))
         self._before: _Held | None = None
 
     def remember(self, target_encoder: nn.Module) -> None:
-        """Copy the target's weights, so that the next `update` can tell how far they moved since."""
+        """Copy the target's weights, so that the next `update` can measure how far they have moved."""
         with torch.no_grad():
             self._keep(_held(unwrap(target_encoder)))
 
@@ -82,17 +83,17 @@ class EMADynamics(DistributedMetric):
         live, slow = _held(unwrap(context_encoder)), _held(unwrap(target_encoder))
         _require_alike(live.shapes, slow.shapes)
         before = [None] * 3 if self._before is None else self._before.parts()
-        squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
+        norms = [_norms(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
         latest = ("pieces", "buffers", "own_weights")  # not a sum over updates
         self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
-        weights, pieces, buffers = squares
+        weights, pieces, buffers = norms
         if momentum is None:
-            self.own_weights.update(weights)
+            self.own_weights.update(square_ranges(weights))
         else:
             self.schedule.update([momentum, momentum_target])
             self.weights.update(weights)
-        self.pieces.update(pieces)
-        self.buffers.update(buffers)
+        self.pieces.update(square_ranges(pieces))
+        self.buffers.update(square_ranges(buffers))
         self._keep(slow)
 
     def _keep(self, now: _Held) -> None:
@@ -105,13 +106,14 @@ class EMADynamics(DistributedMetric):
         if not np.any(states["buffers"].count):
             return {}
         momentum, momentum_target = states["schedule"].value
-        of_weights = states["pieces"].value
+        squares = torch.from_numpy(states["pieces"].value)
         if np.any(states["own_weights"].count):
-            of_weights = of_weights + states["own_weights"].mean
+            squares = squares + torch.from_numpy(states["own_weights"].mean)
         if states["weights"].known:
-            of_weights = of_weights + states["weights"].value
-        difference, target, context, move = (math.sqrt(x) for x in of_weights + states["buffers"].mean)
-        distance, weight, _, weight_move = (math.sqrt(square) for square in of_weights)
+            squares = squares + square_ranges(torch.from_numpy(states["weights"].value))
+        distance, weight, _, weight_move = root(squares).tolist()
+        everything = squares + torch.from_numpy(states["buffers"].mean)
+        difference, target, context, move = root(everything).tolist()
         schedule = {"ema/momentum_current": momentum, "ema/momentum_target": momentum_target}
         tags = {
             **({} if momentum != momentum else schedule),
@@ -137,11 +139,13 @@ def relative(part: float, whole: float) -> float:
 def cosine(difference: float, first: float, second: float) -> float:
     """Return the cosine of two vectors from their norms and that of their difference.
 
-    1 - (d^2 - (a - b)^2) / (2 a b), which keeps its digits where the cosine is near 1. 0 for a zero vector.
+    1 - (d^2 - (a - b)^2) / (2 a b), which keeps its digits where the cosine is near 1, at any size. 0 for a
+    zero vector.
     """
     if first == 0 or second == 0:
         return 0.0
-    return 1.0 - (difference**2 - (first - second) ** 2) / (2.0 * first * second)
+    apart = first - second
+    return 1.0 - ((difference / first) * (difference / second) - (apart / first) * (apart / second)) / 2.0
 
 
 def expected_move(momentum: float, divergence: float) -> float:
@@ -177,8 +181,8 @@ def have_same_parameters(context: nn.Module, target: nn.Module) -> bool:
 
 def _require_alike(context: dict[str, torch.Size], target: dict[str, torch.Size]) -> None:
     if context != target:
-        odd = sorted(f"{name}{list(shape)}" for name, shape in context.items() ^ target.items())
-        raise ConfigError(f"the encoders must have the same parameters; of only one of them: {odd[:6]}")
+        unmatched = sorted(f"{name}{list(shape)}" for name, shape in context.items() ^ target.items())
+        raise ConfigError(f"the encoders must have the same parameters; of only one of them: {unmatched[:6]}")
     if not context:
         raise ConfigError("the encoders have no parameters")
 
@@ -196,12 +200,12 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def _squares(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None) -> Tensor:
-    """Return float64 [4]: squared norms of difference, target, context, and move (NaN without a `before`)."""
+def _norms(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None) -> Tensor:
+    """Return float64 [4]: norms of difference, target, context, and move (NaN without a `before`)."""
     device = slow[0].device if slow else torch.device("cpu")
-    total = torch.zeros(4, dtype=torch.float64, device=device)
+    total = torch.zeros((3, 4), dtype=torch.float64, device=device)
     if len(live) != len(slow) or not slow:
-        return total
+        return root(total)
     known = before is not None and len(before) == len(slow)
     for start, stop in chunks([tensor.numel() for tensor in slow], _CHUNK_ELEMENTS):
         context, target = _flat(live[start:stop], device), _flat(slow[start:stop], device)
@@ -209,8 +213,8 @@ def _squares(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None
             target - _flat(before[start:stop], device) if known and before is not None else target * math.nan
         )
         parts = (context - target, target, context, move)
-        total = total + torch.stack([square_sum([part], device) for part in parts])
-    return total
+        total = total + square_ranges(torch.stack([joint_norm([part], device) for part in parts]))
+    return root(total)
 
 
 def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -9,14 +9,14 @@ from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, median, scatter
 
 TOTALS = ("loss/total", "Train/Loss/total_loss")
-_SCORE, _SPREAD = "stability/worst_spike_score", "stability/loss_smoothness"
+_SCORE, _HEIGHT = "stability/worst_spike_score", "stability/worst_spike_height"
 _RANGE = "stability/loss_max_spike"
 _VALIDATION = "val/loss"
 _SHARES = r"loss/contribution_h\d+"
 _RATIO = r"update/.+_ratio"
 
 _SPIKE_SCORE, _SPIKE_RANGE = 30.0, 1.5
-_SPIKE_SHARE = 0.01  # of the loss at the start, as the least spread of the losses around a spike
+_SPIKE_SHARE = 0.1  # of the loss at the start, as the least height of a spike
 _BEFORE, _AFTER = 5, 3  # logs before and after a jump
 _SHIFT = 0.15  # of the loss
 _DROP = 0.5  # of the loss
@@ -34,7 +34,7 @@ def loss_spike(history: History) -> list[Evidence] | None:
         return []
     named = first_of(history, TOTALS)
     floor = _SPIKE_SHARE * abs(named[1].start_median()) if named else 0.0
-    if history.value(_SPREAD, math.inf) <= floor:
+    if history.value(_HEIGHT, math.inf) <= floor:
         return []
     reason = "robust standard deviations above the losses before"
     return [Evidence(_SCORE, score, reason, limit=_SPIKE_SCORE, at_once=True)]
@@ -123,7 +123,7 @@ def level_imbalance(history: History) -> list[Evidence] | None:
 
 
 DETECTORS = (
-    Detector("loss_spike", loss_spike, (_SCORE,), (_SPREAD, _RANGE, *TOTALS)),
+    Detector("loss_spike", loss_spike, (_SCORE,), (_HEIGHT, _RANGE, *TOTALS)),
     Detector("loss_level_shift", loss_level_shift, TOTALS),
     Detector("loss_drop", loss_drop, TOTALS),
     Detector("plateau", plateau, TOTALS, (_RATIO,)),

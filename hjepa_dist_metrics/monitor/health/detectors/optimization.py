@@ -29,8 +29,8 @@ _RISING = 0.6  # of all pairs of recent norms, less those that fall
 _VANISHED = 1e-3  # of the norm at the start
 _LOSS_LEFT = 0.3  # of the loss at the start
 _VIOLENT = 0.5  # of the weights in a step
-_HIGH = 0.03  # of the weights in a step, together with a loss that rises
-_WORSE = 1.2  # times the loss at the start
+_HIGH, _LARGE = 0.03, 0.1  # of the weights in a step, with a loss that rises, or has not recovered since
+_WORSE, _HARDLY_LEFT, _LITTLE_LEFT = 1.2, 0.9, 0.6  # times the loss at the start
 _IDLE = 2e-6  # of the weights in a step, at best
 _SHRUNK = 0.3  # of the weights at the start
 _CLIPPED_ALL, _STRONGLY = 99.0, 0.05
@@ -136,27 +136,50 @@ def _has_loss_left(history: History) -> bool:
 
 
 def learning_rate_too_high(history: History) -> list[Evidence] | None:
-    """Find steps of the size of the weights, and large ones under which the loss rises."""
-    ratios = history.matching(_RATIO)
+    """Find steps of the size of the weights, and large ones that the loss has not recovered from."""
+    ratios = [(tag, series) for tag, series in history.matching(_RATIO) if series.count > 1]
     if not ratios:
         return None
-    worse = _loss_is_worse(history)
     found = []
     for tag, series in ratios:
-        high = min(series.last(2)) if series.count > 1 else 0.0
-        bound = _HIGH if worse else _VIOLENT
-        if high > bound:
-            why = "and the loss is above its start" if worse else "of the weights are replaced in a step"
-            found.append(Evidence(tag, series.newest, f"above {bound:g} {why}", limit=bound))
+        now, peak = min(series.last(2)), _second_highest(series)
+        if now > _VIOLENT:
+            reason = f"above {_VIOLENT:g}: most of the weights are replaced in a step"
+            found.append(Evidence(tag, series.newest, reason, limit=_VIOLENT))
+        elif now > _HIGH and _loss_rises(history):
+            reason = f"above {_HIGH:g}, and the loss is above its start"
+            found.append(Evidence(tag, series.newest, reason, limit=_HIGH))
+        elif peak > _LARGE and _loss_is_damaged(history):
+            reason = f"it was {peak:.2g}, and the loss has not recovered since"
+            found.append(Evidence(tag, series.newest, reason))
     return sorted(found, key=lambda evidence: -evidence.value)
 
 
-def _loss_is_worse(history: History) -> bool:
+def _second_highest(series: Series) -> float:
+    """Return the second highest number: one alone may be a module that began at zero."""
+    values = dict((*series.start, *series.outline, *series.recent))
+    return sorted(values.values())[-2] if len(values) > 1 else 0.0
+
+
+def _loss_rises(history: History) -> bool:
     named = first_of(history, _LOSSES)
     if named is None or named[1].count < 2:
         return False
     start, now = named[1].start[0][1], min(named[1].last(2))
     return now > start + (_WORSE - 1.0) * abs(start)
+
+
+def _loss_is_damaged(history: History) -> bool:
+    """Return whether the loss is near its start, or far from what it can be after it has risen above it."""
+    named = first_of(history, _LOSSES)
+    if named is None or named[1].count < 2:
+        return False
+    series = named[1]
+    start, now = series.start[0][1], series.median(3)
+    highest = series.highest[1] if series.highest else now
+    if highest > start + (_WORSE - 1.0) * abs(start):
+        return now > _LITTLE_LEFT * start
+    return now > _HARDLY_LEFT * start
 
 
 def learning_rate_too_low(history: History) -> list[Evidence] | None:

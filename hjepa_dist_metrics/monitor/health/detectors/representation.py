@@ -11,10 +11,12 @@ from hjepa_dist_metrics.monitor.health.detectors.streams import WIDTHS, Stream, 
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
 
-_HELD = 0.5  # of the run so far: what was held for as long is the run's own level
+_HELD = 0.4  # of the run so far: what was held for as long is the run's own level
+_LEAST = 4  # logs
 _FEW, _EARLY = 6, 50  # logs and steps before which there is no such level: networks leave their start
-_ALIKE, _ONE = 0.5, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
+_ALIKE, _ONE = 0.75, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
 _APART_KEPT, _APART_LOST = 0.45, 0.3  # of 1 - the mean cosine, while it falls on and in any case
+_APART_GONE, _RANK_GONE = 0.005, 0.2  # of it and of the rank: so little that even an early run has collapsed
 _STUCK_LOGS, _STUCK_STEPS = 10, 100  # after which a bad start is no start any more
 _RISING = 0.4  # of all pairs of recent numbers, less those that fall
 _BETTER = 1.5  # times the start, for a bad start that is being left
@@ -25,11 +27,12 @@ _RANK_LEAST = 2.0  # dimensions, from the start on
 _PROBE_KEPT = 0.97  # of the best accuracy of a probe
 _CLUSTERED, _NEARER = 0.3, 0.5  # of the distance to the nearest that the rank implies, and of the run's own
 _DEAD = 0.4  # of the features
-_NORM = 30.0  # times the norm at the start, and its inverse
+_GROWN, _SHRUNK, _PEAK = 8.0, 0.25, 0.8  # times the size that the features had, and of their largest size
 _CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
 _PROBES = r"val/.*accuracy|probe/.*accuracy"
 _NORMS = (
-    r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|collapse/(?:.+_)?rms_norm|embeddings/.+/norm"
+    r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|embeddings/.+/norm"
+    r"|collapse/(?!prediction|level)(?:.+_)?rms_norm"
 )
 _PREDICTIONS, _MATCHES = r"collapse/prediction\d+_mean_similarity", r"prediction/level\d+_cosine_sim_mean"
 _OF_PAIRS = ("_mean_similarity", "_cosine_sim_mean")
@@ -51,12 +54,14 @@ def point_collapse(stream: Stream) -> list[Evidence] | None:
         tag = stream.prefix + "is_constant"
         return [Evidence(tag, 1.0, "all samples have exactly the same features", limit=0.0)]
     similarity = stream.series("mean_similarity")
-    if similarity is None or stream.is_small or _is_early(similarity):
+    if similarity is None or stream.is_small or similarity.count < _LEAST:
         return None
     now = similarity.median(2)
     if now <= _ALIKE:
         return []
     level = similarity.sustained(_HELD, -1.0)
+    if _is_early(similarity) and not now > 1.0 - _APART_GONE * (1.0 - level):
+        return None
     limit = 1.0 - _APART_KEPT * (1.0 - level)
     trend = rank_correlation(similarity.last(8))
     rises = trend > _RISING or (trend > -_RISING and now > 1.0 - _APART_LOST * (1.0 - level))
@@ -95,12 +100,14 @@ def dimensional_collapse(stream: Stream) -> list[Evidence] | None:
 
 def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
     rank = stream.series(name)
-    if rank is None or _is_early(rank):
+    if rank is None or rank.count < _LEAST:
         return
     now = rank.median(2)
     if now >= max(_RANK_KEPT * _best(rank), _RANK_LEAST):
         return
     level = rank.sustained(_HELD)
+    if _is_early(rank) and not now < _RANK_GONE * level:
+        return
     if now < _RANK_KEPT * level and has_stopped(rank) and _agrees(stream):
         reason = f"{now / level:.2g} of the {level:.3g} dimensions that the run had"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * level, best=level)
@@ -163,31 +170,33 @@ def dead_features(stream: Stream) -> list[Evidence] | None:
 
 
 def norm_explosion(history: History) -> list[Evidence] | None:
-    """Find a norm of features that has grown far beyond its start and still grows."""
-    return _norms(history, 1.0, "and it still grows")
+    """Find features whose size has grown far beyond the run's level and still grows."""
+    return _norms(history, 1.0, _GROWN, "times the {level:.3g} that it was, and it grows")
 
 
 def norm_vanishing(history: History) -> list[Evidence] | None:
-    """Find a norm of features that has fallen far below its start."""
-    return _norms(history, -1.0, "and it does not come back")
+    """Find features whose size has fallen far below the run's level and does not come back."""
+    return _norms(history, -1.0, 1.0 / _SHRUNK, "of the {level:.3g} that it was, and it does not come back")
 
 
-def _norms(history: History, sign: float, words: str) -> list[Evidence] | None:
+def _norms(history: History, sign: float, factor: float, words: str) -> list[Evidence] | None:
     norms = [(tag, series) for tag, series in history.matching(_NORMS) if tag in history.fresh]
+    judged = [(tag, series) for tag, series in norms if not _is_early(series)]
     found = []
-    for tag, series in norms:
-        start, now = series.start_median(), series.median(2)
-        limit = start * _NORM**sign
-        if series.count > 3 and start > 0 and sign * (now - limit) > 0 and sign * _trend(series) >= 0:
-            reason = f"{now / start:.2g} times the {start:.3g} of the start, {words}"
-            found.append(Evidence(tag, series.newest, reason, limit=limit))
-    return found if norms else None
+    for tag, series in judged:
+        level, now = _usual_size(series, sign), series.median(2)
+        limit = level * factor**sign
+        still = sign * rank_correlation(series.last(8)) > (_RISING if sign > 0 else -_RISING)
+        if level > 0 and sign * (now - limit) > 0 and still:
+            reason = f"{now / level:.2g} {words.format(level=level)}"
+            found.append(Evidence(tag, series.newest, reason, limit=limit, best=level))
+    return found if judged else None
 
 
-def _trend(series: Series) -> float:
-    """Return the change of a norm over its last logs, relative to its size."""
-    values = series.last(4)
-    return (values[-1] - values[0]) / max(abs(values[0]), math.ulp(0.0)) + 0.0
+def _usual_size(series: Series, sign: float) -> float:
+    """Return the size to compare with: held for long, or most of the peak before a fall."""
+    held = series.sustained(_HELD, -sign)
+    return max(held, _PEAK * series.highest[1]) if sign < 0 and series.highest else held
 
 
 def ignored_input(history: History) -> list[Evidence] | None:
