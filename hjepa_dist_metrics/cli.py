@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from hjepa_dist_metrics.errors import MetricsError
 from hjepa_dist_metrics.version import __version__
 
 EXIT_OK, EXIT_FINDINGS, EXIT_BAD_INPUT = 0, 1, 2
+
+FORMATS = ("csv", "jsonl", "parquet", "prometheus")
 
 _LOGDIR = "log directory of one or several runs, an event file or a .jsonl file"
 _EXIT_CODES = (
@@ -44,7 +48,16 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"hjepa-metrics {__version__}")
     commands = top.add_subparsers(title="sub-commands", metavar="COMMAND", required=True)
-    for add in (_add_summary, _add_compare, _add_export, _add_report, _add_explain, _add_doctor, _add_board):
+    for add in (
+        _add_summary,
+        _add_compare,
+        _add_export,
+        _add_grafana,
+        _add_report,
+        _add_explain,
+        _add_doctor,
+        _add_board,
+    ):
         add(commands)
     return top
 
@@ -90,10 +103,20 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         commands, "export", _export, "every scalar as a table with the columns run, tag, step, value"
     )
     added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
-    added.add_argument("--format", choices=("csv", "jsonl", "parquet"), default="csv", help="default csv")
+    added.add_argument(
+        "--format", choices=FORMATS, default="csv", help="default csv; prometheus has the last numbers alone"
+    )
     added.add_argument("--output", metavar="FILE", help="where to write; by default standard output")
     added.add_argument(
         "--tags", metavar="PATTERN", action="append", default=[], help="only such tags, 'loss/*' for instance"
+    )
+
+
+def _add_grafana(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(commands, "grafana", _grafana, "write a Grafana dashboard over what Prometheus has scraped")
+    added.add_argument("--output", metavar="FILE", help="where to write; by default standard output")
+    added.add_argument(
+        "--dashboards", metavar="NAME", nargs="+", help="only these, as logging.dashboards names them"
     )
 
 
@@ -149,7 +172,7 @@ def _summary(options: argparse.Namespace) -> int:
 
     runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
     summaries = [summarize(run, options.all) for run in runs]
-    print("\n\n".join("\n".join(lines) for lines, _ in summaries))
+    _say("\n\n".join("\n".join(lines) for lines, _ in summaries))
     return EXIT_OK if all(healthy for _, healthy in summaries) else EXIT_FINDINGS
 
 
@@ -161,24 +184,15 @@ def _compare(options: argparse.Namespace) -> int:
     if len(runs) < 2:
         return _fail(f"comparing takes two runs or more; found {', '.join(run.name for run in runs)}")
     lines, together = compare(runs, options.tolerance)
-    print("\n".join(lines))
+    _say("\n".join(lines))
     return EXIT_OK if together else EXIT_FINDINGS
 
 
 def _export(options: argparse.Namespace) -> int:
-    from hjepa_dist_metrics.commands.export import records, write_parquet, write_text
+    from hjepa_dist_metrics.commands.export import export
     from hjepa_dist_metrics.commands.runs import load_runs
 
-    rows = records(load_runs(options.logdir), options.tags)
-    if options.format == "parquet":
-        if options.output is None:
-            return _fail("Parquet is not text: name a file with --output")
-        write_parquet(rows, options.output)
-    elif options.output is None:
-        write_text(rows, options.format, sys.stdout)
-    else:
-        with open(options.output, "w", encoding="utf-8", newline="") as file:
-            write_text(rows, options.format, file)
+    export(load_runs(options.logdir), options.tags, options.format, options.output)
     return EXIT_OK
 
 
@@ -190,14 +204,14 @@ def _report(options: argparse.Namespace) -> int:
     runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
     page = render_report(runs, read_pictures(options.logdir))
     Path(options.output).write_text(page, encoding="utf-8")
-    print(f"wrote {options.output}")
+    _say(f"wrote {options.output}")
     return EXIT_OK
 
 
 def _explain(options: argparse.Namespace) -> int:
     from hjepa_dist_metrics import catalog
 
-    print(catalog.explain(options.tag))
+    _say(catalog.explain(options.tag))
     return EXIT_OK
 
 
@@ -213,7 +227,7 @@ def _doctor(options: argparse.Namespace) -> int:
             *doctor.place(Path(options.log_dir)),
         ]
         if context.is_main:
-            print("\n".join(map(str, checks)))
+            _say("\n".join(map(str, checks)))
     return EXIT_FINDINGS if any(check.state == "FAIL" for check in checks) else EXIT_OK
 
 
@@ -223,15 +237,34 @@ def _board(options: argparse.Namespace) -> int:
     logs = find_logs(options.logdir)
     port = free_port(options.host, options.port)
     command = [sys.executable, "-m", "tensorboard.main", *server_arguments(logs, options.host, port)]
-    print(f"{logs} at http://{options.host}:{port}/", flush=True)
+    _say(f"{logs} at http://{options.host}:{port}/")
     if options.only_print:
-        print(" ".join(command))
+        _say(" ".join(command))
         return EXIT_OK
     os.execv(sys.executable, command)
 
 
+def _say(text: str, stream: IO[str] | None = None) -> None:
+    """Print text without the control characters that names in a log may hold."""
+    from hjepa_dist_metrics.commands.table import printable
+
+    print("\n".join(map(printable, text.split("\n"))), file=stream, flush=True)
+
+
+def _grafana(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics.catalog.grafana import grafana_dashboard
+
+    text = json.dumps(grafana_dashboard(options.dashboards or "default"), indent=1)
+    if options.output is None:
+        _say(text)
+    else:
+        Path(options.output).write_text(text + "\n", encoding="utf-8")
+        _say(f"wrote {options.output}: import it in Grafana under Dashboards, New, Import")
+    return EXIT_OK
+
+
 def _fail(message: str) -> int:
-    print(f"hjepa-metrics: error: {message}", file=sys.stderr)
+    _say(f"hjepa-metrics: error: {message}", sys.stderr)
     return EXIT_BAD_INPUT
 
 

@@ -358,7 +358,9 @@ def test_every_sub_command_has_help_that_tells_the_exit_codes(capsys):
     (subcommands,) = [
         action.choices for action in parser()._actions if hasattr(action, "choices") and action.choices
     ]
-    assert set(subcommands) == {"summary", "compare", "export", "report", "explain", "doctor", "tensorboard"}
+    assert set(subcommands) == {
+        *("summary", "compare", "export", "grafana", "report", "explain", "doctor", "tensorboard")
+    }
     for name, command in subcommands.items():
         text = command.format_help()
         assert "exit codes" in text, name

@@ -52,6 +52,11 @@ def metric_name(pattern: str) -> str:
     return PREFIX + _name(_PLACEHOLDER.sub("", pattern))
 
 
+def label_names(pattern: str) -> tuple[str, ...]:
+    """Return the labels of a catalog's pattern: its placeholders."""
+    return tuple(_PLACEHOLDER.findall(pattern))
+
+
 def _name(text: str) -> str:
     return _NOT_IN_NAMES.sub("_", text).strip("_") or "unnamed"
 

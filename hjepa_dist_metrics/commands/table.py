@@ -8,11 +8,21 @@ from collections.abc import Sequence
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     """Return lines of aligned columns; those whose index is in `numbers` are aligned to the right."""
-    table = [list(header), *(list(row) for row in rows)]
+    table = [list(header), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     lines = [_line(row, widths, numbers) for row in table]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    r"""Return text with control characters written out, as `\x1b`, which a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def number(value: float | None) -> str:

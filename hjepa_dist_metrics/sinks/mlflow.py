@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hjepa_dist_metrics.errors import MissingExtraError
-from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
-from hjepa_dist_metrics.sinks.left_out import LeftOut
+from hjepa_dist_metrics.sinks.base import ForkGuard, HParam, LeftOut
 from hjepa_dist_metrics.sinks.tensorboard.png import encode_apng, encode_png
-from hjepa_dist_metrics.sinks.text import file_name, with_digest, without_password
+from hjepa_dist_metrics.sinks.text import file_name, with_digest, without_credentials
 from hjepa_dist_metrics.values import Image, Notice, Scalar, Text, Value, Video
 
 R = TypeVar("R")
@@ -43,7 +42,7 @@ class MlflowSink:
         self._mlflow: Any = mlflow
         self._guard, self._left_out = ForkGuard(), LeftOut()
         self._client: Any = mlflow.MlflowClient(tracking_uri)
-        self._name = f"MLflow at {without_password(self._client.tracking_uri)}"
+        self._name = f"MLflow at {without_credentials(self._client.tracking_uri)}"
         self._id_file = Path(directory) / f"{file_name(name)}.id"
         self.run_id, self._is_resumed = self._call(self._find_or_create, name, experiment)
         self._steps_there: dict[str, set[int]] = {}
@@ -137,22 +136,25 @@ class MlflowSink:
             self._client.log_artifact(self.run_id, str(Path(place) / name), folder)
 
     def _call(self, request: Callable[..., R], *arguments: Any) -> R:
-        """Make a request; a server that is ill or cannot be reached is an OSError, as for any sink."""
+        """Make a request.
+
+        Raises ConnectionError where the server is ill or out of reach, and ValueError for what it refuses.
+        """
         try:
             return request(*arguments)
         except self._mlflow.exceptions.MlflowException as error:
+            message = f"{self._name} failed: {without_credentials(str(error))[:300]}"
             if error.get_http_status_code() >= 500 or error.error_code == "REQUEST_LIMIT_EXCEEDED":
-                raise ConnectionError(f"{self._name} failed: {str(error)[:300]}") from error
-            raise
+                raise ConnectionError(message) from error
+            raise ValueError(message) from error
 
 
 @functools.lru_cache(maxsize=8192)
 def metric_name(tag: str) -> str:
     """Return a tag as MLflow takes names: letters, digits, `_-. :/`, at most 250, a clean path."""
-    clean = posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", tag).strip("/")) or "_"
+    clean = posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", tag).strip("/")).lstrip("./") or "_"
     if clean == tag and len(tag) <= _LONGEST_NAME:
         return tag
-    clean = "_" if clean.startswith(".") else clean
     return with_digest(clean, tag, _LONGEST_NAME)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from hjepa_dist_metrics.sinks.base import HParam
 from hjepa_dist_metrics.values import Text, Value
@@ -54,8 +55,6 @@ def with_digest(short: str, whole: str, longest: int) -> str:
     return f"{short[: longest - len(digest) - 1]}-{digest}"
 
 
-def without_password(url: str) -> str:
-    """Return a URL for messages: without user and password, query and fragment."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+def without_credentials(text: str) -> str:
+    """Return text for messages: without user and password in the URLs that it holds."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)

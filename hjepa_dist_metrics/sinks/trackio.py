@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hjepa_dist_metrics.errors import MissingExtraError
-from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
-from hjepa_dist_metrics.sinks.left_out import LeftOut
+from hjepa_dist_metrics.sinks.base import ForkGuard, HParam, LeftOut
 from hjepa_dist_metrics.sinks.wandb import filled_bins
 from hjepa_dist_metrics.values import Histogram, Image, Notice, Scalar, Text, Value
 
@@ -55,7 +54,7 @@ class TrackioSink:
             return
         for value in values.values():
             if isinstance(value, Notice):
-                self._alert(value)
+                self._alert(value, int(step))
         if step <= self._last_step:
             return
         sent = {
@@ -84,9 +83,9 @@ class TrackioSink:
     def _call(self, function: Callable[[], Any]) -> Any:
         return self._context.run(function)
 
-    def _alert(self, value: Notice) -> None:
+    def _alert(self, value: Notice, step: int) -> None:
         level = getattr(self._trackio.AlertLevel, _LEVELS.get(value.level, "INFO"))
-        self._call(lambda: self.run.alert(title=value.title, text=value.text, level=level))
+        self._call(lambda: self.run.alert(value.title, value.text, level, step))
 
     def _encode(self, tag: str, value: Value) -> Any:
         if isinstance(value, Scalar):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MAGIC = 0x686A657061_04  # "hjepa", layout 4
-_FORMAT = struct.Struct("=18q")
-SIZE = _FORMAT.size
+MAGIC = 0x686A657061_05  # "hjepa", layout 5
+_WORDS, _CHECK = struct.Struct("=19q"), struct.Struct("=q")
+SIZE = _WORDS.size + _CHECK.size
 NO_WAIT = (1 << 63) - 1
+
+
+class DamagedHeaderError(Exception):
+    """A frame's header is not what was sent."""
 
 
 class Participation(NamedTuple):
@@ -20,7 +25,8 @@ class Participation(NamedTuple):
     `phase` is 0 for a rank that has something to sync and more for one that waits for the others: the higher,
     the nearer to the run's end. `steps_done` counts the rank's steps, `next_step` is the number of the coming
     one, `pending` is 1 where it has more to sync later. `request_step` and `request_flags` say what the sync
-    is for; -1 and 0 where a rank asks for nothing.
+    is for; -1 and 0 where a rank asks for nothing. `least_steps` are a rank's steps too, of which the fewest
+    of any rank are known afterwards.
     """
 
     phase: int = 0
@@ -29,9 +35,10 @@ class Participation(NamedTuple):
     pending: int = 0
     request_step: int = -1
     request_flags: int = 0
+    least_steps: int = 0
 
     def merge(self, other: Participation) -> Participation:
-        """Return what holds for both blocks: the earliest phase, the most steps, every request."""
+        """Return what holds for both blocks: the earliest phase, most and fewest steps, every request."""
         return Participation(
             min(self.phase, other.phase),
             max(self.steps_done, other.steps_done),
@@ -39,6 +46,7 @@ class Participation(NamedTuple):
             self.pending | other.pending,
             max(self.request_step, other.request_step),
             self.request_flags | other.request_flags,
+            min(self.least_steps, other.least_steps),
         )
 
 
@@ -46,7 +54,9 @@ _STRICT = Participation()
 
 
 class Header:
-    """Describe one block's frame in 18 words, of which the first five must be the same in all blocks.
+    """Describe one block's frame in 19 words, of which the first five must be the same in all blocks.
+
+    In a frame their checksum follows.
 
     `manifest` is the digest of the states, which must be the same too unless the sync is `uneven`. A block
     has `failed` where its ranks disagree or one of them has an error: a report takes the payload's place.
@@ -135,12 +145,17 @@ class Header:
 
     def write(self, frame: memoryview) -> None:
         """Write the header to the beginning of a frame."""
-        _FORMAT.pack_into(frame, 0, *self.words)
+        _WORDS.pack_into(frame, 0, *self.words)
+        _CHECK.pack_into(frame, _WORDS.size, zlib.crc32(frame[: _WORDS.size]))
 
     @classmethod
     def read(cls, frame: memoryview) -> Header:
-        """Read the header from the beginning of a frame."""
-        return cls(_FORMAT.unpack_from(frame, 0))
+        """Read the header at the beginning of a frame; raises DamagedHeaderError for one with a wrong bit."""
+        words = _WORDS.unpack_from(frame, 0)
+        (check,) = _CHECK.unpack_from(frame, _WORDS.size)
+        if check != zlib.crc32(frame[: _WORDS.size]):
+            raise DamagedHeaderError(f"header {frame[:SIZE].hex()} does not have its checksum")
+        return cls(words)
 
 
 @functools.lru_cache(maxsize=256)

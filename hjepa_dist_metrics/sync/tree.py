@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hjepa_dist_metrics.errors import RankFailureError
 from hjepa_dist_metrics.parallel.transport import LinkError
-from hjepa_dist_metrics.sync.header import SIZE, Header
+from hjepa_dist_metrics.sync.header import SIZE, DamagedHeaderError, Header
 from hjepa_dist_metrics.sync.manifest import ConflictError, Lines, Manifest
 from hjepa_dist_metrics.sync.payload import Bytes, MergeError, Payload
 from hjepa_dist_metrics.sync.verdict import Report
@@ -130,7 +131,7 @@ def _meet(block: Block, step: Step, frame: Bytes) -> Messages:
     block = block._replace(header=block.header.sized(len(encoded), len(encoded)))
     sent, rest = _framed(block.header, encoded, frame)
     received = yield Exchange(step.peer, sent, len(frame))
-    header, theirs, union = Header.read(received.data), block.manifest, block.manifest
+    header, theirs, union = _header(received, step), block.manifest, block.manifest
     if not block.header.agrees(header):
         return (yield from _disagree(block, step, len(frame)))
     if header.manifest != theirs.digest:
@@ -201,7 +202,7 @@ def _give(block: Block, step: Step, frame: Bytes, paired: Manifest) -> Generator
 def _take(block: Block, step: Step, size: int) -> Messages:
     """Get the result from the rank whose block this one joined."""
     received = yield Exchange(step.peer, None, size)
-    header = Header.read(received.data)
+    header = _header(received, step)
     if header.failed:
         return block.failed(Report.decode((yield from _receive(step, size))))
     manifest = block.manifest
@@ -213,6 +214,15 @@ def _take(block: Block, step: Step, size: int) -> Messages:
         data = yield Exchange(step.peer, None, header.payload_bytes)
     payload = Payload.decode(manifest, data.copy())
     return block._replace(header=header, manifest=manifest, payload=payload)
+
+
+def _header(received: Bytes, step: Step) -> Header:
+    """Read the header of a frame; one that is damaged is as good as none, and ends the link."""
+    try:
+        return Header.read(received.data)
+    except DamagedHeaderError as error:
+        what = f"rank {step.peer} sent a frame that came damaged: {error}; check the network and the memory"
+        raise LinkError(RankFailureError(what, (step.peer,))) from error
 
 
 def _encoded(block: Block) -> Bytes:

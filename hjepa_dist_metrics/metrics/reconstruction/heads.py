@@ -13,7 +13,7 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.moments import moments, pooled_spread
-from hjepa_dist_metrics.metrics.optimization.group_norms import Column, columns_of, group_norms
+from hjepa_dist_metrics.metrics.optimization.group_norms import Column, GroupNorms, columns_of
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel.reduction import moments_over_shards
@@ -100,14 +100,14 @@ class HeadGradients(DistributedMetric):
         _require_parts(parts, ratios)
         self.watched = _watch(model, parts)
         self.names, self.ratios, self.prefix = list(parts), list(ratios), prefix
-        self._columns = columns_of(self.watched)
+        self._group_norms = GroupNorms(self.watched)
         # A gradient is the same on every rank once it is reduced: norms are replicated, never summed.
         self.add_state("norms", Replicated(shape=(len(self.names) + 2,)))  # parts, total, number of steps
 
     def update(self) -> None:
         """Add the norms of this step's gradients. Where parameters are sharded this is a collective call."""
         self.watched.require_unchanged()
-        norms = group_norms(self.watched, self._columns)
+        norms = self._group_norms()
         step = torch.cat([norms[:-1], root_sum_square(norms)[None], torch.ones_like(norms[:1])])
         seen = self.norms.data.to(step.device, non_blocking=True)
         self.norms.update(torch.where(seen[1] > 0, seen[0] + step, step))

@@ -38,7 +38,7 @@ _WHOLE = (
         "effective rank (centred unit rows)",
         "exp of the entropy of the normalised eigenvalues of the L2-normalised features' covariance, exact "
         "over all rows of all ranks. Constant features have rank 1. Singular values of uncentred features, "
-        "as in collapse/rankme and hierarchy/level{i}_effective_rank, give two to three times as much.",
+        "as in collapse/rankme, give two to three times as much.",
         unit="dimensions",
         healthy="above a quarter of min(D, n - 1); below a twentieth is collapse",
         limits=effective_rank_limits,

@@ -152,7 +152,7 @@ ENTRIES = (
     _loss(
         "loss/total",
         "total loss",
-        "Weighted sum of the levels' losses, mean over all samples of all ranks.",
+        "The objective, the weighted sum of its parts: mean over all samples of all ranks.",
         healthy="falls, then flattens; a fall alone proves little: read it beside collapse/effective_rank",
     ),
     _loss(

@@ -14,7 +14,7 @@ from hjepa_dist_metrics.monitor.health.series import History, Series, rank_corre
 _HELD = 0.4  # of the run so far: what was held for as long is the run's own level
 _LEAST = 4  # logs
 _FEW, _EARLY = 6, 50  # logs and steps before which there is no such level: networks leave their start
-_ALIKE, _ONE = 0.5, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
+_ALIKE, _ONE = 0.75, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
 _APART_KEPT, _APART_LOST = 0.45, 0.3  # of 1 - the mean cosine, while it falls on and in any case
 _APART_GONE, _RANK_GONE = 0.005, 0.2  # of it and of the rank: so little that even an early run has collapsed
 _STUCK_LOGS, _STUCK_STEPS = 10, 100  # after which a bad start is no start any more
@@ -23,15 +23,18 @@ _BETTER = 1.5  # times the start, for a bad start that is being left
 _INDEPENDENT = 0.2  # of the variance between images that independent tokens would give
 _RANK_KEPT = 0.6  # of the run's own level
 _WITNESS_KEPT = 0.8  # of the level of the rank of the rows as they are
+_RANK_OF_START = 0.12  # networks rightly lose most of the rank of their random features, but not all
 _RANK_LEAST = 2.0  # dimensions, from the start on
 _PROBE_KEPT = 0.97  # of the best accuracy of a probe
 _CLUSTERED, _NEARER = 0.3, 0.5  # of the distance to the nearest that the rank implies, and of the run's own
 _DEAD = 0.4  # of the features
-_NORM = 30.0  # times the norm at the start, and its inverse
+_GROWN, _SHRINKING, _SHRUNK = 5.0, 0.33, 0.25  # times the size that the features had: while it goes on, after
+_PEAK = 0.8  # of the largest size, which is the usual one before a fall
 _CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
 _PROBES = r"val/.*accuracy|probe/.*accuracy"
 _NORMS = (
-    r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|collapse/(?:.+_)?rms_norm|embeddings/.+/norm"
+    r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|embeddings/.+/norm"
+    r"|collapse/(?!prediction|level)(?:.+_)?rms_norm"
 )
 _PREDICTIONS, _MATCHES = r"collapse/prediction\d+_mean_similarity", r"prediction/level\d+_cosine_sim_mean"
 _OF_PAIRS = ("_mean_similarity", "_cosine_sim_mean")
@@ -110,6 +113,10 @@ def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
     if now < _RANK_KEPT * level and has_stopped(rank) and _agrees(stream):
         reason = f"{now / level:.2g} of the {level:.3g} dimensions that the run had"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * level, best=level)
+    elif now < _RANK_OF_START * rank.start[0][1] and has_stopped(rank) and not _is_early(rank):
+        reason = f"{now / rank.start[0][1]:.2g} of the {rank.start[0][1]:.3g} dimensions of the start"
+        limit = _RANK_OF_START * rank.start[0][1]
+        yield Evidence(stream.prefix + name, rank.newest, reason, limit=limit, best=rank.start[0][1])
     elif name == "effective_rank" and now < _RANK_LEAST and _is_stuck(rank):
         reason = f"of {stream.width:.0f} dimensions, and no more since the start"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_LEAST, best=level)
@@ -131,7 +138,7 @@ def partial_collapse(history: History) -> list[Evidence] | None:
     ranks = [
         (stream.prefix + "effective_rank", rank)
         for stream in streams(history)
-        if (rank := stream.series("effective_rank")) is not None and not stream.is_small
+        if (rank := stream.series("effective_rank")) is not None and not stream.is_small and _agrees(stream)
     ]
     fallen = [
         Evidence(tag, rank.newest, f"{level:.3g} before the loss dropped", _RANK_KEPT * level, level)
@@ -169,31 +176,40 @@ def dead_features(stream: Stream) -> list[Evidence] | None:
 
 
 def norm_explosion(history: History) -> list[Evidence] | None:
-    """Find a norm of features that has grown far beyond its start and still grows."""
-    return _norms(history, 1.0, "and it still grows")
+    """Find features whose size has grown far beyond the run's level and still grows."""
+    return _norms(history, 1.0, "times the {level:.3g} that it was, and it grows")
 
 
 def norm_vanishing(history: History) -> list[Evidence] | None:
-    """Find a norm of features that has fallen far below its start."""
-    return _norms(history, -1.0, "and it does not come back")
+    """Find features whose size has fallen far below the run's level and does not come back."""
+    return _norms(history, -1.0, "of the {level:.3g} that it was, and it does not come back")
+
+
+def _factor(trend: float, sign: float) -> float:
+    """Return the factor of the usual size at which a growth or a fall with such a trend is one."""
+    goes_on = trend > _RISING
+    if sign > 0:
+        return _GROWN if goes_on else math.inf
+    return _SHRINKING if goes_on else _SHRUNK if trend > -_RISING else 0.0
 
 
 def _norms(history: History, sign: float, words: str) -> list[Evidence] | None:
     norms = [(tag, series) for tag, series in history.matching(_NORMS) if tag in history.fresh]
+    judged = [(tag, series) for tag, series in norms if not _is_early(series)]
     found = []
-    for tag, series in norms:
-        start, now = series.start_median(), series.median(2)
-        limit = start * _NORM**sign
-        if series.count > 3 and start > 0 and sign * (now - limit) > 0 and sign * _trend(series) >= 0:
-            reason = f"{now / start:.2g} times the {start:.3g} of the start, {words}"
-            found.append(Evidence(tag, series.newest, reason, limit=limit))
-    return found if norms else None
+    for tag, series in judged:
+        level, now, trend = _usual_size(series, sign), series.median(2), rank_correlation(series.last(8))
+        limit = level * _factor(sign * trend, sign)
+        if level > 0 and sign * (now - limit) > 0:
+            reason = f"{now / level:.2g} {words.format(level=level)}"
+            found.append(Evidence(tag, series.newest, reason, limit=limit, best=level))
+    return found if judged else None
 
 
-def _trend(series: Series) -> float:
-    """Return the change of a norm over its last logs, relative to its size."""
-    values = series.last(4)
-    return (values[-1] - values[0]) / max(abs(values[0]), math.ulp(0.0)) + 0.0
+def _usual_size(series: Series, sign: float) -> float:
+    """Return the size to compare with: held for long, or most of the peak before a fall."""
+    held = series.sustained(_HELD, -sign)
+    return max(held, _PEAK * series.highest[1]) if sign < 0 and series.highest else held
 
 
 def ignored_input(history: History) -> list[Evidence] | None:
