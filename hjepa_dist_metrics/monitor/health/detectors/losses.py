@@ -15,12 +15,12 @@ _VALIDATION = "val/loss"
 _SHARES = r"loss/contribution_h\d+"
 _RATIO = r"update/.+_ratio"
 
-_SPIKE_SCORE, _SPIKE_RANGE = 30.0, 1.5
+_SPIKE_SCORE, _SPIKE_RANGE, _HIGH_SCORE = 30.0, 1.5, 4.0  # the last where the loss doubles
 _SPIKE_SHARE = 0.1  # of the loss at the start, as the least height of a spike
 _BEFORE, _AFTER = 5, 3  # logs before and after a jump
 _SHIFT = 0.15  # of the loss
 _DROP = 0.5  # of the loss
-_CLEAR = 6.0  # times the scatter between logs
+_CLEAR = 4.0  # times the scatter between logs
 _PLATEAU_LOGS, _PLATEAU_STEPS, _PLATEAU_GAIN = 24, 100, 0.02
 _MOVING = 1e-5  # of the weights in a step
 _OVERFIT = 1.1
@@ -30,11 +30,11 @@ _IMBALANCE = 98.0
 def loss_spike(history: History) -> list[Evidence] | None:
     """Find a step since the last log whose loss stands far above those before it."""
     score, ratio = history.value(_SCORE), history.value(_RANGE, math.inf)
-    if not score > _SPIKE_SCORE or not ratio > _SPIKE_RANGE:
-        return []
-    named = first_of(history, TOTALS)
+    height, named = history.value(_HEIGHT), first_of(history, TOTALS)
     floor = _SPIKE_SHARE * abs(named[1].start_median()) if named else 0.0
-    if history.value(_HEIGHT, math.inf) <= floor:
+    loss = abs(named[1].median(3)) if named else math.inf
+    far = score > _SPIKE_SCORE and ratio > _SPIKE_RANGE
+    if height <= floor or not (far or (score > _HIGH_SCORE and height > loss)):
         return []
     reason = "robust standard deviations above the losses before"
     return [Evidence(_SCORE, score, reason, limit=_SPIKE_SCORE, at_once=True)]
@@ -70,10 +70,10 @@ def _jump(history: History, sign: float, share: float, words: str) -> list[Evide
 
 def _is_step(older: list[float], newer: list[float], sign: float, share: float) -> bool:
     before = median(older)
-    extreme = max(sign * value for value in older)
+    extreme = max(sign * value for value in older[-4:])
     gap = min(sign * value for value in newer) - extreme
     noise = max(scatter(older), scatter(newer) if len(newer) > 2 else 0.0)
-    drift = sign * (median(older[-3:]) - median(older[:3]))
+    drift = sign * (median(older[-3:]) - median(older[-6:-3] or older[:3]))
     steady = gap > 2.0 * drift
     return steady and gap > share * abs(before) and gap > _CLEAR * noise
 
