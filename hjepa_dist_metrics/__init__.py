@@ -30,8 +30,10 @@ if TYPE_CHECKING:
         HierarchicalLoss as HierarchicalLoss,
         HierarchyFeatures as HierarchyFeatures,
         LearningRate as LearningRate,
+        LoaderEnds as LoaderEnds,
         Masking as Masking,
         Memory as Memory,
+        MemoryGrowth as MemoryGrowth,
         MetricCollection as MetricCollection,
         ModalityAlignment as ModalityAlignment,
         ModalityEmbeddings as ModalityEmbeddings,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         OptimizerCoverage as OptimizerCoverage,
         PredictionQuality as PredictionQuality,
         Reconstruction as Reconstruction,
+        ReplicaAgreement as ReplicaAgreement,
         ReplicatedScalars as ReplicatedScalars,
         SemanticSimilarity as SemanticSimilarity,
         Stragglers as Stragglers,
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
         TrainingMonitor as TrainingMonitor,
     )
     from hjepa_dist_metrics.parallel import (
+        ParallelLayout as ParallelLayout,
         ProcessContext as ProcessContext,
         gather_rows as gather_rows,
         valid_samples as valid_samples,
@@ -70,7 +74,7 @@ if TYPE_CHECKING:
 # Where each public name lives. It is imported at its first use, so that importing the package costs next to
 # nothing; the imports above say the same to type checkers.
 _HOMES = {
-    "parallel": ("ProcessContext", "gather_rows", "valid_samples"),
+    "parallel": ("ParallelLayout", "ProcessContext", "gather_rows", "valid_samples"),
     "errors": (
         "ConfigError",
         "DesyncError",
@@ -95,8 +99,10 @@ _HOMES = {
         "HierarchicalLoss",
         "HierarchyFeatures",
         "LearningRate",
+        "LoaderEnds",
         "Masking",
         "Memory",
+        "MemoryGrowth",
         "MetricCollection",
         "ModalityAlignment",
         "ModalityEmbeddings",
@@ -104,6 +110,7 @@ _HOMES = {
         "NamedMeans",
         "OptimizerCoverage",
         "Reconstruction",
+        "ReplicaAgreement",
         "ReplicatedScalars",
         "SemanticSimilarity",
         "Stragglers",

@@ -18,10 +18,10 @@ EXIT_BAD_INPUT = 2
 def names() -> dict[str, str]:
     """Return the sub-commands with the first line of what their modules say."""
     found = {}
-    for path in sorted(FOLDER.glob("*.py")):
-        if not path.name.startswith("_"):
-            first = path.read_text(encoding="utf-8").lstrip().splitlines()[0]
-            found[path.stem] = first.strip('"').rstrip()
+    for path in sorted([*FOLDER.glob("[!_]*.py"), *FOLDER.glob("[!_]*/__init__.py")]):
+        first = path.read_text(encoding="utf-8").lstrip().splitlines()[0]
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        found[name] = first.strip('"').rstrip()
     return found
 
 

@@ -23,14 +23,14 @@ from hjepa_dist_metrics.commands.runs import load_each, load_runs
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_run(log_dir, name="run", rank=30.0, alert=(), loss=None, steps=10, **options):
+def write_run(log_dir, name="run", rank=30.0, leak=(), loss=None, steps=10, **options):
     with MetricsLogger(name, log_dir, **options) as logger:
         logger.log_hparams({"model": {"embed_dim": 64}, "training": {"learning_rate": 0.5}})
         for step in range(steps):
             values = {"loss/total": loss(step) if loss else 1.0 / (1 + step)}
             values |= {"collapse/effective_rank": rank, "collapse/num_samples": 1000, "own/tag": step}
             values |= {
-                "alerts/collapse": float(step in alert),
+                "masking/context_target_overlap": 0.3 * (step in leak),
                 "performance/samples_per_second": 100.0 + step,
             }
             logger.log_metrics(values, step)
@@ -47,86 +47,66 @@ def test_summary_of_a_healthy_run(tmp_path, capsys, use_tensorboard):
     write_run(tmp_path, use_tensorboard=use_tensorboard)
     code, out, _ = run(capsys, "summary", str(tmp_path))
     assert code == 0
+    assert out.splitlines()[2] == "healthy"
     (line,) = [line for line in out.splitlines() if line.startswith("collapse/effective_rank")]
-    assert re.search(r"\b30\b +30\b.* ok ", line)
-    assert "No alert fired." in out
+    assert re.search(r"\b30\b +30\b", line)
     assert "own/tag" not in out
     assert "own/tag" in run(capsys, "summary", str(tmp_path), "--all")[1]
     assert "\x1b" not in out
 
 
+LEAK = "failing: mask_leak: the context sees patches that it has to predict since step 3"
+
+
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "first", "said"),
     [
-        ({"rank": 1.5}, "bad"),
-        ({"alert": (3, 4, 7)}, "collapse fired from step 3 to step 4"),
-        ({"alert": (8, 9)}, "collapse fired from step 8 to the end"),
-        ({"loss": lambda step: math.nan}, "nan"),
+        ({"leak": range(3, 20)}, LEAK, "try: take the targets' patches out of the context"),
+        ({"loss": lambda step: math.nan}, "failing: nonfinite: NaN or infinite values since step 0", "try:"),
     ],
 )
-def test_summary_of_a_sick_run_exits_with_one(tmp_path, capsys, options, said):
-    write_run(tmp_path, **options)
+def test_summary_of_a_failing_run_opens_with_what_is_wrong_and_exits_with_one(
+    tmp_path, capsys, options, first, said
+):
+    write_run(tmp_path, steps=20, **options)
     code, out, _ = run(capsys, "summary", str(tmp_path))
     assert code == 1
+    assert out.splitlines()[2].startswith(first)
     assert said in out
 
 
-def test_summary_takes_the_width_from_the_command_line(tmp_path, capsys):
-    write_run(tmp_path, rank=3.0)  # of 64 dimensions that is bad, of 4 it is fine
-    assert run(capsys, "summary", str(tmp_path))[0] == 1
-    assert run(capsys, "summary", str(tmp_path), "--dim", "4")[0] == 0
+def test_summary_names_findings_that_have_ended(tmp_path, capsys):
+    write_run(tmp_path, steps=20, leak=range(2, 10))
+    code, out, _ = run(capsys, "summary", str(tmp_path))
+    assert code == 0
+    assert out.splitlines()[2:4] == [
+        "healthy",
+        "  ended: mask_leak of step 7: the context sees patches that it has to predict",
+    ]
 
 
-def monitored_run(log_dir, steps=6, streams=None, loss=0.5):
+@pytest.mark.parametrize("use_tensorboard", [True, False])
+def test_summary_comes_to_the_verdict_of_the_run_itself(tmp_path, capsys, use_tensorboard):
     model = torch.nn.Linear(4, 24)
     config = {
-        "log_dir": str(log_dir),
+        "log_dir": str(tmp_path),
         "log_frequency": 2,
         "cadence": {"representations": 2},
         "sync": "inline",
     }
+    generator = torch.Generator().manual_seed(0)
     with TrainingMonitor(model, torch.optim.SGD(model.parameters(), lr=0.1), config) as monitor:
-        for step in range(steps):
-            drawn = torch.randn(8, 5, 24, generator=torch.Generator().manual_seed(step))
-            monitor.step(samples=8, losses=loss, features=streams(drawn) if streams else drawn)
-
-
-def verdicts(out):
-    rows = [line.split() for line in out.splitlines()[3:] if "/" in line]
-    return {
-        row[0]: next((word for word in row[3:] if word in ("ok", "warn", "bad", "-")), "") for row in rows
-    }
-
-
-@pytest.mark.parametrize("use_tensorboard", [True, False])
-def test_summary_knows_the_width_of_the_run_by_itself(tmp_path, capsys, use_tensorboard):
-    monitored_run(tmp_path)
+        for step in range(60):
+            spread = 1.0 if step < 30 else 0.8 ** (step - 30)
+            drawn = 1.0 + spread * torch.randn(8, 5, 24, generator=generator)
+            monitor.step(samples=8, losses=0.5, features=drawn)
+        live = monitor.health()
     where = tmp_path if use_tensorboard else tmp_path / "metrics"
     code, out, _ = run(capsys, "summary", str(where))
-    found = verdicts(out)
-    assert code == 0
-    for name in ("effective_rank", "mean_std_per_dim", "mean_similarity", "lidar", "pooled_effective_rank"):
-        assert found[f"collapse/{name}"] == "ok", out
-    for tag in ("loss/nonfinite", "collapse/nonfinite", "stability/nonfinite_steps"):
-        assert found[tag] == "ok", out
-    assert found["performance/monitor_overhead_percent"] in ("ok", "warn")
-    assert found["collapse/pooled_mean_similarity"] == "-"
-
-
-def test_each_stream_is_judged_by_its_own_width(tmp_path, capsys):
-    # 6 of 6 dimensions are all there are; 6 of 24 would be a warning
-    monitored_run(tmp_path, streams=lambda x: {"wide": x, "narrow": x[..., :6]})
-    found = verdicts(run(capsys, "summary", str(tmp_path), "--all")[1])
-    assert found["collapse/narrow_effective_rank"] == found["collapse/wide_effective_rank"] == "ok"
-    found = verdicts(run(capsys, "summary", str(tmp_path), "--all", "--dim", "96")[1])
-    assert found["collapse/narrow_effective_rank"] == "warn"
-
-
-def test_summary_finds_what_is_not_finite(tmp_path, capsys):
-    monitored_run(tmp_path, loss=math.nan)
-    code, out, _ = run(capsys, "summary", str(tmp_path))
-    assert code == 1
-    assert verdicts(out)["loss/nonfinite"] == verdicts(out)["stability/nonfinite_steps"] == "bad"
+    assert (code, live.verdict, live.findings[0].name) == (1, "failing", "point_collapse")
+    since = f"failing: point_collapse: {live.findings[0].title} since step {live.findings[0].since}: "
+    assert str(live).startswith(since)
+    assert out.splitlines()[2].startswith(since)
 
 
 def test_compare_says_which_metric_parted_first(tmp_path, capsys):
@@ -226,7 +206,7 @@ class Page(HTMLParser):
 
 
 def test_the_report_is_one_page_with_findings_plots_and_configuration(tmp_path, capsys):
-    write_run(tmp_path, rank=1.5, alert=(3,))
+    write_run(tmp_path, leak=range(1, 10))
     target = tmp_path / "report.html"
     assert run(capsys, "report", str(tmp_path), "--output", str(target))[0] == 0
     text = target.read_text()
@@ -236,8 +216,8 @@ def test_the_report_is_one_page_with_findings_plots_and_configuration(tmp_path, 
     assert page.references == []
     assert page.counts["svg"] >= 3
     assert "script" not in page.counts
-    assert '<li class="bad">bad: collapse/effective_rank = 1.5' in text
-    assert "alert: collapse fired at step 3" in text
+    assert '<h2 class="failing">failing: mask_leak: the context sees' in text
+    assert "likely: context and target masks overlap" in text
     assert "<td>training.learning_rate</td><td>0.5</td>" in text
 
 
@@ -288,13 +268,13 @@ def test_a_damaged_file_is_one_line_too(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("{broken\n{}\n")
     code, _, err = run(capsys, "summary", str(tmp_path))
     assert code == 2
-    assert "a.jsonl" in err
+    assert "holds no scalars" in err
     assert len(err.strip().splitlines()) == 1
 
 
 def test_several_runs_are_told_apart(tmp_path, capsys):
     write_run(tmp_path, "a")
-    write_run(tmp_path, "b", rank=1.5)
+    write_run(tmp_path, "b", leak=range(10))
     assert run(capsys, "summary", str(tmp_path))[0] == 1
     assert run(capsys, "summary", str(tmp_path), "--run", "a")[0] == 0
     code, _, err = run(capsys, "summary", str(tmp_path), "--run", "c")

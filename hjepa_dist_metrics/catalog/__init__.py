@@ -34,6 +34,11 @@ from hjepa_dist_metrics.catalog.limits import (
     similarity_limits as similarity_limits,
     straggler_limits as straggler_limits,
 )
+from hjepa_dist_metrics.catalog.profiles import (
+    PROFILES as PROFILES,
+    Profile as Profile,
+    observed_profile as observed_profile,
+)
 from hjepa_dist_metrics.catalog.registry import (
     chart_regex as chart_regex,
     entries as entries,

@@ -15,11 +15,12 @@ that a band with {i} is drawn once for each level.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hjepa_dist_metrics.catalog.profiles import Profile, shows
 from hjepa_dist_metrics.catalog.registry import chart_regex, find_pattern, suggest
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.resources import config_path
@@ -68,6 +69,13 @@ class Chart:
     tags: tuple[str, ...]
     band: bool = False
 
+    def shown(self, profile: Profile, observed: Collection[str]) -> Chart | None:
+        """Return the chart with the lines that a run of the profile shows; None where there are none."""
+        tags = tuple(tag for tag in self.tags if shows(profile, tag, observed))
+        if not tags or (self.band and tags != self.tags):
+            return None
+        return Chart(self.title, tags, self.band)
+
     def unrolled(self, num_levels: int) -> Iterable[Chart]:
         """Yield the chart, or one for each level where it is a band with {i}."""
         if not self.band or not any("{i}" in text for text in (self.title, *self.tags)):
@@ -99,6 +107,20 @@ def load_dashboards(names: Iterable[str] | Literal["default"] = "default", num_l
         dashboard = load_dashboard(name)
         charts = layout.setdefault(dashboard.title, {})
         for chart in dashboard.charts:
+            charts.update((one.title, _layout_of(one)) for one in chart.unrolled(num_levels))
+    return layout
+
+
+def profile_layout(profile: Profile, observed: Collection[str], num_levels: int = 3) -> Layout:
+    """Return the layout of all dashboards, of a run of the profile that has written the tags `observed`.
+
+    Lines that the profile does not show are left out, and charts and dashboards that nothing is left of.
+    """
+    layout: Layout = {}
+    for name in DASHBOARDS:
+        dashboard = load_dashboard(name)
+        for chart in (kept for chart in dashboard.charts if (kept := chart.shown(profile, observed))):
+            charts = layout.setdefault(dashboard.title, {})
             charts.update((one.title, _layout_of(one)) for one in chart.unrolled(num_levels))
     return layout
 

@@ -99,7 +99,8 @@ FINDINGS: dict[str, Description] = {
         "features fall onto a few points",
         "too few prototypes in use, a temperature that is too low, or a centring that does not run",
         "check centring and sharpening; raise the teacher's temperature",
-        explains=("dimensional_collapse", "dead_features", "loss_drop", "norm_vanishing"),
+        explains=("dimensional_collapse", "loss_drop", "norm_vanishing"),
+        is_event=True,
     ),
     "dimensional_collapse": Description(
         "collapse",
@@ -107,15 +108,16 @@ FINDINGS: dict[str, Description] = {
         "features use few of their dimensions",
         "redundant features: strong augmentation, a weak covariance term, or a projector that hides it",
         "raise the covariance term's weight or the batch size; look at collapse/spectrum",
-        explains=("dead_features", "loss_drop"),
+        explains=("loss_drop",),
         is_event=True,
     ),
     "dead_features": Description(
         "collapse",
-        "warning",
+        "failing",
         "features that are constant over all samples",
         "dead units, as after steps that were too large, or a norm's scale that went to zero",
         "look at collapse/min_std_per_dim; lower the learning rate or the weight decay of scales",
+        explains=("dimensional_collapse",),
     ),
     "norm_explosion": Description(
         "collapse",
@@ -123,6 +125,7 @@ FINDINGS: dict[str, Description] = {
         "the features' norm grows without end",
         "nothing holds the features' size: no normalisation, no weight decay",
         "normalise features or targets; lower the learning rate",
+        is_event=True,
     ),
     "norm_vanishing": Description(
         "collapse",
@@ -130,6 +133,8 @@ FINDINGS: dict[str, Description] = {
         "the features' norm goes to zero",
         "a loss that a small output serves best, or a weight decay that is too strong",
         "normalise the targets; lower the weight decay",
+        explains=("dead_features",),
+        is_event=True,
     ),
     "ignored_input": Description(
         "collapse",
@@ -230,7 +235,8 @@ FINDINGS: dict[str, Description] = {
         "weights shrink towards zero",
         "a weight decay that is too strong for the learning rate",
         "lower the weight decay, and leave norms and biases out of it",
-        explains=("norm_vanishing", "gradient_vanishing", "plateau"),
+        explains=("norm_vanishing", "gradient_vanishing", "cluster_collapse", "dimensional_collapse"),
+        is_event=True,
     ),
     "clipping_every_step": Description(
         "optimization",
@@ -245,6 +251,7 @@ FINDINGS: dict[str, Description] = {
         "trainable parameters that no optimizer holds",
         "a module that was added after the optimizer was made, or left out of its groups",
         "give the optimizer all parameters, or set requires_grad_(False) on those that stay fixed",
+        explains=("point_collapse", "dimensional_collapse", "cluster_collapse", "plateau"),
     ),
     "loss_spike": Description(
         "loss",
@@ -275,6 +282,7 @@ FINDINGS: dict[str, Description] = {
         "the loss has not moved since the start",
         "labels or targets without relation to the inputs, a detached part, or a learning rate far off",
         "overfit a single batch first; check labels, targets and gradients by module",
+        explains=("dead_features",),
     ),
     "overfitting": Description(
         "loss",

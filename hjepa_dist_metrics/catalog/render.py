@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, load_dashboard
 from hjepa_dist_metrics.catalog.entry import Entry, Limits
 from hjepa_dist_metrics.catalog.findings import FINDINGS
+from hjepa_dist_metrics.catalog.profiles import Profile, shown_findings, shows
 from hjepa_dist_metrics.catalog.registry import entries, find_pattern, suggest
 from hjepa_dist_metrics.errors import ConfigError
 
@@ -21,7 +22,7 @@ def tags_page(chosen: Iterable[Entry]) -> str:
         "# All tags\n\n"
         "Made from the metrics' own `ENTRIES` by `python -m hjepa_dist_metrics.commands.tags`; do not edit. "
         "`{i}` and `{rank}` stand for a number, the other placeholders for a name. "
-        "`hjepa-metrics explain TAG` tells more about each.\n"
+        "`hjepa-metrics explain TAG` prints more about each.\n"
     )
     return "\n".join([head, *sections])
 
@@ -62,22 +63,25 @@ def explain(tag: str) -> str:
     return "\n".join(lines)
 
 
-def how_to_read() -> str:
-    """Return the Markdown page that every run carries in its TEXT tab."""
-    rules = "\n".join(f"- **{name}**: {what.title}; {what.advice}" for name, what in FINDINGS.items())
+def how_to_read(profile: Profile = "ssl", observed: Collection[str] = ()) -> str:
+    """Return the Markdown page that every run carries in its TEXT tab.
+
+    It says what a run of the profile, which has written the tags `observed`, has to show.
+    """
+    findings = {name: FINDINGS[name] for name in shown_findings(profile, observed)}
+    rules = "\n".join(f"- **{name}**: {what.title}; {what.advice}" for name, what in findings.items())
+    bounded = [e for e in entries() if "{name}" not in e.pattern and shows(profile, e.pattern, observed)]
+    if profile != "ssl":
+        bounded = [entry for entry in bounded if not entry.pattern.startswith("Eval/")]
     return (
         "# How to read this run\n\n"
         "Every number is true of the whole job: states are merged over all ranks, then the formula runs "
         "once. The number of ranks and the way samples fall on them change nothing.\n\n"
         "## Where to look first\n\n"
-        "1. **Custom Scalars** holds the dashboards: " + ", ".join(DASHBOARDS) + ".\n"
-        "2. `loss/total` falls *and* `collapse/effective_rank` holds: the run is healthy. A loss that falls "
-        "while the rank falls is a representation that collapses; the loss cannot tell.\n"
-        "3. `ema/update_magnitude` is above 0 while the momentum is below 1: the teacher really follows.\n"
-        "4. `gradient/clipping_percentage` is low, and `gradient/nonfinite_steps` is 0.\n\n"
-        "## Bounds that know the run's size\n\n"
+        + _where_to_look(profile, observed)
+        + "\n## Bounds that depend on the run's size\n\n"
         "D is the width of the features, n the number of rows of the whole job.\n\n"
-        + _bounds(entry for entry in entries() if "{name}" not in entry.pattern)
+        + _bounds(bounded)
         + "\n## Findings\n\n`health/score` is 1 for a healthy run, 0.5 for a warning, 0 for a failing one; "
         "`alerts/<finding>` is 1 while a finding lasts; the findings stand under `alerts/log`.\n\n"
         + rules
@@ -85,6 +89,29 @@ def how_to_read() -> str:
         "by default; `tensorboard --samples_per_plugin scalars=1000000,images=100` shows all of them.\n\n"
         "`hjepa-metrics explain TAG` says more about any tag.\n"
     )
+
+
+def _where_to_look(profile: Profile, observed: Collection[str]) -> str:
+    lines = ["**Custom Scalars** holds the dashboards: " + ", ".join(_dashboards(profile, observed)) + "."]
+    if shows(profile, "collapse/", observed):
+        lines.append(
+            "`loss/total` falls *and* `collapse/effective_rank` holds: the run is healthy. A loss that falls "
+            "while the rank falls is a representation that collapses; the loss cannot tell."
+        )
+    else:
+        lines.append("`loss/total` falls, and `val/loss` with it: the run is healthy.")
+    if profile == "ssl":
+        lines.append(
+            "`ema/update_magnitude` is above 0 while the momentum is below 1: the teacher really follows."
+        )
+    lines.append("`gradient/clipping_percentage` is low, and `gradient/nonfinite_steps` is 0.")
+    return "".join(f"{number}. {line}\n" for number, line in enumerate(lines, start=1))
+
+
+def _dashboards(profile: Profile, observed: Collection[str]) -> list[str]:
+    """Return the names of the dashboards that have a chart to show."""
+    charts = {name: load_dashboard(name).charts for name in DASHBOARDS}
+    return [name for name, found in charts.items() if any(c.shown(profile, observed) for c in found)]
 
 
 def _bounds(chosen: Iterable[Entry]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ class MicroBatches:
     def add(self, losses: Any, samples: int, *, count: Any = None, tokens: int = 0) -> None:
         """Add a micro-batch: one loss, or several by name with "loss" for the total."""
         named = losses if isinstance(losses, Mapping) else {"loss": losses}
-        self._losses.append((_detached(named), samples if count is None else count))
+        self._losses.append((_detached(named), samples if count is None else _host_number(count)))
         self._samples += samples
         self._tokens += tokens
 
@@ -78,10 +79,21 @@ def _mean(parts: list[tuple[Any, Any]]) -> Any:
     """Return sum(count * value) / sum(count); what has a count of 0 does not matter, whatever its value."""
     if len(parts) == 1:
         return parts[0][0]
-    device = next((v.device for part in parts for v in part if isinstance(v, Tensor)), torch.device("cpu"))
-    columns = [
-        torch.stack([torch.as_tensor(v, dtype=torch.float64).to(device).reshape(()) for v in column])
-        for column in zip(*parts, strict=True)
-    ]
-    values, counts = columns
-    return torch.where(counts > 0, values * counts, 0.0).sum() / counts.sum()
+    total, weight = 0.0, 0.0
+    for value, count in parts:
+        total = total + _product(value, count)
+        weight = weight + count
+    return total / weight if isinstance(weight, Tensor) or weight > 0 else math.nan
+
+
+def _product(value: Any, count: Any) -> Any:
+    """Return value * count, 0 where the count is 0; a number is not copied to the value's device."""
+    wide = value.double() if isinstance(value, Tensor) and value.device.type != "mps" else value
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, wide * count, 0.0)
+    return wide * count if count > 0 else 0.0
+
+
+def _host_number(count: Any) -> Any:
+    """Return a count that is on the host as a number, so that it goes with losses on any device."""
+    return count.item() if isinstance(count, Tensor) and count.device.type == "cpu" else count

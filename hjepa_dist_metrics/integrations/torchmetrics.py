@@ -31,16 +31,25 @@ _UPDATES = "_updates"
 
 @dataclass(frozen=True)
 class _Slot:
-    """Say where a state lives: the module's path inside the wrapped metric, the attribute, how it merges."""
+    """Say where a state lives: the module's path inside the wrapped metric, the attribute, how it merges.
+
+    `place` is the place in the window of a `Running` metric, each of which counts its own updates.
+    """
 
     path: str
     attribute: str
     how: TorchState
+    place: int | None = None
 
     @property
     def key(self) -> str:
         """Return the state's name in the sync; a dot would separate metric and state there."""
         return f"{_key(self.path)}{self.attribute}"
+
+    @property
+    def counter(self) -> str:
+        """Return the name of the state that counts its updates."""
+        return _counter(self.path, self.place)
 
 
 class TorchMetric(DistributedMetric):
@@ -73,13 +82,16 @@ class TorchMetric(DistributedMetric):
         self._blank = _blank_copy(metric)
         self._slots = [
             _Slot(
-                path, name, reduction_of(f"{type(module).__name__}.{name}", default, module._reductions[name])
+                path,
+                name,
+                reduction_of(f"{type(module).__name__}.{name}", default, module._reductions[name]),
+                _place_in_window(module, name),
             )
             for path, module in _metrics(metric)
             for name, default in module._defaults.items()
         ]
         # What was restored or merged in; the wrapped metric holds what came after.
-        updates = {_key(path) + _UPDATES: Sum() for path, _ in _metrics(metric)}
+        updates = {name: Sum() for name in _updates(metric)}
         self._states = {slot.key: slot.how.empty() for slot in self._slots} | updates
 
     @property
@@ -108,17 +120,19 @@ class TorchMetric(DistributedMetric):
     def compute_from(self, states: Mapping[str, Any]) -> Values:
         """Return the wrapped metric's result on the merged states; {} before the first update."""
         metric = _share_networks(self._blank)
-        updates = {path: round(states[_key(path) + _UPDATES].value) for path, _ in _metrics(metric)}
+        updates = {name: round(states[name].value) for name in _updates(metric)}
         if not any(updates.values()):
             return {}
         modules = dict(_metrics(metric))
         for slot in self._slots:
             module = modules[slot.path]
             default = module._defaults[slot.attribute]
-            value = slot.how.value(states[slot.key], default, updates[slot.path])
+            value = slot.how.value(states[slot.key], default, updates[slot.counter])
             setattr(module, slot.attribute, _to_device(value, module.device))
         for path, module in modules.items():
-            module._update_count = updates[path]
+            module._update_count = updates[_counter(path)]
+            if isinstance(module, _running()):
+                module._num_vals_seen = updates[_counter(path)]
         result = metric.compute()
         return self.formula(result) if self.formula is not None else _named(self.tag, result)
 
@@ -128,13 +142,12 @@ class TorchMetric(DistributedMetric):
             if isinstance(module, _library().MetricCollection):
                 module.values(copy_state=False)  # members of a compute group see the leader's state again
         modules = dict(_metrics(self.metric))
+        updates = _updates(self.metric)
         live = {
-            slot.key: slot.how.take(
-                getattr(modules[slot.path], slot.attribute), modules[slot.path]._update_count
-            )
+            slot.key: slot.how.take(getattr(modules[slot.path], slot.attribute), updates[slot.counter])
             for slot in self._slots
         }
-        return live | {_key(p) + _UPDATES: _count(module._update_count) for p, module in modules.items()}
+        return live | {name: _count(number) for name, number in updates.items()}
 
 
 def _library() -> Any:
@@ -149,6 +162,34 @@ def _metrics(metric: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the path and module of every Metric inside, the outermost first."""
     kind = _library().Metric
     return ((path, module) for path, module in metric.named_modules() if isinstance(module, kind))
+
+
+def _running() -> Any:
+    from torchmetrics.wrappers import Running
+
+    return Running
+
+
+def _updates(metric: nn.Module) -> dict[str, int]:
+    """Return the number of updates of every Metric inside, and of every place of a `Running`'s window.
+
+    A wrapper counts no updates by itself, and a `Running` resets what it wraps after each.
+    """
+    updates = {}
+    for path, module in _metrics(metric):
+        updates[_counter(path)] = module._update_count
+        if isinstance(module, _running()):
+            seen = updates[_counter(path)] = module._num_vals_seen
+            updates |= {_counter(path, place): int(place < seen) for place in range(module.window)}
+    return updates
+
+
+def _counter(path: str, place: int | None = None) -> str:
+    return f"{_key(path)}{_UPDATES}" + ("" if place is None else f"_{place}")
+
+
+def _place_in_window(module: Any, attribute: str) -> int | None:
+    return int(attribute.rpartition("_")[2]) if isinstance(module, _running()) else None
 
 
 def _key(path: str) -> str:

@@ -6,11 +6,12 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from hjepa_dist_metrics.catalog.dashboards import load_dashboards
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.broadcast_decision import announce
 from hjepa_dist_metrics.logging.outputs import configured_sinks
+from hjepa_dist_metrics.logging.profile import choose_layout
 from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel.launcher import lost_processes
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks import (
     BackgroundSink,
@@ -63,6 +64,8 @@ def agree_on_run(
     The main process claims the name. The first step is `start_step`; by default 0, or what follows the last
     logged step where the run is resumed. Where it cannot claim, every rank raises the same ConfigError.
     """
+    if context.is_main and context.world_size == 1 and (advice := lost_processes()):
+        logger.warning(advice)
     claimed = _claim_or_reason(config, resume, start_step) if context.is_main else None
     said = announce(claimed, context, config.sync_timeout, f"the run {config.experiment_name!r}")
     run_name, first, wrong = json.loads(said) if said else (config.experiment_name, start_step or 0, "")
@@ -104,7 +107,7 @@ def open_output(
     Dashboards and the webhook's URL are read on every rank, so that a wrong one is the same ConfigError
     everywhere.
     """
-    layout = load_dashboards(config.dashboards, num_levels or _DEFAULT_LEVELS)
+    layout = choose_layout(config, num_levels or _DEFAULT_LEVELS)
     config.alerts.webhook.secret_url()
     if not context.is_main:
         return NullSink()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 from hjepa_dist_metrics.errors import MissingExtraError
 from hjepa_dist_metrics.settings.schema import LoggingConfig
@@ -23,12 +22,13 @@ from hjepa_dist_metrics.sinks import (
     tensorboard_dir,
     wandb_dir,
 )
+from hjepa_dist_metrics.sinks.tensorboard.sink import Layout, MakeLayout
 
 Factories = dict[str, Callable[[], Sink]]
 
 
 def configured_sinks(
-    config: LoggingConfig, run_name: str, start_step: int, layout: Mapping[str, Any]
+    config: LoggingConfig, run_name: str, start_step: int, layout: Layout | MakeLayout
 ) -> Factories:
     """Return what opens each configured sink, by a name for messages.
 
@@ -41,7 +41,7 @@ def configured_sinks(
     }
 
 
-def _files(config: LoggingConfig, run_name: str, start_step: int, layout: Mapping[str, Any]) -> Factories:
+def _files(config: LoggingConfig, run_name: str, start_step: int, layout: Layout | MakeLayout) -> Factories:
     factories: Factories = {}
     if config.tensorboard.enabled:
         directory = tensorboard_dir(config.log_dir, run_name)

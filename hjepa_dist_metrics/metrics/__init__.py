@@ -3,6 +3,7 @@
 from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetric
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.data.batches import BatchContent as BatchContent
+from hjepa_dist_metrics.metrics.data.loader_ends import LoaderEnds as LoaderEnds
 from hjepa_dist_metrics.metrics.multimodal.alignment import (
     ModalityAlignment as ModalityAlignment,
     ModalityEmbeddings as ModalityEmbeddings,
@@ -14,6 +15,7 @@ from hjepa_dist_metrics.metrics.optimization.coverage import OptimizerCoverage a
 from hjepa_dist_metrics.metrics.optimization.gradients import GradientFlow as GradientFlow
 from hjepa_dist_metrics.metrics.optimization.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.optimization.noise import GradientNoise as GradientNoise
+from hjepa_dist_metrics.metrics.optimization.replicas import ReplicaAgreement as ReplicaAgreement
 from hjepa_dist_metrics.metrics.optimization.stability import TrainingStability as TrainingStability
 from hjepa_dist_metrics.metrics.optimization.updates import Updates as Updates
 from hjepa_dist_metrics.metrics.reconstruction.heads import (
@@ -41,7 +43,7 @@ from hjepa_dist_metrics.metrics.ssl.loss import HierarchicalLoss as Hierarchical
 from hjepa_dist_metrics.metrics.ssl.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.ssl.prediction import PredictionQuality as PredictionQuality
 from hjepa_dist_metrics.metrics.ssl.views import ViewAgreement as ViewAgreement
-from hjepa_dist_metrics.metrics.system.memory import Memory as Memory
+from hjepa_dist_metrics.metrics.system.memory import Memory as Memory, MemoryGrowth as MemoryGrowth
 from hjepa_dist_metrics.metrics.system.stragglers import Stragglers as Stragglers
 from hjepa_dist_metrics.metrics.system.throughput import (
     Throughput as Throughput,

@@ -24,7 +24,7 @@ from hjepa_dist_metrics.values import Scalar, Value
 
 Values: TypeAlias = Sequence[tuple[str, Value]]
 
-# The kinds of devices that know autocast.
+# The kinds of devices that have autocast.
 _AUTOCASTING = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
 
 
@@ -54,7 +54,7 @@ class DistributedMetric(ABC):
 
     # How an update failed since the last reset, None where none did.
     failure: str | None
-    # Never changed in place: who holds the same mapping as before knows that the states are the same objects.
+    # Never changed in place: the same mapping object always holds the same state objects.
     _states: Mapping[str, State]
     _session: SyncSession
     # Whether there was an update since the monitor last logged the metric.
@@ -71,8 +71,9 @@ class DistributedMetric(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "update" in cls.__dict__:
-            cls.update = _guarded(cls.__dict__["update"])  # type: ignore[method-assign]
+        for name in ("update", "update_steps"):
+            if name in cls.__dict__:
+                setattr(cls, name, _guarded(cls.__dict__[name]))
         if "compute_from" in cls.__dict__ and "compute_many" not in cls.__dict__:
             # What a parent does for many at once is the parent's formula.
             cls.compute_many = DistributedMetric.__dict__["compute_many"]  # type: ignore[method-assign]
@@ -105,7 +106,7 @@ class DistributedMetric(ABC):
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Feed a batch to the states: local, with no collective and no wait for the device."""
+        """Update the states with a batch: local, without collectives and without a device synchronisation."""
 
     @abstractmethod
     def compute_from(self, states: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -128,7 +129,7 @@ class DistributedMetric(ABC):
     ) -> dict[str, Value]:
         """Merge the states over the ranks of `context` and return the values: the same on every rank.
 
-        A collective call, which waits `timeout` seconds (60 by default) for a rank that does not come. The
+        A collective call; `timeout` is how many seconds to wait for a missing rank, 60 by default. The
         local states stay as they are. On a process outside the group it returns {}.
         """
         self.require_added()
@@ -245,7 +246,7 @@ def _unpacked(name: str, state: State, packed: Mapping[str, Any]) -> State:
 def _guarded(update: Callable[..., None]) -> Callable[..., None]:
     """Run an update without autograd and autocast, in the precision of its inputs or better.
 
-    A failure is remembered, so that the next sync tells every rank.
+    A failure is kept and reported to every rank by the next sync.
     """
 
     @functools.wraps(update)

@@ -1,4 +1,4 @@
-"""Metrics that are updated at every step: what steps bring waits, and is folded into the states together."""
+"""Metrics that are updated at every step: inputs are buffered and flushed into the states together."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from hjepa_dist_metrics.states import State
 from hjepa_dist_metrics.states.base import to_device
 
 Step = TypeVar("Step")
-_MOST_WAITING = 64
+_BUFFER_SIZE = 64
 
 
 class BufferedMetric(DistributedMetric, Generic[Step]):
-    """Keep what `update` brings, checked, until the states are asked for or 64 steps wait.
+    """Buffer checked inputs of `update` until the states are read or 64 steps are buffered.
 
-    To fold many steps in takes as many operations as to fold in one: a step costs an append.
+    Flushing many steps takes as many operations as flushing one: a step costs an append.
     """
 
-    _waiting: list[Step]
+    _buffer: list[Step]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Start with nothing that waits."""
+        """Create the metric with an empty buffer."""
         metric = super().__new__(cls, *args, **kwargs)
-        metric._waiting = []
+        metric._buffer = []
         return metric
 
     @property
     def states(self) -> Mapping[str, State]:  # type: ignore[override]
         """Return the local states by name."""
-        self._settle()
+        self._flush_buffer()
         return self._states
 
     @abstractmethod
@@ -44,44 +44,44 @@ class BufferedMetric(DistributedMetric, Generic[Step]):
         """Add steps, in their order, to the states."""
 
     def _defer(self, step: Step) -> None:
-        self._waiting.append(step)
-        if len(self._waiting) >= _MOST_WAITING:
-            self._settle()
+        self._buffer.append(step)
+        if len(self._buffer) >= _BUFFER_SIZE:
+            self._flush_buffer()
 
-    def _settle(self) -> None:
-        if self._waiting:
-            steps, self._waiting = self._waiting, []
+    def _flush_buffer(self) -> None:
+        if self._buffer:
+            steps, self._buffer = self._buffer, []
             with torch.no_grad():
                 self._flush(steps)
 
     def merge(self, other: DistributedMetric) -> Self:
         """Take in what `other`, a metric of the same kind, has seen; return self."""
-        self._settle()
+        self._flush_buffer()
         if isinstance(other, BufferedMetric):
-            other._settle()
+            other._flush_buffer()
         return super().merge(other)
 
     def clone(self) -> Self:
         """Return a metric with the same settings and copies of the states."""
-        metric = super().clone()  # which flushes what waits
-        metric._waiting = []
+        metric = super().clone()  # flushes the buffer
+        metric._buffer = []
         return metric
 
     def reset(self) -> None:
         """Forget everything seen."""
-        self._waiting = []
+        self._buffer = []
         super().reset()
 
 
 def keepable(name: str, value: Any) -> float | Tensor:
-    """Return a number that may wait: a float, or a float64 0-d copy on its device; errors as `as_number`."""
+    """Return a number to buffer: a float, or a float64 0-d copy on its device; errors as `as_number`."""
     if isinstance(value, (float, int)):
         return float(value)
     return as_number(name, value).clone()
 
 
 def number_row(numbers: Sequence[float | Tensor], device: torch.device) -> Tensor:
-    """Return numbers as float64 [n] on a device, without waiting for it."""
+    """Return numbers as float64 [n] on a device, without synchronising with it."""
     if not any(isinstance(number, Tensor) for number in numbers):
         return to_device(torch.tensor(numbers, dtype=torch.float64, device="cpu"), device)
     tensors = [

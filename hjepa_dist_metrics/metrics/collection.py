@@ -88,6 +88,11 @@ class MetricCollection(Mapping[str, DistributedMetric]):
         self._metrics[name] = metric
         self._runs = None
 
+    def remove(self, name: str) -> None:
+        """Take a metric out, on every rank alike."""
+        del self._metrics[name]
+        self._runs = None
+
     def __getitem__(self, name: str) -> DistributedMetric:
         return self._metrics[name]
 

@@ -1,4 +1,4 @@
-"""Means of whatever a training loop hands over, exact over batches and ranks."""
+"""Means of named numbers of a training loop, exact over batches and ranks."""
 
 from __future__ import annotations
 

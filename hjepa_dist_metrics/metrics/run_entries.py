@@ -65,7 +65,7 @@ ENTRIES = (
     ),
     _sync("sync/bytes", "bytes of a sync", "Bytes that a rank sent in the last sync.", unit="B"),
     _sync("sync/seconds", "time of a sync", "Time of the last sync on the main process.", unit="s"),
-    _sync("sync/wait_seconds", "wait in a sync", "Part of it until the last rank came.", unit="s"),
+    _sync("sync/wait_seconds", "wait in a sync", "Part of it until the last rank joined.", unit="s"),
     _sync("sync/slowest_rank", "last rank to arrive", "Number of the rank that arrived last.", unit="rank"),
     Entry(
         "health/score",

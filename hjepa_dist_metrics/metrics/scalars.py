@@ -1,4 +1,4 @@
-"""Plain numbers: means over everything seen, and values that every rank has alike."""
+"""Plain numbers: means over all updates, and values that are the same on every rank."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WeightedMean(DistributedMetric):
 
 
 class ReplicatedScalars(DistributedMetric):
-    """Report the latest values of numbers that every rank has alike, a momentum schedule for instance.
+    """Report the latest values of numbers that are the same on every rank, a momentum schedule for instance.
 
     Ranks whose values differ are named in a `DesyncError`.
     """

@@ -1,4 +1,4 @@
-"""What metrics are handed by mistake, told by type, shape and dtype: nothing here waits for a device."""
+"""Checks of inputs by type, shape and dtype, none of which synchronises with a device."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from hjepa_dist_metrics.monitor.health.findings import (
     Finding as Finding,
     Health as Health,
 )
-from hjepa_dist_metrics.monitor.health.health_log import Alert as Alert
+from hjepa_dist_metrics.monitor.health.health_log import Alert as Alert, OnAlert as OnAlert
 from hjepa_dist_metrics.monitor.monitor import TrainingMonitor as TrainingMonitor
 from hjepa_dist_metrics.monitor.observer import Observer as Observer, Scope as Scope
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders as Encoders

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hjepa_dist_metrics.catalog.findings import expand
+from hjepa_dist_metrics.metrics.data.loader_ends import LoaderEnds
+from hjepa_dist_metrics.metrics.optimization.copy_check import Rows
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.publishing import Publisher
@@ -13,6 +15,8 @@ from hjepa_dist_metrics.monitor.schedule import EPOCH, Schedule
 from hjepa_dist_metrics.monitor.uneven_ranks import LogRequest, UnevenRanks, WaitPhase
 from hjepa_dist_metrics.settings import LoggingConfig
 from hjepa_dist_metrics.sync import SyncHandle
+
+_ENDS = "loader_ends"
 
 
 class LogCycle:
@@ -39,6 +43,7 @@ class LogCycle:
         )
         self._handle: SyncHandle[Any] | None = None
         self._finished = False
+        self._most_behind = 0
         self.stopping: set[str] = set()
 
     def end_step(self) -> None:
@@ -55,8 +60,8 @@ class LogCycle:
 
     def end_epoch(self) -> None:
         """Log what is logged once an epoch, when all ranks have come; meanwhile follow their logs."""
-        names = self._registry.names([EPOCH])
-        if self._wait(WaitPhase.EPOCH_END, names):
+        names = self._wait(WaitPhase.EPOCH_END, self._registry.names([EPOCH]))
+        if names is not None:
             self._log(names, LogRequest(self._schedule.last_step))
 
     def finish(self) -> None:
@@ -67,8 +72,9 @@ class LogCycle:
         self._finished = True
         self._before_log([family for family in logged if family == "scalars"])
         names = [name for name in self._registry.names(logged) if self._collection[name].touched]
-        if self._wait(WaitPhase.RUN_END, names):
-            self._log(names, LogRequest(self._schedule.last_step), last=True)
+        pending = self._wait(WaitPhase.RUN_END, names)
+        if pending is not None:
+            self._log(pending, LogRequest(self._schedule.last_step), last=True)
 
     def decide_stop(self) -> None:
         """Decide by all that is known by now, which is the same on every rank: no sync is under way."""
@@ -88,15 +94,26 @@ class LogCycle:
         """Return the merged states of all metrics. A collective call."""
         return self._collection.state_dict(self._ranks.participation())
 
+    def gather(self, row: Rows) -> tuple[Rows, Sequence[int]]:
+        """Return the rows of numbers of all ranks that are under way, and their ranks. A collective call."""
+        return self._ranks.gather(row)
+
     def resume(self) -> None:
         """Count steps from those of the schedule on."""
         self._ranks.steps_done = self._schedule.step
 
-    def _wait(self, phase: WaitPhase, names: Sequence[str]) -> bool:
-        """Wait for all ranks; return whether any has something to log."""
-        step, pending = self._ranks.wait(phase, self._schedule.step, bool(names))
-        self._schedule.go_to(step)
-        return pending
+    def _wait(self, phase: WaitPhase, names: Sequence[str]) -> Sequence[str] | None:
+        """Wait for all ranks; return what to log, None where no rank has anything.
+
+        That is `names`, and where ranks have come apart since the last time by how many steps they have.
+        """
+        met = self._ranks.wait(phase, self._schedule.step, bool(names))
+        self._schedule.go_to(met.next_step)
+        if met.most_behind <= self._most_behind:
+            return names if met.pending else None
+        self._most_behind = met.most_behind
+        self._registry.ensure(_ENDS, LoaderEnds, LoaderEnds, EPOCH).update(met.behind)
+        return list(dict.fromkeys([*names, _ENDS]))
 
     def _log(self, names: Sequence[str], request: LogRequest, last: bool = False) -> None:
         """Sync the metrics and publish them: on the sync's thread, except inline or at the run's end."""

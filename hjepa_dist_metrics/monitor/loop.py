@@ -30,6 +30,15 @@ class LoopHooks:
             yield batch
         self._batches.end_pass()
 
+    def observe_batch(self, batch: Any, epoch: int = 0) -> None:
+        """Compare a batch as `batches` does, in a loop that does not go through it: before its forward.
+
+        Of several batches of a step the first counts. Batches of different epochs are not compared.
+        """
+        with self._timing.own_time():
+            self._batches.begin_epoch(epoch)
+            self._batches.look(batch)
+
     def data_loading(self) -> AbstractContextManager[None]:
         """Time the body as waiting for data, in a loop that does not go through `batches`.
 
@@ -62,7 +71,8 @@ class LoopHooks:
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""
-        return self._gradients.clip_(max_norm)
+        with self._timing.exchange():
+            return self._gradients.clip_(max_norm)
 
     def clipping(self) -> AbstractContextManager[None]:
         """Read the gradients' norm before and after the body, which clips them in a way of its own.

@@ -21,7 +21,7 @@ from hjepa_dist_metrics.monitor.observers.representations import LevelMasks, Lev
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders
 from hjepa_dist_metrics.monitor.run import MonitoredRun, RunOptions
 from hjepa_dist_metrics.monitor.schedule import EPOCH
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.settings.schema import from_mapping
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.values import Value
@@ -38,7 +38,9 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
     are the context and the target encoder, where they are not the model's attributes `context_encoder` and
     `target_encoder`. With several optimizers, a list of them, parameter groups are numbered through, or go by
     their "name". `on_alert` is called with each alert that begins, on every rank, at times on the thread that
-    runs the syncs: it may not wait for one, as `state_dict` does.
+    runs the syncs: it may not wait for one, as `state_dict` does. `layout` declares pipeline stages, experts,
+    and ranks that see the same samples: with it, all ranks call everything alike, a rank hands over the
+    losses and features that it has, and samples count once.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         hparams: Mapping[str, HParam] | None = None,
         encoders: Encoders | None = None,
         on_alert: OnAlert | None = None,
+        layout: ParallelLayout | None = None,
     ) -> None:
         self.model, self.config = model, from_mapping(config)
         self.context = context or ProcessContext.current()
@@ -67,6 +70,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
             hparams,
             encoders,
             on_alert,
+            layout,
         )
         self.run = MonitoredRun(model, optimizer, self.config, options)
         self.run_name = self.run.name

@@ -9,17 +9,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.metrics import DistributedMetric
+from hjepa_dist_metrics.metrics.optimization.copy_check import Gather
 from hjepa_dist_metrics.monitor.health.judge import Rule
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.schedule import Schedule
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.settings import LoggingConfig
 
 M = TypeVar("M", bound=DistributedMetric)
 
 
 class Scope:
-    """The model, the schedule and the metrics of the run that an observer watches."""
+    """The model, its layout over ranks, the schedule and the metrics of the run that an observer watches."""
 
     def __init__(
         self,
@@ -28,8 +29,12 @@ class Scope:
         config: LoggingConfig,
         registry: MetricRegistry,
         schedule: Schedule,
+        layout: ParallelLayout | None = None,
+        gather: Gather | None = None,
     ) -> None:
-        self.model, self.optimizers, self.config = model, optimizers, config
+        self.model, self.optimizers, self.config, self.layout = model, optimizers, config, layout
+        # Gathers a row of numbers over the ranks that train, also where some have ended their run.
+        self.gather = gather
         self._registry, self._schedule = registry, schedule
 
     @property

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.logging.output import Output
 from hjepa_dist_metrics.monitor.convergence import Convergence
 from hjepa_dist_metrics.monitor.figure_renderer import FINISH_SECONDS, FigureRenderer
@@ -23,6 +22,10 @@ ALIASES = {
 }
 
 
+# From the tags of a run's first sync, the page that says how to read them.
+Explain = Callable[[Collection[str]], str]
+
+
 class Publisher:
     """Judge and write values; on the training thread, the sync's thread, or both at a time.
 
@@ -31,7 +34,7 @@ class Publisher:
     """
 
     def __init__(
-        self, sink: Output, context: ProcessContext, health_log: HealthLog | None, explain: bool
+        self, sink: Output, context: ProcessContext, health_log: HealthLog | None, explain: Explain | None
     ) -> None:
         self.sink, self.context, self.health_log = sink, context, health_log
         self.first: dict[str, float] = {}
@@ -39,8 +42,7 @@ class Publisher:
         self._aliases = list(ALIASES.items())
         self._convergence = Convergence()
         self._objective = 0
-        # Written with the first values.
-        self._notes: dict[str, Value] = {"notes/how_to_read": Text(catalog.how_to_read())} if explain else {}
+        self._explain = explain  # until the first sync's values, which it explains
         self._lock = threading.Lock()
         self._studio = FigureRenderer(sink.write) if context.is_main else None
 
@@ -81,7 +83,7 @@ class Publisher:
         if self._objective and "loss/total" in values:
             values["loss/objective"] = Scalar(float(self._objective))
         values |= {short: values[tag] for tag, short in self._aliases if tag in values}
-        self.write(step, {**values, **_cost(report)})
+        self.write(step, {**values, **_cost(report), **self._notes(values)})
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Judge values and write them; drawings are drawn later, beside the training."""
@@ -91,11 +93,16 @@ class Publisher:
         with self._lock:
             self.latest = self.latest | numbers  # a new one: readers keep theirs
             self.first = numbers | self.first
-            notes, self._notes = self._notes, {}
         drawings = {tag: value for tag, value in values.items() if isinstance(value, Drawing)}
-        self.sink.write(step, {tag: v for tag, v in values.items() if tag not in drawings} | verdict | notes)
+        self.sink.write(step, {tag: v for tag, v in values.items() if tag not in drawings} | verdict)
         if drawings:
             self._draw_later(step, drawings)
+
+    def _notes(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the page on how to read the run, with the first values."""
+        with self._lock:
+            explain, self._explain = self._explain, None
+        return {} if explain is None or not values else {"notes/how_to_read": Text(explain(values))}
 
     def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:
         if self._studio is None:

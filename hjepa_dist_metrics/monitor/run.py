@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hjepa_dist_metrics.catalog import how_to_read
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
+from hjepa_dist_metrics.logging.profile import profile_of
 from hjepa_dist_metrics.metrics import MetricCollection
 from hjepa_dist_metrics.metrics.base import as_value
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_list
@@ -23,9 +25,10 @@ from hjepa_dist_metrics.monitor.observer_list import ObserverList
 from hjepa_dist_metrics.monitor.observers import BuiltIn
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders
 from hjepa_dist_metrics.monitor.publishing import Publisher
+from hjepa_dist_metrics.monitor.sample_share import own_share
 from hjepa_dist_metrics.monitor.schedule import Schedule
 from hjepa_dist_metrics.monitor.validation import step_arguments
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
@@ -51,6 +54,7 @@ class RunOptions:
     hparams: Mapping[str, HParam] | None = None
     encoders: Encoders | None = None
     on_alert: OnAlert | None = None
+    layout: ParallelLayout | None = None
 
 
 class MonitoredRun:
@@ -63,7 +67,7 @@ class MonitoredRun:
         config: LoggingConfig,
         options: RunOptions,
     ) -> None:
-        context = options.context
+        self.options, context = options, options.context
         self.failed = False
         self.name, self.first_step = agree_on_run(config, context, options.resume, options.start_step)
         self.schedule = Schedule(config.cadences(options.steps_per_epoch).every(), self.first_step)
@@ -72,7 +76,16 @@ class MonitoredRun:
         )
         self.registry = MetricRegistry(self.collection)
         self.health_log = HealthLog(config.alerts, context.is_main, options.on_alert)
-        scope = Scope(model, optimizer_list(optimizer), config, self.registry, self.schedule)
+        listed = optimizer_list(optimizer)
+        scope = Scope(
+            model,
+            listed,
+            config,
+            self.registry,
+            self.schedule,
+            options.layout,
+            lambda row: self.cycle.gather(row),
+        )
         self.observers = ObserverList(scope, self.schedule)
         self.built_in = BuiltIn.of(config, options.level_weights, options.encoders)
         for observer in self.built_in.all:
@@ -81,7 +94,8 @@ class MonitoredRun:
         self.sink = open_output(config, context, self.name, self.first_step, levels)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
         health_log = self.health_log if config.alerts.enabled else None
-        self.publisher = Publisher(self.sink, context, health_log, explain=not options.resume)
+        explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags)
+        self.publisher = Publisher(self.sink, context, health_log, explain)
         self.cycle = LogCycle(self.registry, self.schedule, self.publisher, config, self.observers.before_log)
         # The last to be registered is the first to be called: before the files close. A signal goes to all
         # ranks, and each is needed for the syncs that all have asked for already.
@@ -100,7 +114,8 @@ class MonitoredRun:
         timing = self.built_in.timing
         timing.begin_step()
         self.collection.raise_errors()
-        self.observers.observe(step_arguments(given, self.observers.arguments))
+        arguments = step_arguments(given, self.observers.arguments)
+        self.observers.observe(own_share(arguments, self.options.layout))
         self.cycle.end_step()
         timing.end_step()
         self.failed = False

@@ -6,12 +6,17 @@ the others sync, adds what it has and nothing where it has nothing, and waits fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any, NamedTuple
 
-from hjepa_dist_metrics.metrics import MetricCollection
+import numpy as np
+
+from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
+from hjepa_dist_metrics.metrics.optimization.copy_check import Rows
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
+from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 from hjepa_dist_metrics.sync import Participation, SyncHandle
 
 
@@ -23,6 +28,35 @@ class WaitPhase(IntEnum):
 
 
 _WHERE = {WaitPhase.EPOCH_END: "at the end of an epoch", WaitPhase.RUN_END: "at the end of its run"}
+
+
+class RowOfRank(DistributedMetric):
+    """Hold one row of numbers of each rank."""
+
+    rows: RankTable
+
+    def __init__(self, width: int) -> None:
+        self.add_state("rows", RankTable(width, most=1 << 20))
+
+    def update(self, row: Rows) -> None:
+        """Replace this rank's row."""
+        self.rows.update(row)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return nothing: the rows themselves are asked for."""
+        return {}
+
+
+class Meeting(NamedTuple):
+    """Say how all ranks have met: the largest of their coming steps, and whether any has something to log.
+
+    This rank is `behind` by so many steps, and the one with the fewest steps by `most_behind`.
+    """
+
+    next_step: int
+    pending: bool
+    behind: int = 0
+    most_behind: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +88,7 @@ class UnevenRanks:
 
     def participation(self) -> Participation:
         """Return the participation of a rank that is under way."""
-        return Participation(steps_done=self.steps_done)
+        return Participation(steps_done=self.steps_done, least_steps=self.steps_done)
 
     def log(self, names: Sequence[str], request: LogRequest, *, last: bool) -> SyncHandle[None]:
         """Sync the metrics `names` in the background and publish them.
@@ -70,15 +104,12 @@ class UnevenRanks:
 
         return self._collection.compute_uneven(publish, part, names, offered)
 
-    def wait(self, phase: WaitPhase, step: int, pending: bool) -> tuple[int, bool]:
-        """Follow the others until every rank is at `phase` or beyond it.
-
-        Return the largest of the ranks' coming steps, and whether any rank has something `pending`.
-        """
+    def wait(self, phase: WaitPhase, step: int, pending: bool) -> Meeting:
+        """Follow the others until every rank is at `phase` or beyond it; `pending` asks for a log."""
         if self._collection.context.world_size == 1:
-            return step, pending
+            return Meeting(step, pending)
         while True:
-            own = Participation(int(phase), self.steps_done, step, int(pending))
+            own = Participation(int(phase), self.steps_done, step, int(pending), least_steps=self.steps_done)
             patience = f"{_WHERE[phase]}, after {self.steps_done} steps"
             handle = self._collection.compute_uneven(
                 self._take, own, offered=self._offered(), patience=patience
@@ -88,7 +119,31 @@ class UnevenRanks:
             if (request := self._request(others)) is not None:
                 self._followed(request, result)
             elif others.phase == phase:
-                return others.next_step, bool(others.pending)
+                most = others.steps_done
+                behind = most - self.steps_done, most - others.least_steps
+                return Meeting(others.next_step, bool(others.pending), *behind)
+
+    def gather(self, row: Rows) -> tuple[Rows, Sequence[int]]:
+        """Return the rows of numbers of all ranks that are under way, and their ranks.
+
+        A rank that waits at the end of its run takes part without a row.
+        """
+        if self._collection.context.world_size == 1:
+            return row[None], [self._collection.context.rank]
+        name = f"gathered rows of {len(row)}"
+        rows = RowOfRank(len(row))
+        rows.rows.update(row)
+        self._collection.add(name, rows)
+        try:
+            handle = self._collection.compute_uneven(
+                lambda result: result.merged[name]["rows"], self.participation(), [name]
+            )
+            table = handle.result()
+            assert isinstance(table, RankTable)
+        finally:
+            self._collection.remove(name)
+        given = ~np.isnan(table.table).all(axis=1)
+        return table.table[given], table.ranks[given].tolist()
 
     def _offered(self) -> list[str]:
         return [name for name, metric in self._collection.items() if metric.touched or metric.persistent]

@@ -6,6 +6,9 @@ of `open_channel`; training code uses the job's own group through the other func
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -48,6 +51,32 @@ def all_gather_tensors(tensor: Tensor, context: ProcessContext) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(context.world_size)]
     dist.all_gather(parts, own, group=context.group)
     return torch.stack(parts)
+
+
+def gather_texts(own: str, context: ProcessContext) -> list[str]:
+    """Return every rank's text, in rank order."""
+    device = torch.device("cpu") if context.channel is not None else _device_of(context.group)
+    data = np.frombuffer(own.encode(), dtype=np.uint8)
+    size = torch.tensor([len(data)], device="cpu").to(device)
+    sizes = all_gather_tensors(size, context).reshape(-1).tolist()
+    padded = np.zeros(max(sizes), dtype=np.uint8)
+    padded[: len(data)] = data
+    rows = all_gather_tensors(torch.from_numpy(padded).to(device), context).cpu().numpy()
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def gather_json(own: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """Return what every rank of a group gives, plain data of lists, numbers and texts, in rank order."""
+    size = dist.get_world_size(group)
+    context = ProcessContext(dist.get_rank(group), size, _device_of(group), is_main=False, group=group)
+    return [json.loads(text) for text in gather_texts(json.dumps(own), context)]
+
+
+def _device_of(group: dist.ProcessGroup | None) -> torch.device:
+    """Return the kind of device whose tensors a group's collectives take."""
+    if not dist.is_initialized() or dist.get_backend(group) != "nccl":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _gather_simulated(own: Tensor, channel: Channel) -> Tensor:

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 
 def any_autocast() -> bool:
     """Return whether autocast is on for any kind of device: `_is_any_autocast_enabled` (torch 1.13)."""
     return bool(torch._C._is_any_autocast_enabled())
+
+
+def ignored_by_ddp(module: nn.Module) -> Iterable[str]:
+    """Return names of parameters and buffers that DDP leaves alone: `_ddp_params_and_buffers_to_ignore`."""
+    names: Iterable[str] = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
+    return names
 
 
 def pair_group(store: Store, place: int, timeout: float) -> Any:
@@ -75,3 +83,29 @@ def hosts_store(store: Store) -> bool:
     """Return whether this process serves a store; its client alone does not say."""
     server = underlying(store)
     return isinstance(server, TCPStore) and "server=TCPServer" in repr(server)
+
+
+class ReducerTimes(NamedTuple):
+    """Hold what DistributedDataParallel measured of one backward: its number, and seconds."""
+
+    iteration: int
+    communication: float  # from the first bucket's reduction to the end of the last
+    overlap: float  # the part of it during which this rank still computed
+
+
+def ddp_times(ddp: Any) -> ReducerTimes | None:
+    """Return the reducer's times of the last measured backward: `_get_ddp_logging_data` (torch 1.9).
+
+    They are those of the backward before the last forward; None before there are any.
+    """
+    data = ddp._get_ddp_logging_data()
+    names = "backward_comm_time", "backward_compute_comm_overlap_time"
+    if not data.get(names[0]):
+        return None
+    communication, overlap = (float(data.get(name, 0)) / 1e9 for name in names)
+    return ReducerTimes(int(data["iteration"]), communication, overlap)
+
+
+def sample_ddp_times(ddp: Any, every: bool) -> None:
+    """Have the reducer measure every backward, or one in a hundred as it does by itself (torch 1.9)."""
+    ddp._set_ddp_runtime_logging_sample_rate(1 if every else 100)

@@ -35,6 +35,7 @@ from hjepa_dist_metrics.settings.run_name import check_run_name
 
 SyncMode = Literal["background", "inline"]
 Projection = Literal["pca", "tsne", "umap"]
+ProfileName = Literal["auto", "ssl", "supervised", "language"]
 
 _OTHER_SECTIONS = frozenset({"model", "data", "training"})
 
@@ -200,9 +201,11 @@ class LoggingConfig:
     """Pictures of the run."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     """Rules that watch the run."""
+    profile: ProfileName = "auto"
+    """Kind of training, for the dashboards and texts that it gets: `auto` tells it from what is measured."""
     dashboards: list[str] | Literal["default"] = "default"
-    """Dashboards in TensorBoard: `default` is all of them, a list names files of configs/dashboards/ (without
-    `.yaml`) or paths, an empty list is none."""
+    """Dashboards in TensorBoard: `default` is what fits the profile, a list names files of
+    configs/dashboards/ (without `.yaml`) or paths, an empty list is none."""
 
     def __post_init__(self) -> None:
         check_run_name(self.experiment_name, "logging.experiment_name")
@@ -213,6 +216,8 @@ class LoggingConfig:
             require(interval is None or interval >= 1, key, interval, "null or 1 or more")
         require(self.sync_timeout > 0, "sync_timeout", self.sync_timeout, "more than 0 (seconds)")
         require(self.sync in ("background", "inline"), "sync", self.sync, "'background' or 'inline'")
+        profiles = get_args(ProfileName)
+        require(self.profile in profiles, "profile", self.profile, "one of " + ", ".join(profiles))
 
     def cadences(self, steps_per_epoch: int | None = None) -> Cadences:
         """Return the steps between two values of each family.

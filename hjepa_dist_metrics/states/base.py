@@ -2,7 +2,7 @@
 
 States know neither groups nor files. Merging is associative, and merging with an empty state changes nothing,
 so that any split of the samples over batches and ranks gives what one process would get. `merge` is what a
-sync does with the states of two blocks of ranks, the lower block's first, and what happens to two stretches
+sync does with the states of two blocks of ranks, the lower block's first, and of two spans
 of one rank's steps, the earlier one first. Where the two differ, the state keeps the number of its rank,
 which `signed` fills in before a sync.
 """
@@ -63,7 +63,7 @@ class State(ABC):
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Fold a batch in, on the batch's device and without waiting for it."""
+        """Fold a batch in, on the batch's device and without synchronising with it."""
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
@@ -71,7 +71,7 @@ class State(ABC):
 
     @property
     def is_empty(self) -> bool:
-        """Return whether the state has seen nothing; on a device this waits for it."""
+        """Return whether the state has seen nothing; on a device this synchronises."""
         own, blank = self.pack(), self.empty().pack()
         return own.keys() == blank.keys() and all(same_values(own[name], blank[name]) for name in own)
 
@@ -88,9 +88,11 @@ class State(ABC):
 
     def misfit(self, tensors: Mapping[str, Any]) -> str | None:
         """Return in which way tensors are not what this state packs, None where they are."""
-        odd = [f"{name!r} is {type(t).__name__}" for name, t in tensors.items() if not isinstance(t, Tensor)]
-        if odd:
-            return f"expected tensors, but {', '.join(odd)}"
+        wrong = [
+            f"{name!r} is {type(t).__name__}" for name, t in tensors.items() if not isinstance(t, Tensor)
+        ]
+        if wrong:
+            return f"expected tensors, but {', '.join(wrong)}"
         expected = self.empty().pack() if self.fixed else {}
         if self.fixed and expected.keys() != tensors.keys():
             return f"expected tensors {sorted(expected)}, got {sorted(tensors)}"
@@ -144,7 +146,7 @@ def same_values(one: Tensor, other: Tensor) -> bool:
 
 
 def as_tensor(values: Numeric, device: torch.device) -> Tensor:
-    """Return values as a detached tensor; host values go to `device` without waiting for it."""
+    """Return values as a detached tensor; host values go to `device` without synchronising."""
     if isinstance(values, Tensor):
         tensor = values.detach()
         stays = tensor.device.type != "cpu" or device.type == "cpu"
@@ -160,13 +162,13 @@ def follow(data: Tensor, batch: Tensor) -> Tensor:
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Return a host tensor on a device, without waiting for it."""
-    if device.type == "cuda":  # a copy from memory that is not pinned waits, whatever it was asked
+    """Copy a host tensor to a device, without synchronising."""
+    if device.type == "cuda":  # a copy from pageable memory synchronises, also with non_blocking
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
 
 
-def require_same_signature(mine: State, other: State) -> None:
+def require_same_signature(own: State, other: State) -> None:
     """Raise ConfigError unless two states can be merged."""
-    if mine.signature != other.signature:
-        raise ConfigError(f"cannot merge {other.signature} into {mine.signature}: they must be alike")
+    if own.signature != other.signature:
+        raise ConfigError(f"cannot merge {other.signature} into {own.signature}: they must be the same")

@@ -10,7 +10,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
     """Return the eigenvalues of a symmetric float64 [D, D], rising; NaN where the matrix is not finite.
 
-    NaN too where LAPACK does not converge: with ranks waiting for the result, an error here would cost more.
+    NaN too where LAPACK does not converge: an error on one rank would cost the whole sync.
     """
     if not bool(torch.isfinite(matrix).all()):
         return _unknown(matrix)

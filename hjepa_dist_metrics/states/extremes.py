@@ -30,7 +30,7 @@ class _Extreme(RowState):
 
     @property
     def rank(self) -> int | None:
-        """Return the lowest rank that holds the extreme; None before a sync or where nobody has a value."""
+        """Return the lowest rank that holds the extreme; None before a sync or where no rank has a value."""
         rank = self.data[1, 0].item()
         return None if rank != rank else int(rank)
 
@@ -75,11 +75,11 @@ class Max(_Extreme):
 
 
 class Replicated(Signed):
-    """Keep the latest value of something that every rank has alike: a learning rate, a reduced gradient norm.
+    """Keep the latest value of a quantity that is the same on every rank: a learning rate, a reduced norm.
 
     It is never summed. At a sync, ranks that hold a value must hold the same one (relative 1e-5), or every
-    rank raises a `DesyncError` that names two of them; a rank that took fewer steps than another one is not
-    asked. `.value` is NaN before the first update.
+    rank raises a `DesyncError` that names two of them; a rank that took fewer steps than another one is
+    left out. `.value` is NaN before the first update.
     """
 
     # Value, steps of its rank plus 1 (0: none is held), and the three of `Signed`.

@@ -6,21 +6,23 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.states import exact_sums
 from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.exact_sums import PLACES, WIDTH
 from hjepa_dist_metrics.states.rows import row_weights
 
 # The key of values that belong to no others: each stays a group of its own.
 ALONE = torch.iinfo(torch.int64).min
-# Values are rounded to multiples of this, so that float64 adds them without any error (up to 2^22 in sum) and
-# a group's sum has the same bits in whatever order and on whatever ranks its values come.
-QUANTUM = 2.0**-30
 
 
 class GroupSums(State):
     """Keep the sum and the count of values for each key: `.keys`, `.sums`, `.counts`, [groups] each.
 
+    Sums of values of any size are exact to 1e-15 of the group's largest value, and have the same bits in
+    any order and on any ranks: see `exact_sums.py`.
+
     Keys are int64 and may be met on any rank, any number of times. Groups come in the order of their keys;
-    values without a key are groups of one, in front, in the order of the values. It costs 24 bytes a group,
+    values without a key are groups of one, in front, in the order of the values. It costs 56 bytes a group,
     and until they are put together as much for each value of this rank.
     """
 
@@ -31,7 +33,7 @@ class GroupSums(State):
     @property
     def signature(self) -> str:
         """Describe kind and resolution."""
-        return f"GroupSums[{QUANTUM:g}]"
+        return f"GroupSums[{WIDTH} bits x {PLACES}]"
 
     @property
     def keys(self) -> Tensor:
@@ -41,7 +43,7 @@ class GroupSums(State):
     @property
     def sums(self) -> Tensor:
         """Return each group's sum, float64 [groups]."""
-        return self._groups()[1]
+        return exact_sums.total(self._groups()[1])
 
     @property
     def counts(self) -> Tensor:
@@ -53,7 +55,7 @@ class GroupSums(State):
         return GroupSums()
 
     def pack(self) -> dict[str, Tensor]:
-        """Return `keys`, `sums`, `counts`. On a device the host waits: their number is in the data."""
+        """Return `keys`, `sums`, `counts`. Synchronises with a device: their number is data."""
         return dict(zip(("keys", "sums", "counts"), self._groups(), strict=True))
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -67,9 +69,8 @@ class GroupSums(State):
         counted = torch.ones_like(batch, dtype=torch.int64)
         if valid is not None:
             counted = row_weights(valid, batch.shape, batch.device).to(torch.int64)
-        exact = torch.round(batch / QUANTUM) * QUANTUM
-        exact = torch.where(counted > 0, exact, torch.zeros_like(exact))
-        self._parts = [*self._parts, (_keys_of(keys, batch), exact, counted)]
+        parts = exact_sums.split(torch.where(counted > 0, batch, 0.0))
+        self._parts = [*self._parts, (_keys_of(keys, batch), parts, counted)]
         self._grouped = False
 
     def merge(self, other: GroupSums) -> GroupSums:
@@ -83,7 +84,7 @@ class GroupSums(State):
     def _groups(self) -> tuple[Tensor, Tensor, Tensor]:
         if not self._parts:
             none = torch.zeros(0, dtype=torch.int64, device="cpu")
-            return none, none.to(torch.float64), none
+            return none, exact_sums.split(none.to(torch.float64)), none
         if not self._grouped:
             device = self._parts[0][0]
             columns = zip(*self._parts, strict=True)
@@ -103,19 +104,19 @@ def _keys_of(keys: Tensor | None, values: Tensor) -> Tensor:
     return found.to(values.device, torch.int64, non_blocking=True)
 
 
-def _group(keys: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _group(keys: Tensor, parts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sort by key, and by value where there is none, and add up what has the same key."""
     counted = counts > 0
-    keys, sums, counts = keys[counted], sums[counted], counts[counted]
-    by_value = torch.sort(sums, stable=True).indices
+    keys, parts, counts = keys[counted], parts[counted], counts[counted]
+    by_value = torch.sort(exact_sums.total(parts), stable=True).indices
     order = by_value[torch.sort(keys[by_value], stable=True).indices]
-    keys, sums, counts = keys[order], sums[order], counts[order]
+    keys, parts, counts = keys[order], parts[order], counts[order]
     begins = torch.ones_like(keys, dtype=torch.bool)
     begins[1:] = (keys[1:] != keys[:-1]) | (keys[1:] == ALONE)
     group = torch.cumsum(begins, 0) - 1
     number = int(begins.sum())
     return (
         keys[begins],
-        torch.zeros(number, dtype=sums.dtype, device=sums.device).index_add(0, group, sums),
+        exact_sums.add_up(parts, group, number),
         torch.zeros(number, dtype=counts.dtype, device=counts.device).index_add(0, group, counts),
     )

@@ -17,8 +17,8 @@ _WIDTH = "width"
 class Lazy(State):
     """Keep a state of class `of`, made when rows [..., D] first come: `.inner`, None before.
 
-    `arguments` are the constructor's, among which `WIDTH` stands for D, also inside of a list. Ranks that
-    have seen nothing need not know D.
+    `arguments` are the constructor's, among which `WIDTH` stands for D, also inside of a list. Ranks
+    without rows need no D.
     """
 
     fixed = False
@@ -45,7 +45,7 @@ class Lazy(State):
         return f"Lazy[{self._make(1).signature}]"
 
     def empty(self) -> Lazy:
-        """Return a state that has seen nothing and knows no width."""
+        """Return a state that has seen nothing and has no width yet."""
         return Lazy(self.of, self.arguments)
 
     def update(self, rows: Any, *args: Any, **kwargs: Any) -> None:

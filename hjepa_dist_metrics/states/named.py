@@ -1,4 +1,4 @@
-"""Weighted sums under names that need not be known beforehand, nor be the same on every rank."""
+"""Weighted sums by name; ranks may have different names, and add them at any time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NamedSums(State):
         return NamedSums()
 
     def update(self, name: str, value: Numeric, weight: Numeric = 1.0) -> None:
-        """Add one number, weighted, without waiting for its device."""
+        """Add one number, weighted, without synchronising with its device."""
         number = as_tensor(value, _HOST)
         if number.numel() != 1:
             raise ConfigError(f"{name!r} must be one number, got shape {list(number.shape)}")
@@ -59,7 +59,7 @@ class NamedSums(State):
         self._rows[name] = row if known is None else known.to(row.device, non_blocking=True) + row
 
     def merge(self, other: NamedSums) -> NamedSums:
-        """Add what both know, name by name."""
+        """Add both, name by name."""
         merged = NamedSums()
         merged._rows = dict(self._rows)
         for name, row in other._rows.items():

@@ -35,7 +35,7 @@ class RowState(State):
     """Hold one float64 block [fields, n] that merges column by column.
 
     A sync merges all states of one class in one call, however many there are. What is written of blocks here
-    holds for tensors and for NumPy arrays alike.
+    holds for tensors and for NumPy arrays.
     """
 
     fields: ClassVar[int]
@@ -70,7 +70,7 @@ class RowState(State):
     @classmethod
     def contradiction(cls, column: Block) -> str:
         """Return two ranks' values that contradict each other, from one column [fields]."""
-        raise TypeError(f"{cls.__name__} knows no conflicts")
+        raise TypeError(f"{cls.__name__} has no conflicts")
 
     @cached_property
     def signature(self) -> str:
@@ -154,7 +154,7 @@ class Signed(RowState):
 
     @classmethod
     def later(cls, lower: Block, upper: Block) -> Block:
-        """Return bool [n]: where the two are stretches of one rank's steps and not of two ranks."""
+        """Return bool [n]: where the two are spans of one rank's steps and not of two ranks."""
         xp = namespace(lower)
         return xp.isnan(lower[-3]) | xp.isnan(upper[-3]) | (lower[-3] == upper[-3])
 
@@ -167,7 +167,7 @@ class Signed(RowState):
 
     @classmethod
     def contradicted(cls, lower: Block, upper: Block, where: Block) -> tuple[Block, Block]:
-        """Return value and rank that contradict `lower`: those known, else those of `upper` at `where`."""
+        """Return value and rank that contradict `lower`: those found before, else of `upper` at `where`."""
         xp = namespace(lower)
         fresh = where & xp.isnan(lower[-1])
         value, rank = xp.where(fresh, upper[0], lower[-2]), xp.where(fresh, upper[-3], lower[-1])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import sys
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,3 +53,22 @@ def times_power_of_two(value: float, exponent: int) -> float:
         return math.ldexp(value, exponent)
     except OverflowError:
         return math.copysign(sys.float_info.max, value)
+
+
+def standard_deviation(values: npt.NDArray[np.float64]) -> float:
+    """Return the standard deviation (divided by n) of values of any size; NaN where one is not finite."""
+    scale = _magnitude(values)
+    return scale * float((values / scale).std())
+
+
+def square_sum(values: npt.NDArray[np.float64]) -> float:
+    """Return the sum of squares of values of any size, the largest float64 where it is beyond float64."""
+    scale = _magnitude(values)
+    total = scale * float((values / scale) @ (values / scale)) * scale
+    return min(total, sys.float_info.max)  # NaN stays
+
+
+def _magnitude(values: npt.NDArray[np.float64]) -> float:
+    """Return the largest magnitude; 1 of zeros alone, NaN where a value is not finite."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return (largest or 1.0) if math.isfinite(largest) else math.nan

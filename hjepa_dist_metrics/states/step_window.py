@@ -18,8 +18,8 @@ from hjepa_dist_metrics.states.row_state import Block, RowState, namespace
 class StepWindow(RowState):
     """Keep a weighted sum for each of the last `window` steps: `.steps`, `.means`, in the order of the steps.
 
-    Step s lies in column s modulo the window. Merged, the later step of a column stands, and what several
-    ranks say of the same step is added.
+    Step s lies in column s modulo the window. Merged, the later step of a column stands, and sums of several
+    ranks for the same step are added.
     """
 
     fields = 3
@@ -36,7 +36,7 @@ class StepWindow(RowState):
 
     @classmethod
     def merge_rows(cls, lower: Block, upper: Block) -> Block:
-        """Take each column's later step; what both know of the same step is added."""
+        """Take each column's later step; sums of the same step are added."""
         xp = namespace(lower)
         merged = xp.where(upper[0] > lower[0], upper, lower)
         merged[1:] = xp.where(upper[0] == lower[0], lower[1:] + upper[1:], merged[1:])
@@ -45,7 +45,7 @@ class StepWindow(RowState):
     def update(self, step: int, value: Numeric, count: Numeric = 1) -> None:
         """Record a mean over `count` samples at a step; a count of 0 records that there was nothing.
 
-        What is said of one step several times is added, here as over ranks.
+        Several updates of one step are added, here as over ranks.
         """
         mean = as_tensor(value, self.data.device).to(torch.float64).reshape(1)
         weight = as_tensor(count, mean.device).to(mean.device, torch.float64, non_blocking=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAGIC = 0x686A657061_05  # "hjepa", layout 5
-_WORDS, _CHECK = struct.Struct("=18q"), struct.Struct("=q")
+_WORDS, _CHECK = struct.Struct("=19q"), struct.Struct("=q")
 SIZE = _WORDS.size + _CHECK.size
 NO_WAIT = (1 << 63) - 1
 
@@ -25,7 +25,8 @@ class Participation(NamedTuple):
     `phase` is 0 for a rank that has something to sync and more for one that waits for the others: the higher,
     the nearer to the run's end. `steps_done` counts the rank's steps, `next_step` is the number of the coming
     one, `pending` is 1 where it has more to sync later. `request_step` and `request_flags` say what the sync
-    is for; -1 and 0 where a rank asks for nothing.
+    is for; -1 and 0 where a rank asks for nothing. `least_steps` are a rank's steps too, of which the fewest
+    of any rank are known afterwards.
     """
 
     phase: int = 0
@@ -34,9 +35,10 @@ class Participation(NamedTuple):
     pending: int = 0
     request_step: int = -1
     request_flags: int = 0
+    least_steps: int = 0
 
     def merge(self, other: Participation) -> Participation:
-        """Return what holds for both blocks: the earliest phase, the most steps, every request."""
+        """Return what holds for both blocks: the earliest phase, most and fewest steps, every request."""
         return Participation(
             min(self.phase, other.phase),
             max(self.steps_done, other.steps_done),
@@ -44,6 +46,7 @@ class Participation(NamedTuple):
             self.pending | other.pending,
             max(self.request_step, other.request_step),
             self.request_flags | other.request_flags,
+            min(self.least_steps, other.least_steps),
         )
 
 
@@ -51,7 +54,7 @@ _STRICT = Participation()
 
 
 class Header:
-    """Describe one block's frame in 18 words, of which the first five must be the same in all blocks.
+    """Describe one block's frame in 19 words, of which the first five must be the same in all blocks.
 
     In a frame their checksum follows.
 

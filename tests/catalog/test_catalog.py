@@ -358,7 +358,7 @@ def test_the_table_has_a_row_for_each_entry():
 def test_the_page_names_dashboards_rules_and_bounds():
     page = catalog.how_to_read()
     assert page.startswith("# How to read this run")
-    for part in (*catalog.DASHBOARDS, *catalog.ALERT_RULES, "collapse/effective_rank", "warns below"):
+    for part in (*catalog.DASHBOARDS, *catalog.FINDINGS, "collapse/effective_rank", "warns below"):
         assert part in page
 
 

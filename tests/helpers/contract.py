@@ -259,6 +259,26 @@ def _feed_coverage(metric: Any, piece: slice) -> None:
         metric.update([f"layer{i}.weight" for i in range(step % 3)], step % 2)
 
 
+def _replicas() -> DistributedMetric:
+    model = torch.nn.BatchNorm1d(3)  # which begins with constants
+    return metrics.ReplicaAgreement(model)
+
+
+def _feed_replicas(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update(step)
+
+
+def _feed_ends(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.update(step % 7)
+
+
+def _feed_growth(metric: Any, piece: slice) -> None:
+    for step in range(piece.start, piece.stop):
+        metric.resident.update(0.5 + step)
+
+
 def _optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.5, 0.25)], lr=1.0
@@ -297,6 +317,11 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     ),
     metrics.EMADynamics: Example(metrics.EMADynamics, _feed_encoders, replicated=True, tolerance=0.0),
     metrics.OptimizerCoverage: Example(metrics.OptimizerCoverage, _feed_coverage, tolerance=0.0),
+    metrics.ReplicaAgreement: Example(
+        _replicas, _feed_replicas, tags=(), rank_states=("parameters", "buffers"), tolerance=0.0
+    ),
+    metrics.LoaderEnds: Example(metrics.LoaderEnds, _feed_ends, tags=("data/steps_missing",), tolerance=0.0),
+    metrics.MemoryGrowth: Example(metrics.MemoryGrowth, _feed_growth, tolerance=0.0),
     metrics.Updates: Example(_updates, _feed_updates, replicated=True, tolerance=0.0),
     metrics.GradientNoise: Example(
         lambda: metrics.GradientNoise(_model(), decay=0.0), _feed_noise, replicated=True, tolerance=1e-12

@@ -26,7 +26,7 @@ def benchmark(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
 def test_help_lists_the_sub_commands_and_their_options(tmp_path: Path):
     usage = benchmark("--help", cwd=tmp_path)
     assert usage.returncode == 0
-    for name in ("sync", "scale", "step", "overhead", "logger"):
+    for name in ("health", "sync", "scale", "step", "overhead", "logger"):
         assert f"  {name} " in usage.stdout
         assert "--out" in benchmark(name, "--help", cwd=tmp_path).stdout
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from hjepa_dist_metrics.monitor.health.alerts import Finding
 
-from hjepa_dist_metrics import ConfigError, ModalityAlignment, TrainingMonitor, WeightedMean
+from hjepa_dist_metrics import ConfigError, Evidence, ModalityAlignment, TrainingMonitor, WeightedMean
 from tests.monitor.test_monitor import config, problem, series
 
 
@@ -13,7 +12,7 @@ def shrinking(numbers):
     value = numbers.get("mine/margin")
     if value is None:
         return None
-    return [Finding("mine/margin", value, "below 1")] if value < 1 else []
+    return [Evidence("mine/margin", value, "below 1")] if value < 1 else []
 
 
 def test_a_rule_of_ones_own_watches_logged_and_merged_values(tmp_path):
@@ -21,7 +20,8 @@ def test_a_rule_of_ones_own_watches_logged_and_merged_values(tmp_path):
     with TrainingMonitor(*problem(), settings) as monitor:
         monitor.add_rule("margin", shrinking)
         margin = WeightedMean("mine/margin")
-        monitor.log({"mine/margin": 0.5}, step=0)
+        monitor.step(samples=1)
+        monitor.log({"mine/margin": 0.5})
         monitor.add_metric("margin", margin)
         margin.update(0.25)
         monitor.step(samples=1)
@@ -32,7 +32,7 @@ def test_a_rule_of_ones_own_watches_logged_and_merged_values(tmp_path):
         assert monitor.latest["alerts/margin"] == 1.0
         monitor.log({"mine/margin": 2.0}, step=2)
         assert monitor.latest["alerts/margin"] == 0.0
-        with pytest.raises(ConfigError, match="rule named 'margin' already"):
+        with pytest.raises(ConfigError, match="finding named 'margin' already"):
             monitor.add_rule("margin", shrinking)
 
 
@@ -57,7 +57,7 @@ def test_a_metric_of_the_epoch_is_written_at_its_end(tmp_path):
 
 
 def test_modalities_that_do_not_match_raise_alerts(tmp_path):
-    settings = config(tmp_path, alerts={"patience": 1})
+    settings = config(tmp_path, alerts={"patience": 1, "patience_steps": 0})
     with TrainingMonitor(*problem(), settings) as monitor:
         metric = ModalityAlignment(["text", "image"])
         generator = torch.Generator().manual_seed(0)

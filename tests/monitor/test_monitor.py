@@ -156,13 +156,16 @@ def test_nan_loss_raises_an_alert_at_once_and_training_goes_on(tmp_path):
 
 def test_collapsed_features_raise_an_alert_after_patience(tmp_path):
     model, optimizer = problem()
-    settings = config(tmp_path, cadence={"representations": 1}, alerts={"patience": 2})
+    settings = config(tmp_path, cadence={"representations": 1}, alerts={"patience": 2, "patience_steps": 1})
     with TrainingMonitor(model, optimizer, settings) as monitor:
         for _ in range(4):
             monitor.step(samples=50, features=torch.ones(50, DIM))
         monitor.flush()
-        assert [alert.rule for alert in monitor.alerts] == ["collapse"]
-        assert monitor.latest["alerts/collapse"] == 1.0
+        assert [alert.rule for alert in monitor.alerts] == ["point_collapse"]
+        assert monitor.latest["alerts/point_collapse"] == 1.0
+        health = monitor.health()
+        assert (health.verdict, health.findings[0].since, health.score) == ("failing", 0, 0.0)
+        assert "all samples have the same features since step 0" in health.headline
 
 
 def test_resume_continues_counts_and_steps(tmp_path):
@@ -183,7 +186,7 @@ def test_resume_continues_counts_and_steps(tmp_path):
 def test_resume_goes_on_being_patient(tmp_path):
     """Two bad evaluations before the checkpoint and one after it make three."""
     model, optimizer = problem()
-    settings = config(tmp_path, cadence={"representations": 1}, alerts={"patience": 3})
+    settings = config(tmp_path, cadence={"representations": 1}, alerts={"patience": 3, "patience_steps": 0})
     with TrainingMonitor(model, optimizer, settings) as monitor:
         for _ in range(2):
             monitor.step(samples=50, features=torch.ones(50, DIM))
@@ -193,7 +196,7 @@ def test_resume_goes_on_being_patient(tmp_path):
         monitor.load_state_dict(saved)
         monitor.step(samples=50, features=torch.ones(50, DIM))
         monitor.flush()
-        assert [(alert.step, alert.rule) for alert in monitor.alerts] == [(2, "collapse")]
+        assert [(alert.step, alert.rule) for alert in monitor.alerts] == [(2, "point_collapse")]
 
 
 def test_a_second_run_gets_its_own_files(tmp_path):

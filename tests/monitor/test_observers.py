@@ -6,9 +6,15 @@ import json
 
 import pytest
 import torch
-from hjepa_dist_metrics.monitor.health.alerts import Finding
 
-from hjepa_dist_metrics import ConfigError, DistributedMetric, Observer, TrainingMonitor, WeightedMean
+from hjepa_dist_metrics import (
+    ConfigError,
+    DistributedMetric,
+    Evidence,
+    Observer,
+    TrainingMonitor,
+    WeightedMean,
+)
 from hjepa_dist_metrics.states import Max, Replicated
 from tests.monitor.test_monitor import config, problem
 
@@ -31,7 +37,7 @@ class Entropy(Observer):
     def rules(self):
         def sure(numbers):
             low = numbers.get("text/entropy", 1.0) < 0.1
-            return [Finding("text/entropy", numbers["text/entropy"], "below 0.1")] if low else []
+            return [Evidence("text/entropy", numbers["text/entropy"], "below 0.1")] if low else []
 
         return {"overconfident": sure}
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hjepa_dist_metrics import ConfigError, TrainingMonitor
-from tests.monitor.test_monitor import config, series
+from tests.monitor.test_monitor import batches, config, problem, series
 
 
 class Two(nn.Module):
@@ -77,3 +77,28 @@ def test_what_is_no_optimizer(tmp_path):
         TrainingMonitor(Two(), [Two()], config(tmp_path))
     with pytest.raises(ConfigError, match=r"got \[\]"):
         TrainingMonitor(Two(), [], config(tmp_path))
+
+
+@pytest.mark.parametrize("given", ["not at all", "by name", "by place"])
+def test_a_closure_is_called_before_the_gradients_are_read(tmp_path, given):
+    model, optimizer = problem()
+    norms = []
+    with TrainingMonitor(model, optimizer, config(tmp_path)) as monitor:
+        for x in batches(3):
+
+            def closure(x=x):
+                optimizer.zero_grad()
+                loss = model(x).square().mean()
+                loss.backward()
+                norms.append(sum(float(p.grad.double().norm()) for p in model.parameters()))
+                return loss
+
+            if given == "not at all":
+                closure()
+                optimizer.step()
+            else:
+                optimizer.step(**{"closure": closure}) if given == "by name" else optimizer.step(closure)
+            monitor.step(samples=len(x))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    expected = {i: optimizer.param_groups[0]["lr"] * norm / size**0.5 for i, norm in enumerate(norms)}
+    assert series(tmp_path, "learning_rate/avg_param_update") == pytest.approx(expected, rel=1e-5)

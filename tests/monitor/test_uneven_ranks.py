@@ -79,10 +79,15 @@ def test_no_step_is_lost_whoever_ends_first(gloo, tmp_path, course, steps):
     everything = [loss_of(rank, step) for rank, n in enumerate(steps) for step in range(n)]
     assert mean_loss(tmp_path) == pytest.approx(np.mean(everything), rel=1e-9)
     assert series(tmp_path, "performance/total_samples")[max(steps) - 1] == 2 * sum(steps)
-    written = [line["step"] for line in lines(tmp_path)]
-    assert written == sorted(set(written))
-    assert max(written) == max(steps) - 1
+    for tag in ("loss/total", "performance/total_samples", "data/steps_missing"):
+        written = [line["step"] for line in lines(tmp_path) if tag in line]
+        assert written == sorted(set(written))
+        assert max(written, default=max(steps) - 1) == max(steps) - 1
     assert results[0] == results[1]
+    missing = abs(steps[0] - steps[1])
+    last = max(steps) - 1
+    assert series(tmp_path, "data/steps_missing") == ({last: missing} if missing else {})
+    assert series(tmp_path, "data/ended_early_rank") == ({last: int(np.argmin(steps))} if missing else {})
     if course == "clip":
         clipped = np.mean([100.0 * (taken % 2) for taken in range(max(steps))])
         assert series(tmp_path, "gradient/clipping_percentage")[max(steps) - 1] == pytest.approx(clipped)
@@ -107,6 +112,10 @@ def test_epochs_of_different_lengths_meet_at_their_ends(gloo, tmp_path, epochs):
         ]
         expected[int(end) - 1] = np.mean(losses)
     assert series(tmp_path, "train_epoch/loss") == pytest.approx(expected, rel=1e-9)
+    behind = np.ptp(np.cumsum(epochs, axis=1), axis=0)  # of the two ranks, at the end of each epoch
+    growing = behind > np.maximum.accumulate([0, *behind[:-1]])
+    missing = {int(end) - 1: n for end, n, grows in zip(ends, behind, growing, strict=True) if grows}
+    assert series(tmp_path, "data/steps_missing") == missing
     assert series(tmp_path, "performance/total_samples")[int(ends[-1]) - 1] == 2 * np.sum(epochs)
 
 

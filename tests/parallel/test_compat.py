@@ -12,6 +12,14 @@ from hjepa_dist_metrics.parallel import compat
 from tests.helpers.processes import run_disposable
 
 
+def test_what_ddp_is_set_to_ignore():
+    module = torch.nn.BatchNorm1d(2)
+    assert list(compat.ignored_by_ddp(module)) == []
+    ddp = torch.nn.parallel.DistributedDataParallel
+    ddp._set_params_and_buffers_to_ignore_for_model(module, ["bias", "running_mean"])
+    assert set(compat.ignored_by_ddp(module)) == {"bias", "running_mean"}
+
+
 def pair(rank: int) -> list[float]:
     store = compat.prefixed("pair", compat.job_store())
     group = compat.pair_group(store, rank, 20.0)
@@ -47,6 +55,22 @@ def test_the_device_is_made_on_the_named_interface(monkeypatch):
     compat._device.cache_clear()
     assert compat._device(os.getpid()) is compat._device(os.getpid())
     compat._device.cache_clear()
+
+
+def reducer_times(rank: int) -> tuple[bool, int]:
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    before = compat.ddp_times(model)
+    compat.sample_ddp_times(model, every=True)
+    for _ in range(13):  # by itself the reducer measures the first ten, and one in a hundred
+        model(torch.ones(2, 4)).sum().backward()
+    times = compat.ddp_times(model)
+    assert times is not None
+    assert times.communication >= times.overlap >= 0
+    return before is None, times.iteration
+
+
+def test_the_reducer_measures_its_backward():
+    assert run_disposable(2, reducer_times) == {0: (True, 12), 1: (True, 12)}
 
 
 def test_autocast_of_any_device_is_seen():

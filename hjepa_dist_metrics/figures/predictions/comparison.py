@@ -13,7 +13,7 @@ from hjepa_dist_metrics.metrics.ssl.rows import unit_rows
 def cosines(predictions: ArrayLike, targets: ArrayLike) -> Floats:
     """Return the cosine between prediction and target of each token, [B, N], of [B, N, D] each."""
     predicted, wanted = matching(predictions, targets)
-    similar: Floats = (_unit(predicted) * _unit(wanted)).sum(axis=-1)
+    similar: Floats = (_unit(predicted) * _unit(wanted)).sum(axis=-1).clip(-1.0, 1.0)
     return similar
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
 from hjepa_dist_metrics.integrations.features import WatchedFeatures, WatchFeatures
 from hjepa_dist_metrics.integrations.settings import logging_config
-from hjepa_dist_metrics.monitor import MetricsLogger, TrainingMonitor
-from hjepa_dist_metrics.monitor.health.alerts import OnAlert
+from hjepa_dist_metrics.monitor import LoggingConfig, MetricsLogger, OnAlert, TrainingMonitor
 
 try:
     from transformers import TrainerCallback
@@ -73,22 +72,12 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step:
             saved = checkpoint.load(folder or checkpoint.folder(args, state))
             config = checkpoint.continued(config, saved)
-        monitor = TrainingMonitor(
-            trainer.model_wrapped,
-            trainer.optimizer,
-            config,
-            resume=bool(state.global_step),
-            start_step=state.global_step,
-            steps_per_epoch=math.ceil(state.max_steps / max(1, state.num_train_epochs)),
-            hparams=None if state.global_step else tags.hparams(args),
-            on_alert=self._on_alert,
-        )
+        self._monitor = monitor = self._open(trainer, config, args, state)
+        self._last_run = checkpoint.named(config, monitor.run_name)
         if saved is not None:
             monitor.load_state_dict(saved["monitor"])
-        self._monitor, self._last_run = monitor, checkpoint.named(config, monitor.run_name)
-        self._observation = TrainerObservation(
-            trainer, monitor, WatchedFeatures(trainer.model_wrapped, self._watch)
-        )
+        features = WatchedFeatures(trainer.model_wrapped, self._watch)
+        self._observation = TrainerObservation(trainer, monitor, features)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to time the optimizer's step."""
@@ -144,6 +133,18 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    def _open(self, trainer: Any, config: LoggingConfig, args: Any, state: Any) -> TrainingMonitor:
+        return TrainingMonitor(
+            trainer.model_wrapped,
+            trainer.optimizer,
+            config,
+            resume=bool(state.global_step),
+            start_step=state.global_step,
+            steps_per_epoch=math.ceil(state.max_steps / max(1, state.num_train_epochs)),
+            hparams=None if state.global_step else tags.hparams(args),
+            on_alert=self._on_alert,
+        )
+
     def _stop(self, control: Any) -> Any:
         if rule := self.monitor.should_stop:
             if not control.should_training_stop and self.monitor.context.is_main:
@@ -153,7 +154,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
     def _abandon(self) -> None:
         """Close the run of a training that an error ended."""
-        monitor, self._monitor = self._monitor, None
+        monitor, self._monitor, self._optimizer_phase = self._monitor, None, None
         self._leave_trainer()
         if monitor is not None:
             monitor.run.release()

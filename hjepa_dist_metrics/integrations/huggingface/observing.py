@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.integrations.accelerate.loop import ObservedAccelerator
@@ -62,6 +61,7 @@ class TrainerObservation:
     ) -> Tensor:
         items = more.get("num_items_in_batch", args[0] if args else None)
         samples, tokens, labels = batch_size(inputs), token_count(inputs), _labels(inputs)
+        self._monitor.observe_batch(inputs, epoch=int(self._trainer.state.epoch or 0))
         loss = method(model, inputs, *args, **more)
         parts = self._trainer.current_gradient_accumulation_steps
         if items is not None and self._is_normalized():
@@ -95,7 +95,7 @@ class TrainerObservation:
         trainer, ranks = self._trainer, 1
         if trainer.args.average_tokens_across_devices:
             ranks = max(1, trainer.accelerator.num_processes // trainer.get_tp_size())
-        count = items.reshape(-1)[0].to(torch.float64) if isinstance(items, Tensor) else items
+        count = items.reshape(-1)[0] if isinstance(items, Tensor) else items
         return count / (ranks * parts)
 
     def _label_count(self, labels: Tensor | None) -> Any:

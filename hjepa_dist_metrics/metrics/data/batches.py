@@ -56,6 +56,15 @@ class BatchContent(BufferedMetric[_Look]):
         """Compare no batch with those before: a pass over the data begins."""
         self._recent = None
 
+    @property
+    def recent(self) -> list[int]:
+        """Return the keys with which the next batch is compared, for a checkpoint; this waits for them."""
+        return [] if self._recent is None else self._recent.tolist()
+
+    @recent.setter
+    def recent(self, keys: Sequence[int]) -> None:
+        self._recent = torch.tensor(keys, dtype=torch.int64, device="cpu") if keys else None
+
     def update(self, batch: Any, step: int) -> None:
         """Look at this rank's batch of a step, one a step."""
         inputs = inputs_of(batch)

@@ -17,7 +17,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows, modality_names
 from hjepa_dist_metrics.metrics.multimodal.retrieval import diagonal_contrast, heatmap, recall_at
-from hjepa_dist_metrics.metrics.ssl.rows import row_norms, unit_rows
+from hjepa_dist_metrics.metrics.ssl.rows import cosines, row_norms, unit_rows
 from hjepa_dist_metrics.states import Lazy, Moments, Sample, Sum, of_width, resolved
 
 RECALLS = (1, 5)
@@ -100,8 +100,8 @@ class ModalityAlignment(DistributedMetric):
         stacked = torch.stack(rows, dim=1)
         kept = stacked if valid is None else torch.where(_column(valid, stacked), stacked, 0.0)
         self.sums.update(kept)
-        cosines = [(rows[a] * rows[b]).sum(dim=1) for a, b in self.pairs]
-        self.diagonals.update(torch.stack(cosines, dim=1), valid)
+        diagonal = [cosines(rows[a], rows[b]) for a, b in self.pairs]
+        self.diagonals.update(torch.stack(diagonal, dim=1), valid)
         self.sample.update(stacked.flatten(start_dim=1), valid, ids=ids)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ ENTRIES = (
         "alignment/{a}_vs_{b}/mean_similarity",
         "similarity of all pairs, {a} and {b}",
         "Mean cosine over ALL pairs of samples of all ranks: (sum a) . (sum b) / n^2 on unit rows, exact.",
-        healthy="falls towards 0; near diagonal_similarity nothing is told apart",
+        healthy="falls towards 0; near diagonal_similarity samples cannot be distinguished",
         deviation="often the mean over one rank's batch",
     ),
     _alignment(
@@ -219,8 +219,10 @@ ENTRIES = (
         "recall at {i} of a guess",
         "i over the number of sampled pairs.",
     ),
-    _alignment("alignment/num_pairs", "samples compared", "Samples of all ranks behind the exact numbers."),
-    _alignment("alignment/sample_pairs", "samples drawn", "Samples behind recall, contrast and matrix."),
+    _alignment(
+        "alignment/num_pairs", "samples compared", "Samples of all ranks that the exact numbers are of."
+    ),
+    _alignment("alignment/sample_pairs", "samples drawn", "Samples that recall, contrast and matrix are of."),
     _alignment(
         "alignment/nonfinite",
         "nonfinite similarities",

@@ -14,6 +14,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.states import Sum
+from hjepa_dist_metrics.states.scales import standard_deviation
 
 
 class EpochLoss(DistributedMetric):
@@ -48,7 +49,10 @@ class EpochLoss(DistributedMetric):
         if not taken.any():
             return {}
         losses = sums[taken] / counts[taken]
-        return {f"{self.group}/epoch_mean": losses.mean(), f"{self.group}/epoch_std": losses.std()}
+        return {
+            f"{self.group}/epoch_mean": losses.mean(),
+            f"{self.group}/epoch_std": standard_deviation(losses),
+        }
 
 
 _loss = partial(Entry, dashboard="multimodal_training")

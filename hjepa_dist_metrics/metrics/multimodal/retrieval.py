@@ -9,7 +9,7 @@ from hjepa_dist_metrics.values import Image
 
 Matrix = npt.NDArray[np.float64]
 
-_TIE = 1e-6  # similarities of float32 rows nearer than this are alike
+_TIE = 1e-6  # similarities of float32 rows nearer than this are equal
 _SIDE = 320
 _COLD, _NEUTRAL, _WARM = (
     np.array(rgb, dtype=np.float64) for rgb in ((33, 102, 172), (247,) * 3, (178, 24, 43))
@@ -20,15 +20,15 @@ _MISSING = 128
 def recall_at(similarity: Matrix, k: int) -> float:
     """Return how often a row's own column [n, n] is among its k largest; NaN where a similarity is.
 
-    Of columns that are alike, each is as likely to come first: a collapsed encoder, to which everything is
-    alike, is at chance, k / n, and not at 1.
+    Of equally similar columns each is as likely to come first: a collapsed encoder, to which all columns are
+    equal, is at chance, k / n, and not at 1.
     """
     if not np.isfinite(similarity).all():
         return float("nan")
     own = similarity.diagonal()[:, None]
     better = (similarity > own + _TIE).sum(axis=1)
-    alike = (np.abs(similarity - own) <= _TIE).sum(axis=1)
-    return float(np.clip((k - better) / alike, 0.0, 1.0).mean())
+    equal = (np.abs(similarity - own) <= _TIE).sum(axis=1)
+    return float(np.clip((k - better) / equal, 0.0, 1.0).mean())
 
 
 def diagonal_contrast(similarity: Matrix) -> float:

@@ -15,9 +15,10 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import scale_
-from hjepa_dist_metrics.metrics.optimization.group_norms import columns_of, group_norms
+from hjepa_dist_metrics.metrics.optimization.copy_check import CopyCheck, Gather, gather_over
+from hjepa_dist_metrics.metrics.optimization.group_norms import GroupNorms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import Groups, Parameters, TrackedParameters
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.parallel.reduction import any_rank
 from hjepa_dist_metrics.parallel.sharding.square_ranges import root_sum_square
 from hjepa_dist_metrics.states import Replicated
@@ -33,8 +34,11 @@ class GradientClipping(BufferedMetric[_Step]):
 
     `clip_` replaces `torch.nn.utils.clip_grad_norm_`, for whatever holds the parameters: plain, DDP, FSDP1,
     FSDP2, HSDP, tensor and sequence parallel, mixed. Pass the model itself: FSDP1's parameters cannot be read
-    without it. Under a GradScaler call it after `unscale_`; under gradient accumulation, once, before the
-    optimizer's step.
+    without it. Where ranks hold different parameters, pipeline stages or experts, declare a `layout`. Without
+    one the first call compares parameters and gradients over the ranks, and raises `DesyncError` before
+    anything is scaled where they are no copies. Under a GradScaler call it after `unscale_`; under gradient
+    accumulation, once, before the optimizer's step. `gather` takes the place of the collective by which that
+    comparison is made.
 
     Tags under `gradient/`: `global_norm_before_clip`, `global_norm_after_clip`, `clipping_ratio` (after /
     before), `was_clipped` of the latest step; `clipping_percentage` over the whole run and
@@ -55,26 +59,31 @@ class GradientClipping(BufferedMetric[_Step]):
         groups: Groups | None = None,
         skip_nonfinite: bool = False,
         context: ProcessContext | None = None,
+        layout: ParallelLayout | None = None,
+        gather: Gather | None = None,
     ) -> None:
         if window < 1:
             raise ConfigError(f"the window must hold at least one step, got window={window}")
         self.watched = TrackedParameters(parameters, groups)
         self.window, self.skip_nonfinite, self._context = window, skip_nonfinite, context
-        self._columns = columns_of(self.watched)
+        self._norms = GroupNorms(self.watched, layout)
+        device = self.watched.slots[0].parameter.device
+        self._check = None if layout else CopyCheck(self.watched, gather or gather_over(context, device))
         self.add_state("latest", Replicated(shape=(3,)))  # norm before, after, whether clipped
         self.add_state("totals", Replicated(shape=(3,)))  # finite steps, clipped steps, nonfinite steps
         self.add_state("recent", Replicated(shape=(window,)))  # 1 clipped, 0 not, NaN unknown
-        if self.watched.groups:
-            self.add_state("by_group", Replicated(shape=(2, len(self.watched.groups))))  # before, after
+        if self._norms.names:
+            self.add_state("by_group", Replicated(shape=(2, len(self._norms.names))))  # before, after
         self._position = 0  # of the coming step in `recent`
 
     @torch.no_grad()
     def clip_(self, max_norm: float) -> Tensor:
         """Scale the gradients to a global L2 norm of at most `max_norm`; return the norm before, 0-d.
 
-        The norm is computed in float32 or better whatever the gradients' dtype. Where parameters are sharded
-        this is a collective call. ConfigError unless max_norm > 0 (infinity measures without clipping), where
-        no parameter has a gradient, and where the model's parameters are not those of the start.
+        The norm is computed in float32 or better whatever the gradients' dtype. The first call is a
+        collective one, and all are where parameters are sharded or a layout is declared. ConfigError unless
+        max_norm > 0 (infinity measures without clipping), where no parameter has a gradient, and where the
+        model's parameters are not those of the start.
         """
         if not max_norm > 0:
             raise ConfigError(f"max_norm must be positive (infinity to only measure), got {max_norm!r}")
@@ -85,7 +94,7 @@ class GradientClipping(BufferedMetric[_Step]):
             scale_(stored, coefficient)
         if self.skip_nonfinite and any_rank(~torch.isfinite(norm), self._context or ProcessContext.current()):
             self._drop_gradients()
-        self.update(norm, coefficient, norm > max_norm, norms[:-1] if self.watched.groups else None)
+        self.update(norm, coefficient, norm > max_norm, norms[:-1] if self._norms.names else None)
         return norm.to(_wide(stored), copy=True)  # a copy is the caller's to change
 
     @contextmanager
@@ -95,20 +104,23 @@ class GradientClipping(BufferedMetric[_Step]):
         A step counts as clipped where the norm is smaller afterwards. Where parameters are sharded this is a
         collective call. ConfigError as in `clip_`.
         """
-        _, norms = self._read()
-        before = root_sum_square(norms)
+        _, first = self._read()
         yield
-        after = root_sum_square(self._read()[1])
+        _, last = self._read()
+        before, after = root_sum_square(first), root_sum_square(last)
         ratio = torch.where(before == 0, 1.0, after / before)
-        self.update(before, ratio, after < before, norms[:-1] if self.watched.groups else None)
+        groups = torch.stack([first, last])[:, :-1] if self._norms.names else None
+        self.update(before, ratio, after < before, groups)
 
     @torch.no_grad()
     def _read(self) -> tuple[list[Tensor], Tensor]:
         """Return the gradients as they are stored, and the groups' norms, float64 [groups + 1]."""
         self.watched.require_unchanged()
         stored = [g for slot in self.watched.slots if (g := slot.stored_gradient()) is not None]
-        norms = group_norms(self.watched, self._columns)
-        if not stored:
+        if self._check is not None:
+            self._check()
+        norms = self._norms()
+        if not stored and float(norms.max()) == 0:  # another pipeline stage may have some
             raise ConfigError("no parameter has a gradient: clip after backward() and before zero_grad()")
         return stored, norms
 
@@ -133,7 +145,7 @@ class GradientClipping(BufferedMetric[_Step]):
         added = torch.stack([counted, engaged, 1 - counted]).sum(dim=1)
         self.totals.update(added + torch.nan_to_num(follow(self.totals.data[0], added)))
         self._remember(torch.where(finite, engaged, float("nan")))
-        if self.watched.groups and group_norms is not None:
+        if self._norms.names and group_norms is not None:
             both = group_norms.ndim == 2
             pair = group_norms if both else torch.stack([group_norms, group_norms * coefficients[-1]])
             self.by_group.update(pair)
@@ -178,7 +190,7 @@ class GradientClipping(BufferedMetric[_Step]):
         }
         if self.skip_nonfinite:
             tags["gradient/skipped_steps"] = nonfinite
-        for index, name in enumerate(self.watched.groups):
+        for index, name in enumerate(self._norms.names):
             group_before, group_after = states["by_group"].value[:, index]
             tags[f"gradient/{name}/global_norm_before_clip"] = group_before
             tags[f"gradient/{name}/global_norm_after_clip"] = group_after
@@ -190,4 +202,4 @@ class GradientClipping(BufferedMetric[_Step]):
 
 
 def _wide(gradients: list[Tensor]) -> torch.dtype:
-    return torch.float64 if gradients[0].dtype == torch.float64 else torch.float32
+    return torch.float64 if gradients and gradients[0].dtype == torch.float64 else torch.float32

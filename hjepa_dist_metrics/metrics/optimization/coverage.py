@@ -84,7 +84,8 @@ ENTRIES = (
         "parameters/unoptimized",
         "parameters of no optimizer",
         "Number of tensors that require gradients, have some where a backward ran, and are held by no "
-        "optimizer. The teacher's do not count. Left out under FSDP1, which makes other parameters of them.",
+        "optimizer. Those of a moving average do not count. Left out under FSDP1, which makes "
+        "other parameters of them.",
         healthy="0; others never move",
     ),
     Entry(

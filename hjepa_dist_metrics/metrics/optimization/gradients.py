@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
@@ -23,8 +23,13 @@ from hjepa_dist_metrics.metrics.kernels.elements import (
 )
 from hjepa_dist_metrics.metrics.kernels.moments import standard_deviation
 from hjepa_dist_metrics.metrics.optimization.parameter_partition import ParameterPartition
-from hjepa_dist_metrics.parallel import ProcessContext
-from hjepa_dist_metrics.parallel.reduction import max_over_shards, moments_over_shards, sum_over_shards
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
+from hjepa_dist_metrics.parallel.reduction import (
+    max_over_shards,
+    moments_over_shards,
+    norm_over_shards,
+    sum_over_shards,
+)
 from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.ranks.sharded import ShardedCounts, ShardedMax, ShardedMin, ShardedSum
 from hjepa_dist_metrics.states.ranks.sharded_norms import ShardedMoments
@@ -44,10 +49,11 @@ class GradientFlow(DistributedMetric):
     each parameter by its name; `report` picks the numbers or the histograms alone.
 
     The numbers are those of the whole model, whatever holds it: plain, DDP, FSDP1, FSDP2, HSDP, tensor and
-    sequence parallel, mixed. `update` is local except where gradients are addends (sequence parallelism), or
-    sharded over ranks beyond `context`. Modules as in `ParameterPartition`. A parameter without a gradient
-    counts nothing. Under gradient accumulation measure at the optimizer's step only, under a GradScaler after
-    `unscale_`. Plain parameters are replicas: ranks whose gradients differ are named in a `DesyncError`.
+    sequence parallel, mixed; pipeline stages and experts where a `layout` declares them, with which making
+    the object is a collective call. `update` is local where no gradient is sharded or made of addends.
+    Modules as in `ParameterPartition`. A parameter without a gradient counts nothing. Under gradient
+    accumulation measure at the optimizer's step only, under a GradScaler after `unscale_`. Ranks that hold
+    copies of a parameter and differ in its gradient are named in a `DesyncError`.
     """
 
     def __init__(
@@ -59,17 +65,19 @@ class GradientFlow(DistributedMetric):
         per_parameter: bool = False,
         report: Report = "all",
         context: ProcessContext | None = None,
+        layout: ParallelLayout | None = None,
     ) -> None:
         if report not in get_args(Report):
             raise ConfigError(f"expected report to be one of {get_args(Report)}, got {report!r}")
-        self.segments = ParameterPartition(model, depth, patterns, per_parameter, context)
+        self.segments = ParameterPartition(model, depth, patterns, per_parameter, context, layout=layout)
         self.report = report
         size = len(self.segments.segments)
         self.add_state("sums", ShardedSum(shape=(len(SUMS), size)))
         self.add_state("moments", ShardedMoments(shape=(size,)))
         self.add_state("largest", ShardedMax(shape=(size,)))
         self.add_state("smallest", ShardedMin(shape=(size,)))
-        self.add_state("bad", ShardedMax(shape=(len(self.segments.slots),)))
+        # Of whole parameters: ranks that hold one must agree, and what is not finite is found by it.
+        self.add_state("parameter_norms", ShardedMax(shape=(len(self.segments.parts.names),)))
         if report != "numbers":
             self.add_state("counts", ShardedCounts(size, BINS))
 
@@ -81,37 +89,42 @@ class GradientFlow(DistributedMetric):
         """
         segments, flows = self.segments, (self, *also)
         pieces, slots = segments.gradients()
+        columns = [segments.parts.segment_of[slot] for slot in slots]
         read = read_elements(
             pieces,
-            [segments.segment_of[slot] for slot in slots],
-            len(segments.segments),
+            columns,
+            len(segments.segments) + 1,  # the last one for pieces that other ranks count
             segments.device,
             counting=any(flow.report != "numbers" for flow in flows),
         )
+        norms = self._parameter_norms(read.each, slots)
         for flow in flows:
-            flow._take(read, slots)
+            flow._take(read, columns, norms)
 
-    def _take(self, read: Elements, slots: Sequence[int]) -> None:
-        segments = self.segments
-        stats = read.each.by_column([segments.segment_of[slot] for slot in slots], len(segments.segments))
-        roles = to_device(segments.roles, segments.device)
-        self.sums.update(sum_over_shards(stats.sums, segments.beyond), roles.expand(len(SUMS), -1))
-        moments = stats.sums[0], stats.sums[SUMS.index("sum")], stats.spread
-        self.moments.update_moments(*moments_over_shards(*moments, segments.beyond), roles)
-        self.largest.update(max_over_shards(stats.largest, segments.beyond), roles)
-        self.smallest.update(-max_over_shards(-stats.smallest, segments.beyond), roles)
-        self._find_bad(read.each, slots)
+    def _parameter_norms(self, each: ElementStats, slots: Sequence[int]) -> Tensor:
+        """Return the norm of each whole parameter's gradient, over the ranks that share it, [names]."""
+        parts, device = self.segments.parts, self.segments.device
+        norms = torch.hypot(each.spread, each.sums[SUMS.index("sum")] / each.sums[0].clamp(min=1).sqrt())
+        held = torch.zeros(len(self.segments.slots), dtype=torch.float64, device=device)
+        held.index_copy_(0, _index(slots, device), norms.to(device))
+        whole = norm_over_shards(held, [slot.layout.shards for slot in self.segments.slots])
+        return whole.new_zeros(len(parts.names)).index_copy_(0, _index(parts.place, device), whole)
+
+    def _take(self, read: Elements, columns: Sequence[int], norms: Tensor) -> None:
+        parts, size, device = self.segments.parts, len(self.segments.segments), self.segments.device
+        stats = read.each.by_column(columns, size + 1)
+        sums, spread = stats.sums[:, :size], stats.spread[:size]
+        largest, smallest = stats.largest[:size], stats.smallest[:size]
+        roles = to_device(parts.roles, device)
+        self.sums.update(sum_over_shards(sums, parts.beyond), roles.expand(len(SUMS), -1))
+        moments = sums[0], sums[SUMS.index("sum")], spread
+        self.moments.update_moments(*moments_over_shards(*moments, parts.beyond), roles)
+        self.largest.update(max_over_shards(largest, parts.beyond), roles)
+        self.smallest.update(-max_over_shards(-smallest, parts.beyond), roles)
+        self.parameter_norms.update(norms, to_device(parts.norm_roles, device))
         if self.report != "numbers" and read.counts is not None:
-            counts = read.counts.to(segments.device)
-            self.counts.update(sum_over_shards(counts.T, segments.beyond).T, roles)
-
-    def _find_bad(self, each: ElementStats, slots: Sequence[int]) -> None:
-        segments = self.segments
-        bad = (~torch.isfinite(each.sums[1])).to(torch.float64)
-        flags = bad.new_zeros(len(segments.slots))
-        flags.index_copy_(0, to_device(torch.tensor(slots, dtype=torch.int64, device="cpu"), bad.device), bad)
-        roles = to_device(segments.slot_roles, bad.device)
-        self.bad.update(max_over_shards(flags, segments.slot_beyond), roles)
+            counts = read.counts[:size].to(device)
+            self.counts.update(sum_over_shards(counts.T, parts.beyond).T, roles)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} before the first update."""
@@ -131,9 +144,10 @@ class GradientFlow(DistributedMetric):
         for name, columns in self._parts():
             part = summarise(sums[:, columns], spread[columns], largest[columns], smallest[columns])
             tags |= {f"gradients/{name}_{key}": value for key, value in part.items()}
-        bad = np.flatnonzero(states["bad"].value > 0)
+        norms_of_parameters = states["parameter_norms"].value
+        bad = np.flatnonzero(np.isnan(norms_of_parameters) | np.isposinf(norms_of_parameters))
         if len(bad):
-            tags["gradients/first_nonfinite"] = Text(self.segments.slots[bad[0]].name)
+            tags["gradients/first_nonfinite"] = Text(self.segments.parts.names[bad[0]])
         return tags | self._ratios(norms)
 
     def _histograms(self, states: Mapping[str, Any]) -> dict[str, Histogram]:
@@ -153,12 +167,16 @@ class GradientFlow(DistributedMetric):
         """Return each module, and each parameter where asked, with its segments."""
         segments = self.segments
         parts = [(name, segments.columns(name)) for name in segments.modules]
-        return parts + [(s.parameter, [i]) for i, s in enumerate(segments.segments) if s.parameter]
+        return parts + list(segments.parameter_columns().items())
 
     def _ratios(self, norms: Floats) -> dict[str, float]:
         of_layers = [joint(norms[self.segments.columns(layer)]) for layer in self.segments.layers]
         pairs = enumerate(itertools.pairwise(of_layers), start=1)
         return {f"gradients/ratio_{i}": after / before for i, (before, after) in pairs if before != 0}
+
+
+def _index(places: Sequence[int], device: torch.device) -> Tensor:
+    return to_device(torch.tensor(places, dtype=torch.int64, device="cpu"), device)
 
 
 def joint(norms: Floats) -> float:

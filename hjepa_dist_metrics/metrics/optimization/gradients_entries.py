@@ -33,8 +33,8 @@ ENTRIES = (
     _flow(
         "gradients/{module}_total_norm",
         "gradient norm of a module",
-        "L2 norm of the module's gradient; 0 for the target encoder, which has none.",
-        healthy="of one order of magnitude over the modules that train; 0 for the target encoder",
+        "L2 norm of the module's gradient; 0 where nothing is trained.",
+        healthy="of one order of magnitude over the modules that train; 0 where nothing is trained",
         deviation=_NOT_A_NORM,
     ),
     _flow("gradients/{module}_abs_sum", "sum of a module's gradient", "Sum of |gradient| over the module."),

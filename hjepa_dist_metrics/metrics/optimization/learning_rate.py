@@ -40,6 +40,8 @@ class LearningRate(DistributedMetric):
     def update(self) -> None:
         """Read the rates."""
         rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+        if len(rates) != self.rates.size:  # groups were added, as layers are unfrozen
+            self._states = {**self._states, "rates": Replicated(shape=(len(rates),))}
         if any(isinstance(rate, Tensor) for rate in rates):
             self.rates.update(torch.stack([as_number("a learning rate", r) for r in rates]))
         else:

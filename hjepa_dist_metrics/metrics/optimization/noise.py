@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import square_sum
-from hjepa_dist_metrics.metrics.optimization.group_norms import columns_of, group_norms
+from hjepa_dist_metrics.metrics.optimization.group_norms import GroupNorms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.metrics.validation import as_number
+from hjepa_dist_metrics.parallel import ParallelLayout
+from hjepa_dist_metrics.parallel.reduction import sum_over_shards
 from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook, LocalGradients, watch_gradients
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 
@@ -43,12 +45,19 @@ class GradientNoise(DistributedMetric):
         *,
         hook: CommHook | None = None,
         hook_state: Any = None,
+        layout: ParallelLayout | None = None,
     ) -> None:
+        if layout is not None and (layout.expert or layout.shared):
+            raise ConfigError(
+                "gradient noise compares two batch sizes, and experts or shared parameters average over "
+                "other ranks than the rest: leave logging.gradients.noise off"
+            )
         if not 0 <= decay < 1:
             raise ConfigError(f"decay must be at least 0 and below 1, got {decay!r}")
         self.decay = decay
+        self.layout = layout
         self.watched = TrackedParameters(model)
-        self._columns = columns_of(self.watched)
+        self._norms = GroupNorms(self.watched, layout)
         self._model, self._hook, self._hook_state = model, hook, hook_state
         self._local: LocalGradients | None = None
         self.ranks = 1  # over which gradients are averaged
@@ -74,13 +83,24 @@ class GradientNoise(DistributedMetric):
         local = self.listen()
         with local.looking():
             yield
-        total = local.take()
+        total = self.taken(local)
         if total is None:
             raise ConfigError(
                 "no gradient was reduced: the backward must run inside, with gradient synchronisation on"
             )
         self._pending = (total, samples)
         self.large(samples * self.ranks)
+
+    def taken(self, local: LocalGradients) -> Tensor | None:
+        """Return the squared norm of the gradient of this rank's samples, over all pipeline stages.
+
+        None where nothing was reduced. A collective call where there are stages.
+        """
+        total = local.take()
+        if total is None or self.layout is None or self.layout.pipeline is None:
+            return total
+        stages = self.layout.grid.groups[self.layout.pipeline]
+        return sum_over_shards(total[None], [(stages,)])[0]
 
     def small(self, samples: float, scale: float = 1.0) -> None:
         """Read the gradient of the first micro-batch, of `samples` samples, after its backward.
@@ -99,7 +119,7 @@ class GradientNoise(DistributedMetric):
     def squares(self) -> Tensor:
         """Return the squared norm of the gradient as it is, 0-d. A collective call where it is sharded."""
         self.watched.require_unchanged()
-        return group_norms(self.watched, self._columns).square().sum()
+        return self._norms().square().sum()
 
     def update(
         self,

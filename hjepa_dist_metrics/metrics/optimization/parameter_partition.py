@@ -1,39 +1,21 @@
-"""How a model's parameters fall into modules and layers, and who of the ranks speaks for which of them."""
+"""How a model's parameters fall into modules and layers, and which rank counts for which of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.errors import ConfigError
+from hjepa_dist_metrics.metrics.optimization.partition_parts import Label, declared, undeclared
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import Groups, TrackedParameters
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.parallel.reduction import resolve_partial
 from hjepa_dist_metrics.parallel.sharding.parameter_shards import ParameterShard
-from hjepa_dist_metrics.states.ranks.sharded import NON_OWNER, REPLICATED, SHARD
 
 OTHER = "other"
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Name what parameters of one segment share: module, layer, place over ranks, perhaps a parameter alone.
-
-    `role` is this rank's in the segment; `beyond` are groups that share it but not the sync.
-    """
-
-    module: str
-    layer: str | None
-    parameter: str | None
-    layout: tuple[Any, ...]
-    role: int
-    beyond: tuple[Any, ...]
 
 
 class ParameterPartition:
@@ -42,7 +24,8 @@ class ParameterPartition:
     A parameter's module is the first `depth` parts of its name, or the first of `patterns` (module name to
     regular expression) that is found in its name, "other" where none is. Its layer is the name up to its
     first number: `encoder.blocks.3`. With `groups`, named lists of parameters, those are the modules, and
-    "other" the rest. `context` tells over which ranks the numbers will be merged.
+    "other" the rest. `context` tells over which ranks the numbers will be merged. With a `layout` modules and
+    names are those of all pipeline stages, and making the object is a collective call where there are any.
     """
 
     def __init__(
@@ -53,6 +36,7 @@ class ParameterPartition:
         per_parameter: bool = False,
         context: ProcessContext | None = None,
         groups: Groups | None = None,
+        layout: ParallelLayout | None = None,
     ) -> None:
         if depth < 1:
             raise ConfigError(f"modules are named by at least one part of a name, got depth={depth}")
@@ -60,41 +44,40 @@ class ParameterPartition:
             raise ConfigError(f"expected the model, a torch.nn.Module, got {type(model).__name__}")
         self.watched = TrackedParameters(model)
         self.slots: Sequence[ParameterShard] = self.watched.slots
-        place = _SyncPlace.of(context)
         naming = _naming(depth, patterns) if groups is None else _by_group(groups)
-        keys = [
-            Segment(
+        labels = [
+            Label(
                 naming(slot),
                 layer_of(slot.name) if slot.parameter.requires_grad else None,
                 slot.name if per_parameter else None,
-                slot.layout.shards,
-                *place.part(slot),
+                slot.parameter.requires_grad,
             )
             for slot in self.slots
         ]
-        self.segments: list[Segment] = list(dict.fromkeys(keys))
-        index = {key: i for i, key in enumerate(self.segments)}
-        self.segment_of = [index[key] for key in keys]
-        self.roles = torch.tensor([segment.role for segment in self.segments], device="cpu")
-        self.slot_roles = torch.tensor([key.role for key in keys], device="cpu")
-        self.beyond = [segment.beyond for segment in self.segments]
-        self.slot_beyond = [key.beyond for key in keys]
+        self.parts = (
+            undeclared(self.slots, labels, context)
+            if layout is None
+            else declared(self.slots, labels, context, layout)
+        )
+        self.segments = self.parts.segments
         self.modules = list(dict.fromkeys(segment.module for segment in self.segments))
-        self.layers = _in_order(s.layer for s in self.segments if s.layer is not None)
+        self.layers = _in_order(s.label.layer for s in self.segments if s.label.layer is not None)
         if not self.layers:
-            self.layers = [
-                m for m in self.modules if any(slot.parameter.requires_grad for slot in self._of(m))
-            ]
+            trained = {segment.module for segment in self.segments if segment.label.trained}
+            self.layers = [module for module in self.modules if module in trained]
         self.device = one_device(self.slots)
-
-    def _of(self, module: str) -> Iterator[ParameterShard]:
-        for slot, index in zip(self.slots, self.segment_of, strict=True):
-            if self.segments[index].module == module:
-                yield slot
 
     def columns(self, name: str) -> list[int]:
         """Return the segments of a module or a layer."""
-        return [i for i, s in enumerate(self.segments) if name in (s.module, s.layer)]
+        return [i for i, s in enumerate(self.segments) if name in (s.module, s.label.layer)]
+
+    def parameter_columns(self) -> dict[str, list[int]]:
+        """Return the segments of each parameter that stands alone, by its name."""
+        found: dict[str, list[int]] = {}
+        for index, segment in enumerate(self.segments):
+            if segment.label.parameter is not None:
+                found.setdefault(segment.label.parameter, []).append(index)
+        return found
 
     def gradients(self) -> tuple[list[Tensor], list[int]]:
         """Return this rank's pieces of all gradients, whole values where they were addends, and their slots.
@@ -110,30 +93,6 @@ class ParameterPartition:
         """Return this rank's pieces of all parameters, and their slots."""
         self.watched.require_unchanged()
         return [slot.values() for slot in self.slots], list(range(len(self.slots)))
-
-
-@dataclass(frozen=True)
-class _SyncPlace:
-    """Hold the global ranks among which numbers are merged, and this one's."""
-
-    ranks: tuple[int, ...]
-    rank: int
-
-    @classmethod
-    def of(cls, context: ProcessContext | None) -> _SyncPlace:
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls((0,), 0)
-        here = context or ProcessContext.current()
-        group = here.group or dist.group.WORLD
-        return cls(tuple(dist.get_process_group_ranks(group)), dist.get_rank())
-
-    def part(self, slot: ParameterShard) -> tuple[int, tuple[Any, ...]]:
-        """Return this rank's role in a slot, and the groups beyond the sync that share it."""
-        beyond = slot.layout.beyond(self.ranks)
-        if len(beyond) == len(slot.layout.shards):
-            return REPLICATED, beyond
-        speaks = slot.layout.speaks(self.ranks[0], self.rank)
-        return SHARD if speaks else NON_OWNER, beyond
 
 
 def one_device(slots: Sequence[ParameterShard]) -> torch.device:

@@ -19,13 +19,13 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric, keepable, number_row
 from hjepa_dist_metrics.metrics.validation import device_of
 from hjepa_dist_metrics.states import Replicated, StepWindow
+from hjepa_dist_metrics.states.scales import standard_deviation
 
 SPIKE_BOUND = 6.0
 WINDOW = 50
 _LEAST_REFERENCE = 8
 _CONSISTENT = 1.4826  # of the median absolute deviation with a Gaussian's standard deviation
 _RELATIVE_FLOOR = 1e-3
-_EPS = 1e-8
 _TINY = float(np.finfo(np.float64).tiny)
 
 Losses = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ class TrainingStability(BufferedMetric[_Step]):
 
     Spikes are looked for in the last `reach` steps, the window by default: it should hold those since the
     last look and some before. Their tags are `loss_max_spike` (largest over smallest), `worst_spike_score`,
-    `spike_count` and `nonfinite_steps`.
+    `worst_spike_height`, `spike_count`, `nonfinite_steps` and, where there are any, `first_nonfinite_step`.
     """
 
     persistent = True
@@ -95,22 +95,42 @@ class TrainingStability(BufferedMetric[_Step]):
         scores = spike_scores(losses, self.window)
         tags = {
             "stability/spike_score": scores[-1],
-            "stability/worst_spike_score": max((float(s) for s in scores if s == s), default=math.nan),
+            **_worst(losses, scores),
             "stability/spike_count": int((scores > SPIKE_BOUND).sum()),
             "stability/nonfinite_steps": len(losses) - len(finite),
         }
+        if len(finite) < len(losses):
+            tags["stability/first_nonfinite_step"] = int(states["recent"].steps[~np.isfinite(losses)][0])
         return tags | (self._shape(finite, states["validation_loss"].value) if len(finite) else {})
 
     def _shape(self, reached: Losses, validation: float) -> dict[str, float]:
         losses = reached[-self.window :]
+        scale = float(np.abs(losses).max()) or 1.0  # squares of what is divided by it are of ordinary size
         tags = {
-            "stability/loss_smoothness": float(losses.std()),
-            "stability/loss_trend_slope": slope_at_end(losses),
-            "stability/loss_max_spike": float(reached.max() / (reached.min() + _EPS)),
+            "stability/loss_smoothness": standard_deviation(losses),
+            "stability/loss_trend_slope": scale * slope_at_end(losses / scale),
+            **_quotient("stability/loss_max_spike", reached.max(), reached.min()),
         }
         if validation == validation:
-            tags["stability/val_train_loss_ratio"] = float(validation / (losses.mean() + _EPS))
+            tags |= _quotient("stability/val_train_loss_ratio", validation, losses.mean())
         return tags
+
+
+def _worst(losses: Losses, scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return the highest spike score, and how far its loss is above the median of the losses."""
+    if np.isnan(scores).all():
+        return {"stability/worst_spike_score": math.nan}
+    worst = int(np.nanargmax(scores))
+    height = losses[worst] - np.nanmedian(losses[np.isfinite(losses)])
+    return {
+        "stability/worst_spike_score": float(scores[worst]),
+        "stability/worst_spike_height": float(height),
+    }
+
+
+def _quotient(tag: str, numerator: float, denominator: float) -> dict[str, float]:
+    """Return the quotient under a tag; {} where a loss of exactly 0 leaves none."""
+    return {} if denominator == 0 else {tag: float(numerator / denominator)}
 
 
 def slope_at_end(losses: Losses) -> float:
@@ -170,7 +190,7 @@ ENTRIES = (
     _stability(
         "stability/val_train_loss_ratio",
         "validation loss over training loss",
-        "Validation loss divided by the training loss of the same time.",
+        "Validation loss over the mean training loss of the last 50 steps; absent where that is exactly 0.",
         healthy="near 1; rising steadily is overfitting",
     ),
     _stability(
@@ -184,7 +204,8 @@ ENTRIES = (
     _stability(
         "stability/loss_max_spike",
         "largest over smallest loss",
-        "Largest over smallest loss of the steps since the last log and the 50 before.",
+        "Largest over smallest loss of the steps since the last log and the 50 before; absent where the "
+        "smallest is exactly 0.",
         healthy="near 1; explodes near a loss of 0, void for negative ones: see stability/spike_score",
     ),
     _stability(
@@ -202,6 +223,12 @@ ENTRIES = (
         healthy="within 6",
     ),
     _stability(
+        "stability/worst_spike_height",
+        "height of the worst spike",
+        "Loss of the step with the largest spike score, less the median of the losses.",
+        healthy="small against loss/total",
+    ),
+    _stability(
         "stability/spike_count",
         "spikes",
         "Steps whose spike score passed 6, of those since the last log and the 50 before.",
@@ -210,11 +237,19 @@ ENTRIES = (
     ),
     _stability(
         "stability/nonfinite_steps",
-        "nonfinite steps",
-        "Steps whose loss was NaN or infinite, of those since the last log and the 50 before; they are left "
-        "out of the rest.",
+        "nonfinite steps in the window",
+        "Steps whose loss was NaN or infinite, of those since the last log and the 50 before: no total, it "
+        "falls as the window moves on. They are left out of the rest.",
         unit="steps",
         healthy="0",
         bounds=NOTHING,
+    ),
+    _stability(
+        "stability/first_nonfinite_step",
+        "first nonfinite step in the window",
+        "Number of the first step, of those since the last log and the 50 before, whose loss was NaN or "
+        "infinite: where it came, and not where it was logged. Written only where there was one.",
+        unit="step",
+        healthy="absent",
     ),
 )

@@ -17,23 +17,24 @@ from hjepa_dist_metrics.parallel.sharding.parameter_shards import (
     parameter_shards,
 )
 
-Parameters = nn.Module | Tensor | Optimizer | Iterable[Tensor]
+Parameters = nn.Module | Tensor | Optimizer | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 Groups = Mapping[str, Iterable[Tensor]]
 
 
 class TrackedParameters:
     """Hold slots of parameters, and the place of each in the named groups.
 
-    `source` is a model (the only source that tells names, and what FSDP1 made of the parameters), an
-    optimizer, or parameters. `group_of[i]` is the index of slot i's group, the last index of all,
-    `len(groups)`, for a slot in none.
+    `source` is a model (the only source that tells what FSDP1 made of the parameters), an optimizer,
+    parameters, or pairs of names and parameters. `group_of[i]` is the index of slot i's group, the last index
+    of all, `len(groups)`, for a slot in none.
     """
 
     def __init__(self, source: Parameters, groups: Groups | None = None) -> None:
         self._reread: Callable[[], list[Tensor]] | None = _reader(source)
-        given = self._reread() if self._reread else _as_list(source)
+        names, given = (None, self._reread()) if self._reread else _as_list(source)
+        self.named = isinstance(source, nn.Module) or names is not None
         self.slots: list[ParameterShard] = (
-            model_shards(source) if isinstance(source, nn.Module) else parameter_shards(given)
+            model_shards(source) if isinstance(source, nn.Module) else parameter_shards(given, names)
         )
         if not self.slots:
             raise ConfigError("there are no parameters: is the model empty, or the iterator used up?")
@@ -100,5 +101,8 @@ def _reader(source: Parameters) -> Callable[[], list[Tensor]] | None:
     return None
 
 
-def _as_list(source: Any) -> list[Tensor]:
-    return [source] if isinstance(source, Tensor) else list(source)
+def _as_list(source: Any) -> tuple[list[str] | None, list[Tensor]]:
+    given = [source] if isinstance(source, Tensor) else list(source)
+    if given and all(isinstance(item, tuple) and len(item) == 2 for item in given):
+        return [str(name) for name, _ in given], [parameter for _, parameter in given]
+    return None, given

@@ -25,7 +25,7 @@ from hjepa_dist_metrics.metrics.kernels.norms import tensor_norms
 from hjepa_dist_metrics.metrics.optimization.parameter_partition import ParameterPartition
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups, optimizer_list
 from hjepa_dist_metrics.metrics.validation import as_number
-from hjepa_dist_metrics.parallel import ProcessContext
+from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.parallel.reduction import moments_over_shards, norm_over_shards, sum_over_shards
 from hjepa_dist_metrics.parallel.sharding.square_ranges import root, square_ranges
 from hjepa_dist_metrics.states.base import to_device
@@ -67,21 +67,22 @@ class Updates(DistributedMetric):
         *,
         max_elements: int = 1 << 26,
         context: ProcessContext | None = None,
+        layout: ParallelLayout | None = None,
     ) -> None:
         if max_elements < 1:
             raise ConfigError(f"at least one element must be compared, got max_elements={max_elements}")
         self.optimizers = optimizer_list(optimizers)
         self.max_elements = max_elements
         groups = optimizer_groups(self.optimizers)
-        self.segments = ParameterPartition(model, context=context, groups=groups)
-        self.groups = [name for name in groups if name in self.segments.modules]
-        self._before: list[_Copy] = []
+        self.segments = ParameterPartition(model, context=context, groups=groups, layout=layout)
+        self.groups = [name for name in self.segments.modules if layout or name in groups]
+        self._before: list[_Copy] | None = None  # outside of a step
         size = len(self.segments.segments)
         self.add_state("weights", ShardedMoments(shape=(size,)))
         self.add_state("norms", ShardedNorm(shape=(len(NORMS), size)))
         self.add_state("sums", ShardedSum(shape=(len(SUMS), size)))
-        self.add_state("step_norms", ShardedNorm(shape=(len(self.segments.slots),)))
-        self.add_state("step_sizes", ShardedSum(shape=(len(self.segments.slots),)))
+        self.add_state("step_norms", ShardedNorm(shape=(len(self.segments.parts.names),)))
+        self.add_state("step_sizes", ShardedSum(shape=(len(self.segments.parts.names),)))
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -97,47 +98,55 @@ class Updates(DistributedMetric):
         chosen = [
             (slot, piece.reshape(-1))
             for slot, piece in zip(slots, values, strict=True)
-            if self.segments.slots[slot].parameter.requires_grad and piece.numel()
+            if self.segments.slots[slot].parameter.requires_grad and piece.numel() and self._counts(slot)
         ]
         stride = max(1, math.ceil(sum(piece.numel() for _, piece in chosen) / self.max_elements))
         self._before = _copies(chosen, stride)
         self._read_gradients()
 
+    def _counts(self, slot: int) -> bool:
+        """Return whether this rank counts for its piece of a parameter, or is one of equal copies."""
+        return self.segments.parts.segment_of[slot] < len(self.segments.segments)
+
     def _read_gradients(self) -> None:
         segments, device = self.segments, self.segments.device
         rates = {id(p): g["lr"] for o in self.optimizers for g in o.param_groups for p in g["params"]}
-        pieces, slots = segments.gradients()
+        held = zip(*segments.gradients(), strict=True)
+        counted = [(piece, slot) for piece, slot in held if self._counts(slot)]
+        pieces, slots = [piece for piece, _ in counted], [slot for _, slot in counted]
         own = [rates.get(id(segments.slots[slot].parameter), 0.0) for slot in slots]
         if any(isinstance(rate, Tensor) for rate in own):
             weights = torch.stack([as_number("a learning rate", rate).to(device) for rate in own])
         else:
             weights = _numbers(own, device)
-        norms = _add_columns(tensor_norms(pieces, device) * weights, slots, len(segments.slots))
-        sizes = _add_columns(_sizes(pieces, device), slots, len(segments.slots))
-        roles = to_device(segments.slot_roles, device)
-        self.step_norms.update(norm_over_shards(norms, segments.slot_beyond), roles)
-        self.step_sizes.update(sum_over_shards(sizes, segments.slot_beyond), roles)
+        parts = segments.parts
+        places = [parts.place[slot] for slot in slots]
+        norms = _add_columns(tensor_norms(pieces, device) * weights, places, len(parts.names))
+        sizes = _add_columns(_sizes(pieces, device), places, len(parts.names))
+        roles = to_device(parts.slot_roles, device)
+        self.step_norms.update(norm_over_shards(norms, parts.slot_beyond), roles)
+        self.step_sizes.update(sum_over_shards(sizes, parts.slot_beyond), roles)
 
     def update(self) -> None:
         """Compare with the parameters as they are now, after the step."""
-        if not self._before:
+        if self._before is None:
             raise ConfigError("there is nothing to compare with: call before() ahead of the optimizer's step")
-        segments, copies = self.segments, self._before
-        self._before = []
-        columns = _index([segments.segment_of[copied.slot] for copied in copies], segments.device)
-        size, roles = len(segments.segments), to_device(segments.roles, segments.device)
+        segments, copies, parts = self.segments, self._before, self.segments.parts
+        self._before = None
+        columns = _index([parts.segment_of[copied.slot] for copied in copies], segments.device)
+        size, roles = len(segments.segments), to_device(parts.roles, segments.device)
         counts, sums, spreads = self._values(copies)
         both = torch.stack([counts, sums])
         count, total = both.new_zeros((2, size)).index_add_(1, columns, both)
         pooled = pooled_spreads(counts, sums, spreads, columns, size)
-        self.weights.update_moments(*moments_over_shards(count, total, pooled, segments.beyond), roles)
+        self.weights.update_moments(*moments_over_shards(count, total, pooled, parts.beyond), roles)
         changes, (moment1, *second) = self._changes(copies), self._moments(copies)
         ranges = square_ranges(torch.stack([changes, moment1]))
         norms = root(ranges.new_zeros((3, len(NORMS), size)).index_add_(2, columns, ranges))
-        self.norms.update(norm_over_shards(norms, segments.beyond), roles.expand(len(NORMS), -1))
+        self.norms.update(norm_over_shards(norms, parts.beyond), roles.expand(len(NORMS), -1))
         rest = torch.stack(second)
         block = rest.new_zeros((len(SUMS), size)).index_add_(1, columns, rest)
-        self.sums.update(sum_over_shards(block, segments.beyond), roles.expand(len(SUMS), -1))
+        self.sums.update(sum_over_shards(block, parts.beyond), roles.expand(len(SUMS), -1))
 
     def _values(self, copies: Sequence[_Copy]) -> tuple[Tensor, Tensor, Tensor]:
         """Return count, sum and spread of each copied parameter before the step, [n] each."""
@@ -160,7 +169,8 @@ class Updates(DistributedMetric):
             for copied in copies
             for block in _blocks(self.segments.slots[copied.slot].values().reshape(-1), copied.stride)
         ]
-        torch._foreach_sub_(old, now)
+        if old:
+            torch._foreach_sub_(old, now)
         owners = [index for index, copied in enumerate(copies) for _ in copied.values]
         norms = _join_norms(tensor_norms(old, device), owners, len(copies))
         return norms * _numbers([copied.scale**0.5 for copied in copies], device)
@@ -247,6 +257,8 @@ def _join_norms(norms: Tensor, columns: Sequence[int], size: int) -> Tensor:
 
 def _sums(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return the sum of each tensor, float64 [n]."""
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64, device=device)
     if device.type == "cpu" and all(0 < tensor.numel() <= SMALL for tensor in tensors):
         return joined_sums(tensors)[0]
     return torch.stack([tensor.sum(dtype=_wide(tensor.dtype)).to(torch.float64) for tensor in tensors])

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.metrics.optimization.group_norms import Column, columns_of, group_norms
+from hjepa_dist_metrics.metrics.kernels.moments import moments, pooled_spread
+from hjepa_dist_metrics.metrics.optimization.group_norms import Column, GroupNorms, columns_of
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.metrics.validation import as_number
-from hjepa_dist_metrics.parallel.reduction import sum_over_shards
+from hjepa_dist_metrics.parallel.reduction import moments_over_shards
 from hjepa_dist_metrics.parallel.sharding.square_ranges import root_sum_square
 from hjepa_dist_metrics.states import Replicated, Sum
+from hjepa_dist_metrics.states.base import to_device
 
 
 class HeadLosses(DistributedMetric):
@@ -85,7 +87,7 @@ class HeadGradients(DistributedMetric):
 
     Tags: `{prefix}/{part}_norm`, `{prefix}/total_norm` over the whole model, and for each pair of `ratios`
     `{prefix}/{a}_to_{b}_ratio`, without a part's ending "_head", where the second norm is not 0. The norms
-    are those of the whole model, whatever ranks hold it. Call `update` after backward and before clipping.
+    are those of the whole model, also where it is sharded. Call `update` after backward and before clipping.
     """
 
     def __init__(
@@ -98,14 +100,14 @@ class HeadGradients(DistributedMetric):
         _require_parts(parts, ratios)
         self.watched = _watch(model, parts)
         self.names, self.ratios, self.prefix = list(parts), list(ratios), prefix
-        self._columns = columns_of(self.watched)
+        self._group_norms = GroupNorms(self.watched)
         # A gradient is the same on every rank once it is reduced: norms are replicated, never summed.
         self.add_state("norms", Replicated(shape=(len(self.names) + 2,)))  # parts, total, number of steps
 
     def update(self) -> None:
         """Add the norms of this step's gradients. Where parameters are sharded this is a collective call."""
         self.watched.require_unchanged()
-        norms = group_norms(self.watched, self._columns)
+        norms = self._group_norms()
         step = torch.cat([norms[:-1], root_sum_square(norms)[None], torch.ones_like(norms[:1])])
         seen = self.norms.data.to(step.device, non_blocking=True)
         self.norms.update(torch.where(seen[1] > 0, seen[0] + step, step))
@@ -127,8 +129,8 @@ class HeadGradients(DistributedMetric):
 class HeadParameters(DistributedMetric):
     """Report mean and standard deviation of the parameters of named parts of a model.
 
-    Tags: `{prefix}/{part}_mean`, `{prefix}/{part}_std` (divided by n), of whole parameters, whatever ranks
-    hold them. Ranks whose values differ are named in a `DesyncError`.
+    Tags: `{prefix}/{part}_mean`, `{prefix}/{part}_std` (divided by n), of whole parameters, also where
+    ranks hold shards of them. Ranks whose values differ are named in a `DesyncError`.
     """
 
     def __init__(
@@ -143,14 +145,13 @@ class HeadParameters(DistributedMetric):
     def update(self) -> None:
         """Read the parameters. Where they are sharded this is a collective call."""
         self.watched.require_unchanged()
-        local = torch.stack([_power_sums(column) for column in self._columns], dim=-1)
-        merged = sum_over_shards(local, [column.shards for column in self._columns])
-        by_part = [torch.zeros_like(merged[:, 0]) for _ in self.names]
-        for column, sums in zip(self._columns, merged.unbind(-1), strict=True):
-            by_part[column.group] = by_part[column.group] + sums
-        count, total, squares = torch.stack(by_part, dim=-1).unbind()
-        mean = total / count
-        self.stats.update(torch.stack([mean, (squares / count - mean * mean).clamp(min=0.0).sqrt()]))
+        local = torch.stack([_moments(column) for column in self._columns], dim=-1)
+        shards = [column.shards for column in self._columns]
+        counts, totals, spreads = moments_over_shards(local[0], local[1], local[2], shards)
+        groups = [column.group for column in self._columns]
+        parts = [[i for i, group in enumerate(groups) if group == part] for part in range(len(self.names))]
+        stats = [_mean_and_std(counts[places], totals[places], spreads[places]) for places in parts]
+        self.stats.update(torch.stack(stats, dim=-1))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags of what was read last; {} before the first update."""
@@ -161,12 +162,20 @@ class HeadParameters(DistributedMetric):
         return {f"{self.prefix}/{name}_{key}": value for name, row in named for key, value in row}
 
 
-def _power_sums(column: Column) -> Tensor:
-    """Return number, sum and sum of squares of this rank's elements, float64 [3]."""
-    parts = [slot.values().reshape(-1).to(torch.float64) for slot in column.slots]
-    number = sum(part.numel() for part in parts)
-    sums = torch.stack([torch.stack([part.sum(), part.square().sum()]) for part in parts]).sum(dim=0)
-    return torch.cat([torch.full_like(sums[:1], float(number)), sums])
+def _moments(column: Column) -> Tensor:
+    """Return number, sum and spread about the mean of this rank's elements, float64 [3]."""
+    parts = [slot.values().reshape(-1) for slot in column.slots]
+    wide = [part if part.dtype == torch.float64 else part.to(torch.float32) for part in parts]
+    totals, spreads = moments(wide, wide[0].device)
+    counts = torch.tensor([float(part.numel()) for part in wide], dtype=torch.float64, device="cpu")
+    counts = to_device(counts, totals.device)
+    return torch.stack([counts.sum(), totals.sum(), pooled_spread(counts, totals, spreads)])
+
+
+def _mean_and_std(counts: Tensor, totals: Tensor, spreads: Tensor) -> Tensor:
+    """Return mean and standard deviation (divided by n) of several sets of numbers together, float64 [2]."""
+    number = counts.sum()
+    return torch.stack([totals.sum() / number, pooled_spread(counts, totals, spreads) / number.sqrt()])
 
 
 def _watch(model: nn.Module, parts: Mapping[str, nn.Module]) -> TrackedParameters:

@@ -14,7 +14,7 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import psnr_gap_limits, similarity_gap_limits, similarity_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.reconstruction.per_frame import Floats, FrameMetric
-from hjepa_dist_metrics.metrics.ssl.rows import unit_rows
+from hjepa_dist_metrics.metrics.ssl.rows import cosines, row_norms, unit_rows
 from hjepa_dist_metrics.metrics.ssl.sampled import SIMILARITY_EDGES
 from hjepa_dist_metrics.states import Max, Min
 from hjepa_dist_metrics.states.rows import row_weights
@@ -29,10 +29,10 @@ def psnr(prediction: Tensor, target: Tensor, cap: float = PSNR_CAP) -> Tensor:
     An image without any error would have an infinite PSNR, which no chart can draw and which would make every
     mean infinite: values end at `cap`, 100 dB, an MSE of 1e-10. An 8-bit image's rounding alone is at 59 dB.
     """
-    error = _wide(prediction) - _wide(target)
-    mse = error.square().flatten(1).to(torch.float64).mean(dim=1)
-    floor = 10.0 ** (-cap / 10.0)
-    return -10.0 * torch.log10(mse.clamp(min=floor))
+    error = prediction.detach().to(torch.float64) - target.detach().to(torch.float64)
+    root_mean_square = row_norms(error.flatten(1)) / max(error[0].numel(), 1) ** 0.5 if len(error) else error
+    floor = 10.0 ** (-cap / 20.0)
+    return -20.0 * torch.log10(root_mean_square.reshape(len(error)).clamp(min=floor))
 
 
 class Reconstruction(FrameMetric):
@@ -75,8 +75,8 @@ class Reconstruction(FrameMetric):
     ) -> None:
         """Compare patches [B, C, H, W]; `frame_ids` int [B] say of which frame each is.
 
-        Targets must lie in [0, 1]: where one does not, this raises ConfigError, or `compute` where they are
-        on a device, which this does not wait for. Predictions may leave the range; they are not clipped.
+        Targets must lie in [0, 1]: where one does not, this raises ConfigError; of targets on a device, with
+        which this does not synchronise, `compute` does. Predictions may leave the range: nothing is clipped.
         """
         _require_images(prediction, target)
         self._watch_range(target, valid)
@@ -145,8 +145,7 @@ class SemanticSimilarity(FrameMetric):
         if prediction.ndim != 2 or prediction.shape != target.shape:
             both = f"{list(prediction.shape)} and {list(target.shape)}"
             raise ConfigError(f"expected predicted and true embeddings of one shape [B, D], got {both}")
-        cosine = (unit_rows(prediction) * unit_rows(target)).sum(dim=1)
-        self._add(cosine, frame_ids, valid)
+        self._add(cosines(unit_rows(prediction), unit_rows(target)), frame_ids, valid)
 
     def _more(self, values: Floats, num_patches: int) -> dict[str, Any]:
         label = self.label.removesuffix("_sim")
@@ -229,7 +228,7 @@ ENTRIES = (
         "spread of PSNR over {name} frames",
         "Standard deviation (divided by n) over the frames of the whole job.",
         unit="dB",
-        healthy="low: frames are reconstructed alike",
+        healthy="low: frames are reconstructed equally well",
     ),
     _spread(
         "Eval/PSNR_Stats/{name}_min",

@@ -1,6 +1,6 @@
 """A quality of patches, averaged to frames and described over the frames of the whole job.
 
-A frame's patches may lie on several ranks and in several batches: they find together by the frame's id.
+A frame's patches may lie on several ranks and in several batches: they are joined by the frame's id.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.states import GroupSums, Moments
+from hjepa_dist_metrics.states.scales import square_sum
 from hjepa_dist_metrics.values import Histogram
 
 Floats = npt.NDArray[np.float64]
@@ -54,7 +55,7 @@ class FrameMetric(DistributedMetric):
     ) -> None:
         for key, value in (("num_frames", num_frames), ("patches_per_frame", patches_per_frame)):
             if value is not None and value < 1:
-                raise ConfigError(f"{key} is {value!r}; allowed: 1 or more, or None where it is not known")
+                raise ConfigError(f"{key} is {value!r}; allowed: 1 or more, or None where it is unknown")
         self.name, self.split, self.prefix = name, split, prefix
         self.label = f"{split}_{name}" if split else name
         self.edges = np.asarray(edges, dtype=np.float64)
@@ -143,7 +144,7 @@ def clipped_histogram(values: Floats, edges: Floats) -> Histogram:
         0.0 if none else float(finite.min()),
         0.0 if none else float(finite.max()),
         float(finite.sum()),
-        float(finite @ finite),
+        square_sum(finite),
         len(values) - len(finite),
     )
 
@@ -215,6 +216,6 @@ ENTRIES = (
         "Each frame counted once, over edges that stay: 0 to 60 dB for PSNR, -1 to 1 for similarities.",
         kind="histogram",
         family="representations",
-        healthy="narrow, at high values, alike on both splits",
+        healthy="narrow, at high values, the same on both splits",
     ),
 )

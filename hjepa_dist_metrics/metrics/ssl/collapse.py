@@ -42,14 +42,15 @@ class Collapse(DistributedMetric):
     Exact over all rows of all ranks, from unit rows x / |x|: `collapse/mean_std_per_dim`, `min_std_per_dim`,
     `effective_rank`, `mean_similarity`, `std_similarity`; from the rows themselves: `rankme`,
     `rankme_centered`, `participation_ratio`, `stable_rank`, `alpha_req` with `alpha_req_r2`,
-    `vicreg_variance`, `vicreg_covariance`, `sigreg`, `mean_share`, `dead_features`; `num_samples`,
-    `num_features`, `nonfinite` (rows), `is_constant`. From a uniform sample of `sample` rows:
-    `max_similarity`, `uniformity`, `centered_similarity`, `duplicate_share`, `similarity_histogram`.
+    `vicreg_variance`, `vicreg_covariance`, `sigreg`, `rms_norm`, `mean_share`, `dead_features`;
+    `num_samples`, `num_features`, `nonfinite` (rows), `is_constant`. From a uniform sample of `sample` rows:
+    `max_similarity`, `uniformity`, `centered_similarity`, `duplicate_share`, `neighbor_distance`,
+    `similarity_histogram`.
 
     One tensor [B, N, D] can collapse over its tokens and over its images. The above is over tokens; over
     images, each the mean of its tokens, there are `pooled_mean_std_per_dim`, `pooled_effective_rank` and so
     on, `pooled_rankme`, `pooled_mean_share`, `pooled_uniformity`, `pooled_centered_similarity`,
-    `pooled_duplicate_share`, and `lidar` and `between_within_ratio`.
+    `pooled_duplicate_share`, `pooled_neighbor_distance`, and `lidar` and `between_within_ratio`.
 
     With a name the tags read `collapse/{name}_effective_rank` and so on. `short` is "context" or "target" for
     the short list `train/{short}_std`, `_norm`, `_rank`, of images. `full=False` keeps to what follows from
@@ -153,6 +154,10 @@ def token_ids(ids: Tensor, features: Tensor) -> Tensor:
 def _unit_moments(unit: Any, rows: Any) -> dict[str, Any]:
     """Return what follows from the merged moments of the unit rows, and whether the rows are all the same."""
     matrix, count = unit.matrix, unit.count
+    length = float(unit.second_moment.trace())
+    similarity = mean_similarity(count, unit.mean, length)
+    if length == 0 and count > 1:
+        similarity = 1.0  # rows of zeros are one point, as any that are all the same
     std = matrix.diagonal().clamp(min=0).sqrt()
     finite = bool(torch.isfinite(matrix).all())
     rank = entropy_rank(without_noise(unit.spectrum(), rounding_of(unit.mean))) if finite else math.nan
@@ -161,7 +166,7 @@ def _unit_moments(unit: Any, rows: Any) -> dict[str, Any]:
         "mean_std_per_dim": float(std.mean()),
         "min_std_per_dim": float(std.min()),
         "effective_rank": rank,
-        "mean_similarity": mean_similarity(count, unit.mean, float(unit.second_moment.trace())),
+        "mean_similarity": similarity,
         "std_similarity": std_similarity(count, unit.mean, unit.m2),
     }
 
@@ -175,6 +180,7 @@ def _raw_moments(rows: Any) -> dict[str, Any]:
         "rankme_centered",
         "participation_ratio",
         "stable_rank",
+        "rms_norm",
         "mean_share",
         "dead_features",
         "vicreg_variance",
@@ -189,6 +195,7 @@ def _raw_moments(rows: Any) -> dict[str, Any]:
         entropy_rank(spectrum.sqrt()),
         participation_ratio(matrix),
         stable_rank(spectrum),
+        times_power_of_two(math.sqrt(max(float(second.trace()), 0.0) / raw.count), exponent),
         mean_share(raw),
         dead_features(matrix.diagonal()),
         variance,

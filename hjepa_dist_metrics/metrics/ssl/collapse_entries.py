@@ -28,7 +28,7 @@ _WHOLE = (
     ),
     _collapse(
         "collapse/min_std_per_dim",
-        "spread of the deadest feature",
+        "smallest spread of a normalised feature",
         "The same, smallest over features.",
         healthy="above 0; at 0 a feature is dead",
         deviation="often judged by a fixed bound of 0.001, which does not depend on D",
@@ -38,7 +38,7 @@ _WHOLE = (
         "effective rank (centred unit rows)",
         "exp of the entropy of the normalised eigenvalues of the L2-normalised features' covariance, exact "
         "over all rows of all ranks. Constant features have rank 1. Singular values of uncentred features, "
-        "as in collapse/rankme and hierarchy/level{i}_effective_rank, give two to three times as much.",
+        "as in collapse/rankme, give two to three times as much.",
         unit="dimensions",
         healthy="above a quarter of min(D, n - 1); below a twentieth is collapse",
         limits=effective_rank_limits,
@@ -85,7 +85,8 @@ _WHOLE = (
     _collapse(
         "collapse/mean_similarity",
         "mean cosine of two samples",
-        "Mean cosine over ALL pairs of rows of the whole job: (|sum xhat|^2 - n) / (n(n-1)), exact.",
+        "Mean cosine over ALL pairs of rows of the whole job: (|sum xhat|^2 - n) / (n(n-1)), exact. A row of "
+        "zeros has the cosine 0 with any other; where all rows are zeros it is 1, as of any constant rows.",
         healthy="below 0.5; above 0.9 is collapse to a point",
         limits=mean_similarity_limits,
         deviation="often computed from 1,000 rows of one rank",
@@ -134,7 +135,8 @@ _WHOLE = (
     _collapse(
         "collapse/lidar",
         "LiDAR",
-        "Effective rank of Sw^-1/2 Sb Sw^-1/2: directions that tell images apart beyond their tokens' noise.",
+        "Effective rank of Sw^-1/2 Sb Sw^-1/2: directions in which images differ by more than their tokens "
+        "scatter. Classes are images and members their tokens; collapse/views_lidar has augmented views.",
         unit="dimensions",
         source="arXiv 2312.04000",
         healthy="high, and not falling",
@@ -145,7 +147,7 @@ _WHOLE = (
         "variance between over within images",
         "trace(Sb) / trace(Sw).",
         source="arXiv 2312.04000",
-        healthy="not near 0, where tokens say nothing of their image, only of their place",
+        healthy="not near 0, where tokens depend on their place alone and not on their image",
     ),
     _collapse(
         "collapse/sigreg",
@@ -155,7 +157,7 @@ _WHOLE = (
         healthy="1.05 for a standard Gaussian at any n",
     ),
     _collapse(
-        "collapse/num_samples", "rows measured", "Rows of all ranks behind these numbers.", unit="rows"
+        "collapse/num_samples", "rows measured", "Rows of all ranks that these numbers are of.", unit="rows"
     ),
     _collapse(
         "collapse/num_features", "width of the features", "D, the width of the features.", unit="dimensions"
@@ -195,10 +197,8 @@ _WHOLE = (
 )
 
 
-# Images share their mean token, and predictions the middle of what they cannot tell: no limit fits all.
-_UNJUDGED = partial(
-    _collapse, healthy="steady; it tells runs of one model apart, and has no limit of its own"
-)
+# Images share their mean token, and predictions the mean of what they cannot predict: no limit fits all.
+_UNJUDGED = partial(_collapse, healthy="steady; compares runs of one model, and has no limit of its own")
 _UNJUDGED_ENTRIES = (
     _UNJUDGED(
         "collapse/pooled_mean_similarity",

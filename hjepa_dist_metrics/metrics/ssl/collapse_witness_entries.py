@@ -1,4 +1,4 @@
-"""Catalog entries of what tells an offset, dead features and duplicates from collapse to a point."""
+"""Catalog entries of numbers that distinguish an offset, dead features and duplicates from collapse."""
 
 from __future__ import annotations
 
@@ -43,5 +43,18 @@ WITNESSES = (
         "Share of a uniform sample of 512 unit rows that have a twin in it: a row nearer than a thousandth "
         "of the usual distance of two rows.",
         healthy="near 0; towards 1 the encoder has few outputs, or the data repeats",
+    ),
+    _witness(
+        "collapse/neighbor_distance",
+        "distance to the nearest sample",
+        "Median over a uniform sample of 512 unit rows of the distance to the nearest other one, over the "
+        "root of the mean squared distance of two.",
+        healthy="about n^(-1/rank); far below it samples lie in clusters",
+    ),
+    _witness(
+        "collapse/rms_norm",
+        "size of the features",
+        "Root of the mean squared norm of the rows as they are.",
+        healthy="of one order of magnitude; growing or shrinking without end nothing holds it",
     ),
 )

@@ -16,10 +16,11 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.flat_tensors import chunks, flatten
-from hjepa_dist_metrics.metrics.kernels.norms import square_sum
+from hjepa_dist_metrics.metrics.kernels.norms import joint_norm
 from hjepa_dist_metrics.parallel import unwrap
 from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
 from hjepa_dist_metrics.parallel.sharding.placement import LayoutReader, local_piece
+from hjepa_dist_metrics.parallel.sharding.square_ranges import root, square_ranges
 from hjepa_dist_metrics.states import Moments, Replicated, Sum
 
 _CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model
@@ -44,7 +45,9 @@ class EMADynamics(DistributedMetric):
     Tags under `ema/`: `momentum_current`, `momentum_target`, `parameter_divergence` = |c - t|,
     `relative_divergence` = |c - t| / |t|, `cosine`, and from the second update on `update_magnitude`, the
     norm of the target's move since the update or `remember` before over |t|, and `target_weight_stability` =
-    1 - that. Norms are L2 over everything, squares of which are added in float32 or better.
+    1 - that. Norms are L2 over everything, squares of which are added in float32 or better. `weight_distance`
+    and `weight_move` are the same ratios over weights alone: a batch norm's buffers follow the data, and hide
+    a teacher whose weights stand still.
 
     Ranks whose weights differ are named in a `DesyncError`. Of sharded weights (FSDP2) each piece counts
     once. Buffers may differ between ranks, a batch norm's running mean does: their squared norms are averaged
@@ -54,14 +57,15 @@ class EMADynamics(DistributedMetric):
 
     def __init__(self) -> None:
         self.add_state("schedule", Replicated(shape=(2,)))
-        # Squared norms of difference, target, context and the target's move.
+        # Norms of difference, target, context and the target's move, or their squares in three ranges.
         self.add_state("weights", Replicated(shape=(4,)))
-        self.add_state("pieces", Sum(shape=(4,)))
-        self.add_state("buffers", Moments(shape=(4,)))
+        self.add_state("pieces", Sum(shape=(3, 4)))
+        self.add_state("own_weights", Moments(shape=(3, 4)))  # of ranks that need not train one model
+        self.add_state("buffers", Moments(shape=(3, 4)))
         self._before: _Held | None = None
 
     def remember(self, target_encoder: nn.Module) -> None:
-        """Copy the target's weights, so that the next `update` can tell how far they moved since."""
+        """Copy the target's weights, so that the next `update` can measure how far they have moved."""
         with torch.no_grad():
             self._keep(_held(unwrap(target_encoder)))
 
@@ -79,17 +83,17 @@ class EMADynamics(DistributedMetric):
         live, slow = _held(unwrap(context_encoder)), _held(unwrap(target_encoder))
         _require_alike(live.shapes, slow.shapes)
         before = [None] * 3 if self._before is None else self._before.parts()
-        squares = [_squares(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
-        latest = ("pieces", "buffers")  # not a sum over updates
+        norms = [_norms(*part) for part in zip(live.parts(), slow.parts(), before, strict=True)]
+        latest = ("pieces", "buffers", "own_weights")  # not a sum over updates
         self._states = {**self._states, **{name: self.states[name].empty() for name in latest}}
-        weights, pieces, buffers = squares
+        weights, pieces, buffers = norms
         if momentum is None:
-            buffers = buffers + weights.to(buffers.device, non_blocking=True)
+            self.own_weights.update(square_ranges(weights))
         else:
             self.schedule.update([momentum, momentum_target])
             self.weights.update(weights)
-        self.pieces.update(pieces)
-        self.buffers.update(buffers)
+        self.pieces.update(square_ranges(pieces))
+        self.buffers.update(square_ranges(buffers))
         self._keep(slow)
 
     def _keep(self, now: _Held) -> None:
@@ -102,21 +106,27 @@ class EMADynamics(DistributedMetric):
         if not np.any(states["buffers"].count):
             return {}
         momentum, momentum_target = states["schedule"].value
-        squares = states["pieces"].value + states["buffers"].mean
+        squares = torch.from_numpy(states["pieces"].value)
+        if np.any(states["own_weights"].count):
+            squares = squares + torch.from_numpy(states["own_weights"].mean)
         if states["weights"].known:
-            squares = squares + states["weights"].value
-        difference, target, context, move = (math.sqrt(square) for square in squares)
+            squares = squares + square_ranges(torch.from_numpy(states["weights"].value))
+        distance, weight, _, weight_move = root(squares).tolist()
+        everything = squares + torch.from_numpy(states["buffers"].mean)
+        difference, target, context, move = root(everything).tolist()
         schedule = {"ema/momentum_current": momentum, "ema/momentum_target": momentum_target}
         tags = {
             **({} if momentum != momentum else schedule),
             "ema/parameter_divergence": difference,
             "ema/relative_divergence": relative(difference, target),
             "ema/cosine": cosine(difference, target, context),
+            "ema/weight_distance": relative(distance, weight),
         }
         if math.isnan(move) and not math.isnan(target):  # nothing to compare with
             return tags
         magnitude = relative(move, target)
-        return {**tags, "ema/update_magnitude": magnitude, "ema/target_weight_stability": 1.0 - magnitude}
+        moves = {"ema/update_magnitude": magnitude, "ema/weight_move": relative(weight_move, weight)}
+        return {**tags, **moves, "ema/target_weight_stability": 1.0 - magnitude}
 
 
 def relative(part: float, whole: float) -> float:
@@ -129,11 +139,13 @@ def relative(part: float, whole: float) -> float:
 def cosine(difference: float, first: float, second: float) -> float:
     """Return the cosine of two vectors from their norms and that of their difference.
 
-    1 - (d^2 - (a - b)^2) / (2 a b), which keeps its digits where the cosine is near 1. 0 for a zero vector.
+    1 - (d^2 - (a - b)^2) / (2 a b), which keeps its digits where the cosine is near 1, at any size. 0 for a
+    zero vector.
     """
     if first == 0 or second == 0:
         return 0.0
-    return 1.0 - (difference**2 - (first - second) ** 2) / (2.0 * first * second)
+    apart = first - second
+    return 1.0 - ((difference / first) * (difference / second) - (apart / first) * (apart / second)) / 2.0
 
 
 def expected_move(momentum: float, divergence: float) -> float:
@@ -169,8 +181,8 @@ def have_same_parameters(context: nn.Module, target: nn.Module) -> bool:
 
 def _require_alike(context: dict[str, torch.Size], target: dict[str, torch.Size]) -> None:
     if context != target:
-        odd = sorted(f"{name}{list(shape)}" for name, shape in context.items() ^ target.items())
-        raise ConfigError(f"the encoders must have the same parameters; of only one of them: {odd[:6]}")
+        unmatched = sorted(f"{name}{list(shape)}" for name, shape in context.items() ^ target.items())
+        raise ConfigError(f"the encoders must have the same parameters; of only one of them: {unmatched[:6]}")
     if not context:
         raise ConfigError("the encoders have no parameters")
 
@@ -188,12 +200,12 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def _squares(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None) -> Tensor:
-    """Return float64 [4]: squared norms of difference, target, context, and move (NaN without a `before`)."""
+def _norms(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None) -> Tensor:
+    """Return float64 [4]: norms of difference, target, context, and move (NaN without a `before`)."""
     device = slow[0].device if slow else torch.device("cpu")
-    total = torch.zeros(4, dtype=torch.float64, device=device)
+    total = torch.zeros((3, 4), dtype=torch.float64, device=device)
     if len(live) != len(slow) or not slow:
-        return total
+        return root(total)
     known = before is not None and len(before) == len(slow)
     for start, stop in chunks([tensor.numel() for tensor in slow], _CHUNK_ELEMENTS):
         context, target = _flat(live[start:stop], device), _flat(slow[start:stop], device)
@@ -201,8 +213,8 @@ def _squares(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None
             target - _flat(before[start:stop], device) if known and before is not None else target * math.nan
         )
         parts = (context - target, target, context, move)
-        total = total + torch.stack([square_sum([part], device) for part in parts])
-    return total
+        total = total + square_ranges(torch.stack([joint_norm([part], device) for part in parts]))
+    return root(total)
 
 
 def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -263,5 +275,17 @@ ENTRIES = (
         "EMA momentum",
         "Momentum of the target encoder's moving average.",
         healthy="rises to its end value along the schedule",
+    ),
+    _ema(
+        "ema/weight_distance",
+        "relative distance of the encoders' weights",
+        "L2 norm of the difference of the weights over that of the target's weights, without buffers.",
+        healthy="as ema/relative_divergence; exactly 0 is a shared teacher",
+    ),
+    _ema(
+        "ema/weight_move",
+        "last move of the teacher's weights",
+        "L2 norm of the target's weights' last move over that of the weights, without buffers.",
+        healthy="about (1 - momentum) / momentum times ema/weight_distance; 0 is a teacher that stands still",
     ),
 )

@@ -138,8 +138,8 @@ def _stack(named: Mapping[str, Any]) -> Tensor:
     """Return numbers and tensors of one element as float64 [n], on the device of those that are on one."""
     values = named.values()
     if all(isinstance(value, Tensor) and value.numel() == 1 for value in values):
-        alike = {(value.device, value.dtype) for value in values}
-        if len(alike) == 1:
+        kinds = {(value.device, value.dtype) for value in values}
+        if len(kinds) == 1:
             return torch.stack([value.detach().reshape(()) for value in values]).to(torch.float64)
     scalars = [as_number(f"{key!r} of losses", value) for key, value in named.items()]
     device = device_of(scalars)
@@ -152,7 +152,7 @@ ENTRIES = (
     _loss(
         "loss/total",
         "total loss",
-        "Weighted sum of the levels' losses, mean over all samples of all ranks.",
+        "The objective, the weighted sum of its parts: mean over all samples of all ranks.",
         healthy="falls, then flattens; a fall alone proves little: read it beside collapse/effective_rank",
     ),
     _loss(

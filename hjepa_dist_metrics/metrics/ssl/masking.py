@@ -24,7 +24,7 @@ from hjepa_dist_metrics.states.sketches.hashing import mix
 _HASH_SEED = 0x6D61736B
 _KEY_BITS = torch.iinfo(torch.int64).max - 1  # the largest key is reserved for "no row"
 _DIFFERENT_MASKS = 1024
-_MOST_WAITING_FLAGS = 1 << 20
+_MOST_BUFFERED_FLAGS = 1 << 20
 _DIFFERENT_BATCHES = 256
 
 
@@ -33,7 +33,7 @@ class Masking(BufferedMetric[Tensor]):
 
     Tags under `masking/`: `mask_ratio`, `num_masked_patches`, `num_unmasked_patches`, `target_mask_count`,
     `context_target_overlap`, `num_blocks` (where counted); `unique_masks`, `repeated_fraction` and
-    `collision_probability` of single masks, told apart by their hash; and `repeated_batches`, the share of
+    `collision_probability` of single masks, compared by their hash; and `repeated_batches`, the share of
     ranks' batches, back to the one before the window, that hold the masks of another batch in its order:
     ranks that share a seed, or a generator that stands still.
 
@@ -72,7 +72,7 @@ class Masking(BufferedMetric[Tensor]):
             self._count_blocks(self._blocks(masked, blocks, count_blocks))
             self._wait(masked)
             return
-        self._settle()
+        self._flush_buffer()
         kept = None if valid is None else row_weights(valid, mask.shape[:1], masked.device)
         coverage = _rows(masked, kept).sum(dim=0)
         images = torch.full((), len(masked), device=masked.device) if kept is None else kept.sum()
@@ -89,10 +89,10 @@ class Masking(BufferedMetric[Tensor]):
         self._hash(masked, kept)
 
     def _wait(self, masked: Tensor) -> None:
-        """Let a batch of masks wait, a copy: no more of them than a megabyte."""
+        """Buffer a copy of a batch of masks, a megabyte of them at most."""
         self._defer(masked.clone())
-        if len(self._waiting) * masked.numel() > _MOST_WAITING_FLAGS:
-            self._settle()
+        if len(self._buffer) * masked.numel() > _MOST_BUFFERED_FLAGS:
+            self._flush_buffer()
 
     def _count_blocks(self, counted: Tensor | None) -> None:
         if counted is not None:
@@ -119,7 +119,7 @@ class Masking(BufferedMetric[Tensor]):
 
     def reset(self) -> None:
         """Forget everything seen but the last batch's hash, which the next window compares with."""
-        self._settle()
+        self._flush_buffer()
         super().reset()
         self._window_is_new = True
 
@@ -257,20 +257,20 @@ ENTRIES = (
     _masking(
         "masking/repeated_fraction",
         "repeated masks",
-        "Share of masks, over all ranks, that were drawn before in the window, told by their hash.",
+        "Share of masks, over all ranks, that were drawn before in the window, compared by their hash.",
         healthy="near 0 on large grids; on small ones it grows with the window, since there are few masks",
     ),
     _masking(
         "masking/unique_masks",
         "different masks",
-        "Number of different masks of all ranks in the window, told by their hash; estimated above 1024.",
+        "Number of different masks of all ranks in the window, compared by their hash; estimated above 1024.",
         unit="masks",
         healthy="near the number of images",
     ),
     _masking(
         "masking/collision_probability",
-        "chance that two masks are alike",
-        "Share of the pairs of masks, over all ranks, that are alike: sum c (c - 1) / (n (n - 1)).",
+        "probability that two masks are equal",
+        "Share of the pairs of masks, over all ranks, that are equal: sum c (c - 1) / (n (n - 1)).",
         healthy="near 0 at any window; above a half nearly every image has the same mask",
         deviation="unlike the share of repeats it does not grow with the window",
     ),

@@ -17,7 +17,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.histograms import histogram_value
 from hjepa_dist_metrics.metrics.ssl.cka import correlation, debiased_cka, linear_cka
-from hjepa_dist_metrics.metrics.ssl.rows import feature_blocks, row_norms, unit_rows
+from hjepa_dist_metrics.metrics.ssl.rows import cosines, feature_blocks, row_norms, unit_rows
 from hjepa_dist_metrics.states import BottomK, Histogram, Max, Min, Moments, PairedCovariance
 from hjepa_dist_metrics.values import Text
 
@@ -96,7 +96,7 @@ class PredictionQuality(DistributedMetric):
     def _add_tokens(self, i: int, p: Tensor, t: Tensor, kept: Any, labels: Tensor | None) -> None:
         """Add tokens [B, N, D] of one level; `labels` [B, N, 2] are their images and patches."""
         p_unit, t_unit = unit_rows(p), unit_rows(t)
-        cosine = (p_unit * t_unit).sum(dim=-1).clamp(-1.0, 1.0)
+        cosine = cosines(p_unit, t_unit)
         squared = (p_unit - t_unit).square()
         # A row of zeros has no direction: to any other it is as far as a right angle.
         zeros = (p_unit == 0).all(dim=-1).to(torch.float64) + (t_unit == 0).all(dim=-1)

@@ -49,6 +49,11 @@ def unit_rows(rows: Tensor) -> Tensor:
     return x / torch.where(norm == 0, 1.0, norm)
 
 
+def cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Return the cosine of unit rows [..., D], float64 [...], between -1 and 1; 0 with a row of zeros."""
+    return (one * other).sum(dim=-1).clamp(-1.0, 1.0)
+
+
 def pool(tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the mean of each image's valid tokens, float64 [B, D], and which have any (None: all)."""
     if valid is None and tokens.shape[1]:

@@ -23,16 +23,17 @@ def pair_numbers(rows: Tensor) -> dict[str, Any]:
     """Return what the pairs of sampled unit rows [k, D] say; {} below two rows.
 
     `uniformity`, `centered_similarity` (mean cosine of two rows about the mean of all) and `duplicate_share`
-    (of rows that another sampled row equals but for a thousandth of the usual distance).
+    (of rows that another sampled row equals but for a thousandth of the usual distance), and
+    `neighbor_distance` (median distance of a row to its nearest, over the usual distance).
     """
     if len(rows) < 2:
         return {}
     centred = centred_rows(rows)
     squared = _squared_distances(centred)
-    names = ("uniformity", "centered_similarity", "duplicate_share")
+    names = ("uniformity", "centered_similarity", "duplicate_share", "neighbor_distance")
     if not bool(torch.isfinite(squared).all()):
         return dict.fromkeys(names, math.nan)
-    numbers = (uniformity(above_diagonal(squared)), centred_similarity(centred), duplicate_share(squared))
+    numbers = (uniformity(above_diagonal(squared)), centred_similarity(centred), *nearest(squared))
     return dict(zip(names, numbers, strict=True))
 
 
@@ -83,13 +84,17 @@ def centred_similarity(centred: Tensor) -> float:
     return mean_similarity(len(unit), unit.mean(dim=0), float(unit.square().sum()))
 
 
-def duplicate_share(squared_distances: Tensor) -> float:
-    """Return the share of rows that have a twin, from the squared distance of every two [k, k]."""
+def nearest(squared_distances: Tensor) -> tuple[float, float]:
+    """Return the share of rows that have a twin, and the median distance of a row to its nearest.
+
+    From the squared distance of every two rows [k, k]; the median is over the root of their mean, and 0 where
+    all rows are the same.
+    """
     count = len(squared_distances)
     usual = float(squared_distances.sum()) / (count * (count - 1))
-    near = squared_distances <= _DUPLICATE**2 * usual
-    near.fill_diagonal_(False)
-    return float(near.any(dim=1).to(torch.float64).mean())
+    closest = squared_distances.clone().fill_diagonal_(math.inf).amin(dim=1)
+    twins = float((closest <= _DUPLICATE**2 * usual).to(torch.float64).mean())
+    return twins, math.sqrt(float(closest.median()) / usual) if usual > 0 else 0.0
 
 
 def above_diagonal(matrix: Tensor) -> Tensor:

@@ -147,7 +147,8 @@ def vicreg_terms(covariance: Tensor, exponent: int = 0) -> tuple[float, float]:
     mean relu(1 - sqrt(var + 1e-4)) over features, and the sum of squared off-diagonal covariances over D.
     """
     variance = covariance.diagonal()
-    spread = (1.0 - (variance * 2.0 ** (2 * exponent) + 1e-4).sqrt()).clamp(min=0).mean()
+    whole = variance * times_power_of_two(1.0, 2 * exponent)
+    spread = (1.0 - (whole + 1e-4).sqrt()).clamp(min=0).mean()
     off_diagonal = float((covariance - torch.diag(variance)).square().sum() / len(variance))
     return float(spread), times_power_of_two(off_diagonal, 4 * exponent)
 

@@ -88,7 +88,7 @@ ENTRIES = (
         "collapse/views_between_within_ratio",
         "samples apart beyond their views",
         "Trace of the covariance of the samples' means over the trace of the scatter of views about them.",
-        healthy="above 1, and rising; near 0 samples are not told apart",
+        healthy="above 1, and rising; near 0 samples cannot be distinguished",
     ),
     _views(
         "collapse/views_alignment",

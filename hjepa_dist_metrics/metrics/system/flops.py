@@ -52,7 +52,7 @@ def peak_of(name: str) -> float | None:
 def count_flops(step: Callable[[], Any]) -> int:
     """Run `step` once and return its floating-point operations, by torch's counter.
 
-    The counter knows matrix products, convolutions and attention, forward and backward. ConfigError where
+    The counter counts matrix products, convolutions and attention, forward and backward. ConfigError where
     it finds none.
     """
     from torch.utils.flop_counter import FlopCounterMode

@@ -14,6 +14,7 @@ import torch
 
 from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.states import Max
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 
 logger = logging.getLogger("hjepa_dist_metrics.metrics")
@@ -29,19 +30,19 @@ class Memory(DistributedMetric):
     `system/gpu{r}_memory_allocated_gb`, `_reserved_gb`, `_utilization`, `_memory_utilization` of the device
     of each rank r; `performance/gpu_memory_{allocated,reserved,peak}_gb`, the largest over ranks, and
     `_rank`, who that is (the peak is since the last `update`); `system/cpu_percent`, mean over ranks, and
-    `system/ram_gb`, the largest resident size of a rank's process. What cannot be known is left out:
+    `system/ram_gb`, the largest resident size of a rank's process. What cannot be measured is left out:
     GPU numbers on a machine without one, utilisation without nvidia-ml-py, CPU load without psutil
-    (extra `system`).
+    (extra `system`). With `growing=False` the tags of `MemoryGrowth` are left out.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
-        self.device = _device(device)
+    def __init__(self, device: torch.device | str | None = None, growing: bool = True) -> None:
+        self.device, self.growing = _device(device), growing
         _cpu_percent()  # the clock starts with the first call, which returns 0
         self._has_utilization = self.device is not None
         self.add_state("usage", RankTable(len(GPU) + len(HOST)))
 
     def update(self) -> None:
-        """Read the counters of this rank; none of them waits for the device."""
+        """Read the counters of this rank, without synchronising with the device."""
         self.usage.update([*self._gpu(), *self._host()])
 
     def _gpu(self) -> list[float]:
@@ -72,14 +73,47 @@ class Memory(DistributedMetric):
             values = table[:, column]
             if name != "memory_peak_gb":
                 tags |= {f"system/gpu{r}_{name}": v for r, v in enumerate(values) if v == v}
-            if name.startswith("memory_") and name.endswith("_gb") and not np.isnan(values).all():
+            largest = name.endswith("_gb") and (self.growing or name != "memory_allocated_gb")
+            if largest and not np.isnan(values).all():
                 tag = f"performance/gpu_{name}"
                 tags |= {tag: np.nanmax(values), f"{tag}_rank": int(np.nanargmax(values))}
         cpu, ram = table[:, len(GPU)], table[:, len(GPU) + 1]
         if not np.isnan(cpu).all():
             tags["system/cpu_percent"] = np.nanmean(cpu)
-        if not np.isnan(ram).all():
+        if self.growing and not np.isnan(ram).all():
             tags["system/ram_gb"] = np.nanmax(ram)
+        return tags
+
+
+class MemoryGrowth(DistributedMetric):
+    """Report what shows a leak, at the cost of two system calls: call `update` with the other scalars.
+
+    `system/ram_gb`, the largest resident size of a rank's process, and on GPUs
+    `performance/gpu_memory_allocated_gb`, the largest size of a rank's tensors, and `_rank`, who that is.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self.device = _device(device)
+        self.add_state("resident", Max())
+        self.add_state("allocated", Max())
+
+    def update(self) -> None:
+        """Read the counters of this rank; neither waits for the device."""
+        resident = _resident_bytes()
+        if resident == resident:
+            self.resident.update(resident / _GB)
+        if self.device is not None:
+            self.allocated.update(torch.cuda.memory_allocated(self.device) / _GB)
+
+    def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tags; {} before the first update."""
+        tags: dict[str, Any] = {}
+        resident, allocated = states["resident"], states["allocated"]
+        if resident.value >= 0:
+            tags["system/ram_gb"] = resident.value
+        if allocated.value >= 0:
+            tag = "performance/gpu_memory_allocated_gb"
+            tags |= {tag: allocated.value, f"{tag}_rank": allocated.rank or 0}
         return tags
 
 
@@ -100,7 +134,7 @@ def _cpu_percent() -> float:
 
 
 def _resident_bytes() -> float:
-    """Return the resident size of this process; its peak where neither /proc nor psutil tells the size."""
+    """Return the resident size of this process; its peak where neither /proc nor psutil has the size."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         import resource
@@ -138,7 +172,7 @@ def _memory(name: str, what: str) -> tuple[Entry, ...]:
         _speed(
             f"performance/gpu_memory_{name}_gb_rank",
             f"rank with most GPU memory {what}",
-            f"Number of the rank behind performance/gpu_memory_{name}_gb.",
+            f"Rank with the largest performance/gpu_memory_{name}_gb.",
             unit="rank",
             dashboard="",
         ),
@@ -160,5 +194,5 @@ ENTRIES = (
         "system/gpu{rank}_memory_utilization", "GPU memory utilisation", "Of this rank's device.", unit="%"
     ),
     _system("system/cpu_percent", "CPU utilisation", "Of the machine, mean over ranks.", unit="%"),
-    _system("system/ram_gb", "memory", "Used by the ranks' processes, largest over ranks.", unit="GB"),
+    Entry("system/ram_gb", "memory", "Used by the ranks' processes, largest over ranks.", unit="GB"),
 )

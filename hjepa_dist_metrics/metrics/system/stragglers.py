@@ -1,15 +1,17 @@
-"""Which rank holds the others up, and by what: its own compute or its wait for data.
+"""Which rank holds the others up, and by what.
 
 A collective makes every rank's step equally long: the others wait for the slow one inside it. So a step's
-time tells nothing; what a rank does by itself does.
+time tells nothing; what a rank does by itself, and how little it waits, does.
 """
 
 from __future__ import annotations
 
+import math
+import socket
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +20,55 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import straggler_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
+from hjepa_dist_metrics.metrics.system.straggler_search import (
+    IN_BACKWARD,
+    MEASURED,
+    UNKNOWN,
+    Floats,
+    Straggler,
+    Times,
+    score,
+    stragglers,
+)
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 from hjepa_dist_metrics.values import Image, Text
 
-CAUSES = ("compute", "data")
-SLOW = 0.75  # a rank is reported where the fastest needs less than this share of its time
 _CELL = 12  # pixels of a cell of the heat map
+_COLUMNS = 7  # of a step: the parts, minus the wait, and how it is known
+_NAME = 6  # numbers that hold the machine's name, six letters each
+_TINY = 2.0**-90  # so that names do not count among times
 
 Report = Literal["all", "numbers", "map"]
-Floats = npt.NDArray[np.float64]
+
+
+class StepTimes(NamedTuple):
+    """Hold the seconds of a step: what this rank did by itself, and its waits for others.
+
+    `between` is what lies between the phases. `wait_s` is measured and not part of the phases; None where
+    ranks wait in the backward alone, NaN where nobody knows where they wait.
+    """
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    data_s: float = 0.0
+    optimizer_s: float = 0.0
+    between_s: float = 0.0
+    wait_s: float | None = None
 
 
 class Stragglers(DistributedMetric):
     """Compare the ranks over the last `window` steps; on one rank there is nothing to report.
 
-    Of each step a rank gives the seconds of its forward, backward and optimizer, and of its wait for data.
-    The backward holds the gradients' collectives, in which ranks wait: the shortest backward of any rank in a
-    step is taken for the work, what is beyond for waiting. A rank's own time is forward, optimizer and that
-    work, and its wait for data; medians over the window are compared. Where the forward has collectives too
-    (FSDP), ranks wait there as well, and a slow rank shows in its data wait alone.
+    The rank that waits least is the slow one. Where waits are measured (`wait_s`), any part of the step may
+    be the cause; it is named where it explains 80 % of the others' waiting, else the cause is unknown.
+    Without measured waits the shortest backward of any rank is taken for the work, what is beyond for
+    waiting; where ranks may wait anywhere, a slow rank is named only by its data.
 
-    Tags under `performance/`: `straggler_score` (least own time of a rank over the largest; 1 is even),
-    `slowest_rank`, `collective_wait_time_ms` (mean over ranks), and with a score below 0.75 `straggler`, a
-    text that names rank and cause; `straggler_map`, an image with a row for each rank and a column for each
-    step: white as fast as the fastest, red twice as slow.
+    Tags under `performance/`: `straggler_score`, the share of the slowest rank's step that it would take if
+    nobody waited for it (1 is even), `slowest_rank`, `collective_wait_time_ms` (mean over ranks and steps),
+    and where a rank is slow, always or at times, `straggler`, a text that names ranks, causes and what the
+    job loses; `straggler_map`, an image with a row for each rank and a column for each step: white as fast
+    as the fastest, red twice as slow. Of more than 256 ranks the 32 slowest are compared.
     """
 
     def __init__(self, window: int = 32, *, report: Report = "all") -> None:
@@ -50,24 +77,28 @@ class Stragglers(DistributedMetric):
         if report not in get_args(Report):
             raise ConfigError(f"expected report to be one of {get_args(Report)}, got {report!r}")
         self.window, self.report = window, report
-        self._steps: deque[tuple[float, float, float]] = deque(maxlen=window)
-        self.add_state("times", RankTable(3 * window))
+        self._steps: deque[tuple[float, ...]] = deque(maxlen=window)
+        self.add_state("times", RankTable(_NAME + _COLUMNS * window))
 
     def update(
-        self, forward_s: float = 0.0, backward_s: float = 0.0, data_s: float = 0.0, optimizer_s: float = 0.0
+        self,
+        forward_s: float = 0.0,
+        backward_s: float = 0.0,
+        data_s: float = 0.0,
+        optimizer_s: float = 0.0,
+        between_s: float = 0.0,
+        wait_s: float | None = None,
     ) -> None:
-        """Add a step of this rank."""
-        self.update_steps([(forward_s, backward_s, data_s, optimizer_s)])
+        """Add a step of this rank, in seconds, as in `StepTimes`."""
+        self.update_steps([StepTimes(forward_s, backward_s, data_s, optimizer_s, between_s, wait_s)])
 
-    def update_steps(self, steps: Iterable[tuple[float, float, float, float]]) -> None:
-        """Add several steps at once: forward, backward, wait for data and optimizer of each, in seconds."""
-        self._steps.extend(
-            (forward + optimizer, backward, data) for forward, backward, data, optimizer in steps
-        )
+    def update_steps(self, steps: Iterable[Sequence[float | None]]) -> None:
+        """Add several steps at once, each in the order of `StepTimes`."""
+        self._steps.extend(_row(StepTimes(*step)) for step in steps)  # type: ignore[arg-type]
         if self._steps:
-            row = np.full((self.window, 3), np.nan)
+            row = np.full((self.window, _COLUMNS), np.nan)
             row[self.window - len(self._steps) :] = list(self._steps)
-            self.times.update(row.reshape(-1))
+            self.times.update(np.concatenate([_packed(socket.gethostname()), row.reshape(-1)]))
 
     def reset(self) -> None:
         """Forget everything seen."""
@@ -76,49 +107,73 @@ class Stragglers(DistributedMetric):
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return the tags; {} on one rank and where not all ranks have a step in common."""
-        table = states["times"].table.reshape(-1, self.window, 3)
+        rows = states["times"].table
+        table = rows[:, _NAME:].reshape(-1, self.window, _COLUMNS)
         together = ~np.isnan(table).any(axis=(0, 2))
         if len(table) < 2 or not together.any():
             return {}
-        compute, data, wait = split_times(table[:, together])
-        drawn = {"performance/straggler_map": Image(heat_map(compute + data))}
+        times = Times.of(table[:, together])
+        drawn = {"performance/straggler_map": Image(heat_map(times.own.sum(axis=2)))}
         if self.report == "map":
             return drawn
-        return _numbers(compute, data, wait) | (drawn if self.report == "all" else {})
+        ranks = states["times"].ranks.tolist()
+        hosts = dict(zip(ranks, [_unpacked(row[:_NAME]) for row in rows], strict=True))
+        return _numbers(times, ranks, hosts) | (drawn if self.report == "all" else {})
 
 
-def _numbers(compute: Floats, data: Floats, wait: Floats) -> dict[str, Any]:
-    medians = np.median(compute + data, axis=1)
-    slowest = int(medians.argmax())
-    score = float(medians.min() / medians[slowest]) if medians[slowest] > 0 else 1.0
+def _row(step: StepTimes) -> tuple[float, ...]:
+    parts = step.data_s, step.forward_s, step.backward_s, step.optimizer_s, step.between_s
+    if step.wait_s is None:
+        return (*parts, 0.0, IN_BACKWARD)
+    if math.isnan(step.wait_s):
+        return (*parts, 0.0, UNKNOWN)
+    return (*parts, -step.wait_s, MEASURED)
+
+
+def _numbers(times: Times, ranks: Sequence[int], hosts: Mapping[int, str]) -> dict[str, Any]:
+    least, slowest = score(times)
     tags: dict[str, Any] = {
-        "performance/straggler_score": score,
-        "performance/slowest_rank": slowest,
-        "performance/collective_wait_time_ms": 1e3 * wait.mean(),
+        "performance/straggler_score": least,
+        "performance/slowest_rank": ranks[slowest],
     }
-    if score < SLOW:
-        tags["performance/straggler"] = Text(blame(slowest, compute, data))
+    if times.known:
+        tags["performance/collective_wait_time_ms"] = 1e3 * times.wait.mean()
+    if found := stragglers(times, ranks):
+        tags["performance/straggler"] = Text("; ".join(_sentences(found, hosts)))
     return tags
 
 
-def split_times(table: Floats) -> tuple[Floats, Floats, Floats]:
-    """Split [W, steps, (forward and optimizer, backward, data)] into own compute, data wait, collective wait.
+def _sentences(found: Sequence[Straggler], hosts: Mapping[int, str]) -> list[str]:
+    several = len(set(hosts.values())) > 1
+    sentences = []
+    slow = {straggler.rank for straggler in found}
+    for host in dict.fromkeys(hosts[s.rank] for s in found):
+        on_host = [rank for rank, name in hosts.items() if name == host]
+        if several and len(on_host) > 1 and slow >= set(on_host):
+            sentences.append(f"all ranks of machine {host} are slow")
+    return sentences + [_sentence(s, hosts[s.rank] if several else "") for s in found[:4]]
 
-    Each is [W, steps], in seconds.
-    """
-    work = table[:, :, 1].min(axis=0)
-    return table[:, :, 0] + work, table[:, :, 2], table[:, :, 1] - work
+
+def _sentence(straggler: Straggler, host: str) -> str:
+    where = f" on {host}" if host else ""
+    often = "" if straggler.share == 1 else f" in {100 * straggler.share:.0f} % of the steps"
+    lost = f"the other ranks wait {1e3 * straggler.lost:.1f} ms a step for it"
+    if straggler.cause is None:
+        return f"rank {straggler.rank}{where} is slow{often}, the cause is unknown: {lost}"
+    part = "between the phases" if straggler.cause == "between" else f"in {straggler.cause}"
+    own = f"{1e3 * straggler.own:.1f} ms against {1e3 * straggler.others:.1f} ms"
+    return f"rank {straggler.rank}{where} is slow {part}{often}: {own}, {lost}"
 
 
-def blame(rank: int, compute: Floats, data: Floats) -> str:
-    """Return who is slow and why: the part in which the rank's median is furthest above the other ranks'."""
-    medians = {cause: np.median(times, axis=1) for cause, times in zip(CAUSES, (compute, data), strict=True)}
-    others = {cause: float(np.median(np.delete(times, rank))) for cause, times in medians.items()}
-    cause = max(CAUSES, key=lambda name: medians[name][rank] - others[name])
-    mine = 1e3 * medians[cause][rank]
-    return (
-        f"rank {rank} is slow in {cause}: {mine:.1f} ms a step, the other ranks {1e3 * others[cause]:.1f} ms"
-    )
+def _packed(name: str) -> Floats:
+    data = name.encode("ascii", "replace")[: 6 * _NAME].ljust(6 * _NAME, b"\0")
+    numbers = [int.from_bytes(data[i : i + 6], "big") for i in range(0, 6 * _NAME, 6)]
+    return np.array(numbers, dtype=np.float64) * _TINY
+
+
+def _unpacked(numbers: Floats) -> str:
+    parts = [int(number / _TINY).to_bytes(6, "big") for number in np.nan_to_num(numbers)]
+    return b"".join(parts).rstrip(b"\0").decode("ascii", "replace")
 
 
 def heat_map(own: Floats) -> npt.NDArray[np.uint8]:
@@ -136,22 +191,22 @@ ENTRIES = (
     _speed(
         "performance/straggler_score",
         "slowest rank's speed",
-        "Least median time of a rank's own compute and data over the largest, waits for others left out.",
+        "Share of the slowest rank's step that it would take if nobody waited for it, by medians over steps.",
         healthy="near 1; below 0.75 one rank holds all the others up",
         limits=straggler_limits,
     ),
-    _speed("performance/slowest_rank", "slowest rank", "Number of the rank behind the score.", unit="rank"),
+    _speed("performance/slowest_rank", "slowest rank", "Rank of the score.", unit="rank"),
     _speed(
         "performance/collective_wait_time_ms",
         "wait for other ranks",
-        "Time that a rank waits inside the backward's collectives: beyond the step's shortest backward.",
+        "Time that a rank waits for others inside collectives, mean over ranks and steps.",
         unit="ms",
         healthy="small against the step",
     ),
     _speed(
         "performance/straggler",
         "straggler",
-        "Names the slow rank and whether its compute or its data is slow; written below a score of 0.75.",
+        "Names the slow rank, the part of the step that explains it, and what the job loses.",
         kind="text",
         dashboard="",
     ),

@@ -30,7 +30,7 @@ class Throughput(DistributedMetric):
     and `{phase}_time_ms_max_rank` that rank; phases without a time are left out. `forward_backward_ratio` is
     forward over backward, `monitor_overhead_percent` the monitor's own share of the steps' time. With
     `flops_per_sample` (see `count_flops`) `mfu`, the share of the devices' peak: of this rank's `peak_flops`,
-    by default looked up for `device`; left out where a rank's peak is not known.
+    by default looked up for `device`; left out where a rank's peak is unknown.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Throughput(DistributedMetric):
         self.flops_per_sample = flops_per_sample
         self.peak_flops = peak_flops if peak_flops or device is None else devices_peak(device)
         self._seconds: dict[str, list[float]] = {}
-        self._counts = [0.0, 0.0]
+        self._counts = [0.0, 0.0, 0.0]
         for name in ("samples", "tokens", "flops"):
             self.add_state(name, Sum())
         self.add_state("peak", ShardedSum())
@@ -61,15 +61,18 @@ class Throughput(DistributedMetric):
         optimizer_s: float | None = None,
         step_s: float | None = None,
         tokens: float = 0,
+        computed: float | None = None,
     ) -> None:
         """Add one step of this rank: its samples and seconds.
 
-        `step_s` is the whole step's time; without it, the sum of the phases'.
+        `computed` is the number of samples on which this rank computed, where others count some of them, as
+        the ranks of a pipeline do. `step_s` is the whole step's time; without it, the sum of the phases'.
         """
         given = {"forward": forward_s, "backward": backward_s, "data": data_s, "optimizer": optimizer_s}
         known = {phase: seconds for phase, seconds in given.items() if seconds is not None}
         self._counts[0] += samples
         self._counts[1] += tokens
+        self._counts[2] += samples if computed is None else computed
         for phase, seconds in known.items():
             self.add_time(phase, seconds)
         self.add_time("step", sum(known.values()) if step_s is None else step_s)
@@ -91,13 +94,13 @@ class Throughput(DistributedMetric):
         for phase, seconds in self._seconds.items():
             self._states[f"{phase}_s"].update(seconds)
         if self._seconds:
-            samples, tokens = self._counts
+            samples, tokens, computed = self._counts
             self._states["samples"].update(samples)
             self._states["tokens"].update(tokens)
             if self.flops_per_sample is not None:
-                self._states["flops"].update(samples * self.flops_per_sample)
+                self._states["flops"].update(computed * self.flops_per_sample)
                 self._states["peak"].update(self.peak_flops or math.nan, _ITS_OWN)
-        self._seconds, self._counts = {}, [0.0, 0.0]
+        self._seconds, self._counts = {}, [0.0, 0.0, 0.0]
 
     def merge(self, other: DistributedMetric) -> Self:
         """Take in what `other` has seen."""
@@ -108,7 +111,7 @@ class Throughput(DistributedMetric):
 
     def reset(self) -> None:
         """Forget everything seen."""
-        self._seconds, self._counts = {}, [0.0, 0.0]
+        self._seconds, self._counts = {}, [0.0, 0.0, 0.0]
         super().reset()
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +210,7 @@ def _phase_entries(name: str, what: str) -> tuple[Entry, ...]:
         _speed(
             f"performance/{name}_ms_max_rank",
             f"slowest rank in the {what}",
-            f"Number of the rank behind performance/{name}_ms_max.",
+            f"Rank of performance/{name}_ms_max.",
             unit="rank",
             healthy="changes; always the same rank is a slow machine",
             dashboard="",

@@ -30,29 +30,9 @@ class Detector:
         """Return whether the detector reads a tag."""
         return any(re.fullmatch(pattern, tag) for pattern in (*self.tags, *self.reads))
 
-    def is_due(self, history: History) -> bool:
-        """Return whether the newest log has a tag to judge by."""
-        return any(_matches(pattern, tag) for tag in history.fresh for pattern in self.tags)
-
-
-_cache: dict[tuple[str, str], bool] = {}
-
-
-def _matches(pattern: str, tag: str) -> bool:
-    key = (pattern, tag)
-    found = _cache.get(key)
-    if found is None:
-        found = _cache[key] = re.fullmatch(pattern, tag) is not None
-    return found
-
-
-def matching(history: History, pattern: str) -> list[tuple[str, Series]]:
-    """Return the series whose whole tag matches a regular expression, by tag."""
-    return [
-        (tag, series)
-        for tag in sorted(history.tags())
-        if _matches(pattern, tag) and (series := history.get(tag)) is not None
-    ]
+    def judges(self, tags: Iterable[str]) -> bool:
+        """Return whether one of the tags of a log is among those to judge by."""
+        return any(re.fullmatch(pattern, tag) for tag in tags for pattern in self.tags)
 
 
 def first_of(history: History, tags: Iterable[str]) -> tuple[str, Series] | None:

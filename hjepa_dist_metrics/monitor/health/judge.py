@@ -15,7 +15,7 @@ from hjepa_dist_metrics.catalog.findings import FINDINGS, Description
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.detectors import DETECTORS
-from hjepa_dist_metrics.monitor.health.findings import Evidence, Finding, Health
+from hjepa_dist_metrics.monitor.health.findings import Evidence, Finding, Health, Severity
 from hjepa_dist_metrics.monitor.health.series import History
 from hjepa_dist_metrics.settings.schema import AlertsConfig
 
@@ -30,6 +30,7 @@ _OBJECTIVE = "loss/objective"
 _OF_THE_LOSS = ("loss/total", "Train/Loss/total_loss")
 _OWN = Description("own", "warning", "a rule of this run", "", "")
 _UNSEEN = -1
+_SETS_OF_TAGS = 64
 
 
 @dataclass
@@ -59,9 +60,9 @@ class Change:
 class Judge:
     """Judge a run by the numbers that it logs.
 
-    A finding begins when its evidence has lasted for `patience` logs and `patience_steps` steps, at once
-    where the evidence says so, and ends after `recovery` logs without evidence. It costs a fraction of a
-    millisecond a log, in memory that does not grow.
+    A finding begins when its evidence has lasted for `patience` logs and `patience_steps` steps (logs alone
+    for a user's rule), at once where the evidence says so, and ends after `recovery` logs without evidence.
+    It costs a fraction of a millisecond a log, in memory that does not grow.
 
     Args:
         config: patience and recovery.
@@ -77,6 +78,7 @@ class Judge:
         self._broken: set[str] = set()
         self._history = History(self._wants)
         self._watches: dict[str, _Watch] = {}
+        self._due_for: dict[frozenset[str], tuple[Detector, ...]] = {}
         self._objective = 0.0
 
     def add(self, name: str, rule: Rule) -> None:
@@ -91,7 +93,7 @@ class Judge:
         self._history.add(step, numbers)
         before = {name for name, watch in self._watches.items() if watch.firing}
         for name, evidence in self._look(numbers):
-            self._weigh(name, step, evidence)
+            self._weigh(name, step, evidence, 0 if name in self._rules else self.config.patience_steps)
         firing = {name for name, watch in self._watches.items() if watch.firing}
         if firing or before:
             self.health = self._conclude(step)
@@ -140,15 +142,24 @@ class Judge:
 
     def _look(self, numbers: Numbers) -> Iterable[tuple[str, list[Evidence]]]:
         """Yield the evidence for each finding that the log can tell of."""
-        for detector in self._detectors:
-            if detector.is_due(self._history):
-                evidence = detector.detect(self._history)
-                if evidence is not None:
-                    yield detector.name, evidence
+        for detector in self._due():
+            evidence = detector.detect(self._history)
+            if evidence is not None:
+                yield detector.name, evidence
         for name, rule in self._rules.items():
             evidence = self._ask(name, rule, numbers)
             if evidence is not None:
                 yield name, evidence
+
+    def _due(self) -> tuple[Detector, ...]:
+        """Return the detectors that judge by a tag of the newest log; logs have few sets of tags."""
+        key = frozenset(self._history.fresh)
+        due = self._due_for.get(key)
+        if due is None:
+            if len(self._due_for) >= _SETS_OF_TAGS:
+                self._due_for.clear()
+            due = self._due_for[key] = tuple(d for d in self._detectors if d.judges(key))
+        return due
 
     def _ask(self, name: str, rule: Rule, numbers: Numbers) -> list[Evidence] | None:
         """Return what a user's rule finds; None where it fails, which is reported once and ends nothing."""
@@ -160,7 +171,7 @@ class Judge:
                 logger.exception("the alert rule %r failed; what it cannot judge is passed over", name)
             return None
 
-    def _weigh(self, name: str, step: int, evidence: list[Evidence]) -> None:
+    def _weigh(self, name: str, step: int, evidence: list[Evidence], patience_steps: int) -> None:
         watch = self._watches.setdefault(name, _Watch())
         new = step > watch.judged
         watch.judged = step
@@ -174,25 +185,31 @@ class Judge:
         if not watch.bad and not watch.firing:
             watch.since = step
         watch.bad, watch.good, watch.evidence = watch.bad + new, 0, evidence
-        watch.firing = watch.firing or self._is_enough(watch, step)
+        watch.firing = watch.firing or self._is_enough(watch, step - patience_steps)
         watch.has_fired = watch.has_fired or watch.firing
 
-    def _is_enough(self, watch: _Watch, step: int) -> bool:
+    def _is_enough(self, watch: _Watch, from_step: int) -> bool:
         if any(evidence.at_once for evidence in watch.evidence):
             return True
-        return watch.bad >= self.config.patience and step - watch.since >= self.config.patience_steps
+        return watch.bad >= self.config.patience and watch.since <= from_step
 
     def _conclude(self, step: int) -> Health:
         """Return the verdict: what follows from another finding is shown with it."""
         firing = [name for name, watch in self._watches.items() if watch.firing]
         followers = {name: [n for n in firing if n in describe(name).explains] for name in firing}
         explained = {name for names in followers.values() for name in names}
-        heads = [replace(self._finding(n), also=tuple(followers[n])) for n in firing if n not in explained]
+        heads = [self._with(n, followers[n]) for n in firing if n not in explained]
         findings = tuple(sorted(heads, key=_urgency))
         if not findings:
             return Health(step=step)
         worst = findings[0]
         return Health(worst.severity, str(worst), findings, step)
+
+    def _with(self, name: str, followers: Sequence[str]) -> Finding:
+        """Return a finding with what follows from it, as severe as the worst of them."""
+        failing = any(describe(n).severity == "failing" for n in (name, *followers))
+        severity: Severity = "failing" if failing else "warning"
+        return replace(self._finding(name), also=tuple(followers), severity=severity)
 
     def _finding(self, name: str) -> Finding:
         what, watch = describe(name), self._watches[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -51,11 +51,11 @@ class Series:
 
     def median(self, count: int = 3) -> float:
         """Return the median of the newest numbers, NaN where there are none."""
-        return statistics.median(values) if (values := self.last(count)) else math.nan
+        return median(values) if (values := self.last(count)) else math.nan
 
     def start_median(self) -> float:
         """Return the median of the first numbers, NaN where there are none."""
-        return statistics.median(value for _, value in self.start) if self.start else math.nan
+        return median([value for _, value in self.start]) if self.start else math.nan
 
     def before(self, count: int) -> list[float]:
         """Return the recent numbers without the `count` newest ones."""
@@ -140,6 +140,7 @@ class History:
         self.fresh: set[str] = set()
         self._wanted = wanted
         self._is_wanted: dict[str, bool] = {}
+        self._matching: dict[str, list[tuple[str, Series]]] = {}
         self._series: dict[str, Series] = {}
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -151,7 +152,7 @@ class History:
                 wanted = self._is_wanted[tag] = self._wanted(tag)
             if wanted:
                 self.fresh.add(tag)
-                self._series.setdefault(tag, Series()).add(step, value)
+                self._of(tag).add(step, value)
 
     def get(self, tag: str) -> Series | None:
         """Return a tag's series, None where it was never logged."""
@@ -162,12 +163,17 @@ class History:
         series = self._series.get(tag)
         return default if series is None else series.newest
 
-    def tags(self) -> Iterable[str]:
-        """Return all tags that were logged and are wanted."""
-        return self._series.keys()
+    def matching(self, pattern: str) -> list[tuple[str, Series]]:
+        """Return the series whose whole tag matches a regular expression, by tag."""
+        found = self._matching.get(pattern)
+        if found is None:
+            tags = sorted(tag for tag in self._series if re.fullmatch(pattern, tag))
+            found = self._matching[pattern] = [(tag, self._series[tag]) for tag in tags]
+        return found
 
     def forget(self, tags: Iterable[str]) -> None:
         """Start the series of tags anew, as where their meaning changes."""
+        self._matching.clear()
         for tag in tags:
             self._series.pop(tag, None)
 
@@ -178,7 +184,15 @@ class History:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.step = int(state["step"])
+        self._matching.clear()
         self._series = {tag: Series.from_state(saved) for tag, saved in state["series"].items()}
+
+    def _of(self, tag: str) -> Series:
+        series = self._series.get(tag)
+        if series is None:
+            self._matching.clear()
+            series = self._series[tag] = Series()
+        return series
 
 
 def rank_correlation(values: Sequence[float]) -> float:
@@ -188,9 +202,21 @@ def rank_correlation(values: Sequence[float]) -> float:
 
 
 def scatter(values: Sequence[float]) -> float:
-    """Return the robust standard deviation of steps between neighbours: 1.05 medians of |difference|."""
-    steps = [abs(b - a) for a, b in pairwise(values)]
-    return 1.05 * statistics.median(steps) if steps else 0.0
+    """Return the robust standard deviation of numbers about a line, from the steps between neighbours.
+
+    1.05 median |d - median d|, which is the standard deviation of Gaussian noise.
+    """
+    steps = [b - a for a, b in pairwise(values)]
+    if not steps:
+        return 0.0
+    usual = median(steps)
+    return 1.05 * median([abs(step - usual) for step in steps])
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median of one number or more; a few times as fast as that of `statistics`."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
 def _points(rows: Iterable[Sequence[Any]]) -> list[Point]:

@@ -12,7 +12,7 @@ from hjepa_dist_metrics.monitor.observers.gradients import Gradients
 from hjepa_dist_metrics.monitor.observers.losses import Losses
 from hjepa_dist_metrics.monitor.observers.masks import MaskGeometry
 from hjepa_dist_metrics.monitor.observers.noise import Noise
-from hjepa_dist_metrics.monitor.observers.parameters import Parameters
+from hjepa_dist_metrics.monitor.observers.parameters import Parameters, Replicas
 from hjepa_dist_metrics.monitor.observers.representations import Representations
 from hjepa_dist_metrics.monitor.observers.scalars import LearningRates, Scalars
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders, Teacher
@@ -40,7 +40,7 @@ class BuiltIn(NamedTuple):
         if config.gradients.enabled and config.gradients.updates:
             others.append(ParameterUpdates())
         teacher = Teacher(encoders)
-        others += [teacher, Parameters(teacher), Representations(), Figures()]
+        others += [teacher, Parameters(teacher), Replicas(), Representations(), Figures()]
         noise = Noise(start=config.gradients.noise)
         return cls(Timing(), Batches(), Gradients(), noise, Losses(level_weights), tuple(others))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from hjepa_dist_metrics.metrics.data.batches import BatchContent
@@ -23,6 +23,14 @@ class Batches(Observer):
         self._last_step: int | None = None  # of which a batch was looked at
         self._exhausted = True
         self._starts_pass = False
+        self._epoch: int | None = None
+        self._metric: BatchContent | None = None
+        self._recent: list[int] = []  # of a checkpoint
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Note the number of the epoch, where it is known without the loader."""
+        self._starts_pass |= epoch != self._epoch
+        self._epoch = epoch
 
     def begin_pass(self, loader: Any) -> None:
         """Note that a loader begins to yield.
@@ -50,8 +58,23 @@ class Batches(Observer):
             metric.start_pass()
         scope.run(lambda: metric.update(batch, step))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next batches are compared with."""
+        recent = self._recent if self._metric is None else self._metric.recent
+        return {"recent": recent, "exhausted": self._exhausted, "epoch": self._epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, in the pass over the loader that it was made in."""
+        self._recent, self._exhausted, self._epoch = state["recent"], state["exhausted"], state["epoch"]
+        if self._metric is not None:
+            self._metric.recent = self._recent
+
     def _make(self) -> BatchContent:
-        return BatchContent(have_own_batches(self.scope.model, self.scope.context.world_size))
+        if self.scope.layout is not None:  # some ranks see the same samples, as they should
+            return BatchContent(False)
+        metric = BatchContent(have_own_batches(self.scope.model, self.scope.context.world_size))
+        metric.recent, self._metric = self._recent, metric
+        return metric
 
     def _is_watched(self, step: int) -> bool:
         between = self.scope.steps_between("scalars")

@@ -73,6 +73,7 @@ class Gradients(Observer):
                 per_parameter=settings.per_parameter,
                 report=report,
                 context=scope.context,
+                layout=scope.layout,
             )
 
         return scope.metric(name, GradientFlow, make, family)
@@ -83,4 +84,7 @@ class Gradients(Observer):
     def _make_clipping(self) -> GradientClipping:
         groups = optimizer_groups(self.scope.optimizers)
         several = groups if len(groups) > 1 else None
-        return GradientClipping(self.scope.model, groups=several, context=self.scope.context)
+        scope = self.scope
+        return GradientClipping(
+            scope.model, groups=several, context=scope.context, layout=scope.layout, gather=scope.gather
+        )

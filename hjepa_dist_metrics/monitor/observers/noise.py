@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,9 +50,9 @@ class Noise(Observer):
         if self._noise is not None:
             raise ConfigError("the gradient's noise is watched already: by the config, or by hand")
         watched = model or self.scope.model
-        noise = self._noise = self.scope.metric(
-            "gradient_noise", GradientNoise, lambda: GradientNoise(watched, hook=hook, hook_state=state)
-        )
+        layout = self.scope.layout
+        make = partial(GradientNoise, watched, hook=hook, hook_state=state, layout=layout)
+        noise = self._noise = self.scope.metric("gradient_noise", GradientNoise, make)
         local = noise.listen() if self.scope.context.world_size > 1 else None
         self._local = local if noise.ranks > 1 else None
 
@@ -71,7 +72,7 @@ class Noise(Observer):
 
     def _read(self, noise: GradientNoise) -> None:
         if self._local is not None:
-            seen = self._local.take()
+            seen = noise.taken(self._local)
             if seen is None:  # no_sync: the gradients wait for the last micro-step
                 return
             self._small = seen

@@ -1,7 +1,8 @@
-"""The model's parameters as such: whether the optimizers hold them."""
+"""The model's parameters as such: whether the optimizers hold them, and whether all ranks have the same."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from hjepa_dist_metrics.metrics.optimization.coverage import (
     identifiable_parameters,
     unoptimized,
 )
+from hjepa_dist_metrics.metrics.optimization.replicas import ReplicaAgreement
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.observers.teacher import Teacher
 
@@ -89,3 +91,39 @@ class Parameters(Observer):
         if missed is None:
             return None
         return missed, len(held & (teachers - students)) if self._teacher.is_declared else None
+
+
+class Replicas(Observer):
+    """Compare the ranks' copies of the model, on steps that log scalars.
+
+    Not where `gradients.enabled` is off: each rank may have parameters of its own there, as experts.
+    """
+
+    takes = ("samples",)
+
+    def attach(self, scope: Scope) -> None:
+        """Begin to observe a run."""
+        super().attach(scope)
+        self._metric: ReplicaAgreement | None = None
+        self._buffer_keys: list[int] = []  # of a checkpoint
+
+    def observe(self, samples: Any) -> None:
+        """Read the parameters and buffers after the step's update."""
+        scope = self.scope
+        if scope.context.world_size > 1 and scope.config.gradients.enabled:
+            scope.metric("replicas", ReplicaAgreement, self._make).update(scope.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what tells whether buffers change until the next log."""
+        return {"buffers": self._buffer_keys if self._metric is None else self._metric.buffer_keys}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._buffer_keys = state["buffers"]
+        if self._metric is not None:
+            self._metric.buffer_keys = self._buffer_keys
+
+    def _make(self) -> ReplicaAgreement:
+        metric = ReplicaAgreement(self.scope.model)
+        metric.buffer_keys, self._metric = self._buffer_keys, metric
+        return metric

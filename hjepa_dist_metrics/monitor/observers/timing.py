@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
-from hjepa_dist_metrics.metrics import Memory, Stragglers, Throughput, TotalSamples
+from hjepa_dist_metrics.metrics import Memory, MemoryGrowth, Stragglers, Throughput, TotalSamples
 from hjepa_dist_metrics.metrics.system.flops import count_flops
+from hjepa_dist_metrics.metrics.system.stragglers import StepTimes
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.observers.phase_clock import PhaseClock
+from hjepa_dist_metrics.monitor.sample_share import counted
+from hjepa_dist_metrics.parallel.sharding.collective_waits import CollectiveWaits, Waits
 
 B = TypeVar("B")
 _WINDOW = 32
+_WARM_UP = 3  # steps of a run that say nothing about speed
+_WATCHED = 8  # steps before a log in which a GPU's reducer may be asked for its times
 _END = object()  # what a used up loader gives
 _clock = time.perf_counter
 
@@ -30,7 +37,11 @@ class Timing(Observer):
         """Begin to observe a run."""
         super().attach(scope)
         self._phases = PhaseClock(scope.context.device, lambda: _clock())
-        self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=_WINDOW)
+        self._recent: deque[StepTimes] = deque(maxlen=_WINDOW)
+        self._latest: StepTimes | None = None  # a step whose waits are known after the next one
+        self._waits: CollectiveWaits | None = None  # made at the first step: the model is wrapped by then
+        self._warm_up = _WARM_UP
+        self._exchange_seconds = 0.0  # in collectives of the gradients' clipping
         self._loader_seconds: float | None = None  # since the last step; None without a loader
         self._unlogged = [0.0, 0.0, 0.0]  # samples, seconds, tokens
         self._steps = 0  # that are not in the totals yet
@@ -60,18 +71,39 @@ class Timing(Observer):
         waited = _clock() - begun - (self._paused_seconds - paused)
         self._loader_seconds = (self._loader_seconds or 0.0) + waited
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
         """Time the body as a phase of the step."""
         self._start()
-        return self._phases.phase(name)
+        if self._waits is None and self.scope.context.world_size > 1:
+            scope = self.scope
+            self._waits = CollectiveWaits(scope.model, scope.context.device, scope.context.world_size)
+        if self._waits is not None:
+            self._waits.phase = name
+            self._waits.prepare(self._is_watched())
+        with self._phases.phase(name):
+            yield
+        if self._waits is not None:
+            self._waits.phase = ""
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Time the body as one in which ranks may wait for each other."""
+        begun = _clock()
+        yield
+        self._exchange_seconds += _clock() - begun
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Keep the body out of the training's throughput."""
         begun = _clock()
+        if self._waits is not None:
+            self._waits.paused = True
         try:
             yield
         finally:
+            if self._waits is not None:
+                self._waits.paused = False
             paused = _clock() - begun
             self._paused_seconds += paused
             if self._last_step_end is not None:
@@ -108,29 +140,51 @@ class Timing(Observer):
             throughput.add_time(name, seconds)
 
         self._phases.collect(report)
-        throughput.update(samples, step_s=step_s, tokens=tokens)
-        throughput.add_time("monitor", self._own_seconds)
+        own_samples, own_tokens = counted(samples, tokens, self.scope.layout)
+        throughput.update(own_samples, step_s=step_s, tokens=own_tokens, computed=samples)
+        monitor_s = self._own_seconds
+        throughput.add_time("monitor", monitor_s)
         data_s, self._loader_seconds, self._own_seconds = self._loader_seconds, None, 0.0
         if data_s is not None:
             throughput.add_time("data", data_s)
-        forward, backward, optimizer = (phases.get(n, 0.0) for n in ("forward", "backward", "optimizer"))
-        self._recent.append((forward, backward, data_s or 0.0, optimizer))
+        self._note(step_s, phases, data_s or 0.0, monitor_s)
         self._steps += 1
-        for i, amount in enumerate((samples, step_s, tokens)):
+        for i, amount in enumerate((own_samples, step_s, own_tokens)):
             self._unlogged[i] += amount
+
+    def _is_watched(self) -> bool:
+        """Return whether the coming step is one of the last before a log."""
+        between, step = self.scope.steps_between("scalars"), self.scope.step
+        return between is not None and (-step % between < _WATCHED or self.scope.is_due("scalars"))
+
+    def _note(self, step_s: float, phases: Mapping[str, float], data_s: float, monitor_s: float) -> None:
+        """Keep what this rank did in a step, and how long it waited; the first steps of a run warm up."""
+        forward, backward, optimizer = (phases.get(n, 0.0) for n in ("forward", "backward", "optimizer"))
+        exchange, self._exchange_seconds = self._exchange_seconds, 0.0
+        between = step_s - forward - backward - optimizer - data_s - monitor_s - exchange
+        times = StepTimes(forward, backward, data_s, optimizer, max(0.0, between), exchange)
+        seconds = None if self._waits is None else self._waits.take()
+        if self._waits is not None and self._waits.lag:
+            times, self._latest = self._latest, times  # type: ignore[assignment]
+        if self._warm_up > 0:
+            self._warm_up -= 1
+        elif times is not None:
+            self._recent.append(_without_waits(times, seconds))
 
     def before_log(self, due: Sequence[str]) -> None:
         """Bring the metrics of the families that are about to be logged up to date."""
-        many = self.scope.context.world_size > 1
+        many, device = self.scope.context.world_size > 1, self.scope.context.device
         if "scalars" in due:
             if many and self._steps:
                 self._stragglers("numbers", "stragglers", "scalars").update_steps(self._recent)
+            if self._steps:
+                self.scope.metric("memory_growth", MemoryGrowth, lambda: MemoryGrowth(device)).update()
             self._settle()
         if "figures" in due and many:
             self._stragglers("map", "straggler_map", "figures").update_steps(self._recent)
         if "system" in due:
-            device = self.scope.context.device
-            self.scope.metric("memory", Memory, lambda: Memory(device), "system").update()
+            make = partial(Memory, device, growing=False)
+            self.scope.metric("memory", Memory, make, "system").update()
 
     def state_dict(self) -> dict[str, Any]:
         """Bring the totals up to date: a checkpoint has no room for anything else."""
@@ -144,6 +198,11 @@ class Timing(Observer):
         throughput.flops_per_sample = per_sample
         throughput.peak_flops = peak_flops or throughput.peak_flops
         return per_sample
+
+    def close(self) -> None:
+        """Take the clocks off the model's collectives."""
+        if self._waits is not None:
+            self._waits.close()
 
     def _start(self) -> None:
         if self._last_step_end is None:
@@ -161,3 +220,19 @@ class Timing(Observer):
 
     def _stragglers(self, report: Any, name: str, family: str) -> Stragglers:
         return self.scope.metric(name, Stragglers, lambda: Stragglers(report=report), family)
+
+
+def _without_waits(times: StepTimes, seconds: Waits) -> StepTimes:
+    """Return a step's times with the waits taken out; NaN for waits that are not known."""
+    if seconds is None:
+        return times._replace(wait_s=math.nan)
+    waited = sum(seconds.values())
+    forward = min(times.forward_s, seconds.get("forward", 0.0))
+    backward = min(times.backward_s, seconds.get("backward", 0.0))
+    elsewhere = waited - forward - backward  # in a loop that does not show its phases
+    return times._replace(
+        forward_s=times.forward_s - forward,
+        backward_s=times.backward_s - backward,
+        between_s=max(0.0, times.between_s - elsewhere),
+        wait_s=(times.wait_s or 0.0) + waited,
+    )

@@ -31,7 +31,7 @@ class ParameterUpdates(Observer):
             hook
             for optimizer in self._optimizers
             for hook in (
-                optimizer.register_step_pre_hook(lambda *_: self._before()),
+                optimizer.register_step_pre_hook(self._begin),
                 optimizer.register_step_post_hook(lambda stepped, *_: self._after(stepped)),
             )
         ]
@@ -45,6 +45,23 @@ class ParameterUpdates(Observer):
         """Take the hooks off the optimizers."""
         for hook in self._hooks:
             hook.remove()
+
+    def _begin(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Look before the step; where the step calls a closure, after it, when the gradients are there."""
+        place = next((i for i, value in enumerate(args[1:], start=1) if callable(value)), None)
+        closure = kwargs.get("closure") if place is None else args[place]
+        if closure is None:
+            self._before()
+            return None
+
+        def look_after_closure() -> Any:
+            loss = closure()
+            self._before()
+            return loss
+
+        if place is None:
+            return args, {**kwargs, "closure": look_after_closure}
+        return (*args[:place], look_after_closure, *args[place + 1 :]), kwargs
 
     def _before(self) -> None:
         if self._to_step is None and not self._compared and self.scope.is_due("scalars"):
@@ -64,5 +81,5 @@ class ParameterUpdates(Observer):
 
     def _metric(self) -> Updates:
         scope = self.scope
-        make = partial(Updates, scope.model, scope.optimizers, context=scope.context)
+        make = partial(Updates, scope.model, scope.optimizers, context=scope.context, layout=scope.layout)
         return scope.metric("updates", Updates, make)

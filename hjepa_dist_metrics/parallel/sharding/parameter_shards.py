@@ -7,7 +7,7 @@ of a unit end to end in one flat tensor, padded, and shards that. A slot is one 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +97,13 @@ def model_shards(model: nn.Module) -> list[ParameterShard]:
     return slots
 
 
-def parameter_shards(parameters: Iterable[Tensor]) -> list[ParameterShard]:
-    """Return slots of bare parameters, named by their place: "0", "1", ..."""
+def parameter_shards(
+    parameters: Sequence[Tensor], names: Sequence[str] | None = None
+) -> list[ParameterShard]:
+    """Return slots of bare parameters, by their names, or named by their place: "0", "1", ..."""
     reader = LayoutReader()
-    return [_slot(str(index), parameter, reader) for index, parameter in enumerate(parameters)]
+    called = [str(i) for i in range(len(parameters))] if names is None else [clean_name(n) for n in names]
+    return [_slot(name, parameter, reader) for name, parameter in zip(called, parameters, strict=True)]
 
 
 def _slot(name: str, parameter: Tensor, reader: LayoutReader) -> ParameterShard:

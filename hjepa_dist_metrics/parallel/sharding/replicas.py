@@ -1,11 +1,17 @@
-"""What the layout of a model says about its ranks: who trains on batches of its own."""
+"""What the layout of a model says about its ranks: whose batches are their own, what all have copies of."""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from hjepa_dist_metrics.parallel.compat import ignored_by_ddp
 from hjepa_dist_metrics.parallel.sharding.fully_sharded import fsdp_units
+from hjepa_dist_metrics.parallel.sharding.parameter_shards import clean_name, has_flat_parameters
 from hjepa_dist_metrics.parallel.sharding.placement import is_dtensor
+
+NamedTensors = list[tuple[str, Tensor]]
 
 
 def have_own_batches(model: nn.Module, ranks: int) -> bool:
@@ -21,3 +27,34 @@ def have_own_batches(model: nn.Module, ranks: int) -> bool:
         return True
     flat = all(parameter.device_mesh.ndim == 1 for parameter in sharded)  # type: ignore[attr-defined]
     return flat and any(fsdp_units(module) for module in model.modules())
+
+
+def is_replicated(model: nn.Module) -> bool:
+    """Return whether each rank has all of every parameter: none is sharded, or flattened by FSDP1."""
+    return not (has_flat_parameters(model) or any(is_dtensor(parameter) for parameter in model.parameters()))
+
+
+def replicated_tensors(model: nn.Module) -> dict[str, NamedTensors]:
+    """Return the parameters and the buffers of a replicated model, by name without wrappers.
+
+    What DDP is set to ignore is left out, and what has no dense values.
+    """
+    found: dict[str, dict[int, tuple[str, Tensor]]] = {"parameters": {}, "buffers": {}}
+    ignored: set[str] = set()
+    for place, module in model.named_modules():  # once, for it takes longer than all else
+        ignored.update(_path(place, name) for name in ignored_by_ddp(module))
+        for held, kind in ((module._parameters, "parameters"), (module._buffers, "buffers")):
+            for name, tensor in held.items():
+                if tensor is not None and _is_dense(tensor):
+                    found[kind].setdefault(id(tensor), (_path(place, name), tensor))
+    return {kind: [item for item in held.values() if item[0] not in ignored] for kind, held in found.items()}
+
+
+def _path(place: str, name: str) -> str:
+    return clean_name(f"{place}.{name}" if place else name)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    if is_lazy(tensor) or is_dtensor(tensor):
+        return False
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)

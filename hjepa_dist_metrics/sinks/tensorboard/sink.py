@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
 # category title -> chart title -> ["Multiline", [regex, ...]] or ["Margin", [value, lower, upper]]
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
+# From the tags that a run has written.
+MakeLayout = Callable[[Collection[str]], Layout]
 
 
 class TensorBoardSink:
@@ -26,7 +28,8 @@ class TensorBoardSink:
 
     All values of a step go out as one Event (40 scalars: 39 us, against 1.4 ms as 40 events). The file is
     opened with `purge_step=start_step`, 0 included, so that what a killed run wrote at that step and later
-    is superseded by the resumed run. `layout` becomes the custom-scalars dashboards. `writer` is the
+    is superseded by the resumed run. `layout` becomes the custom-scalars dashboards; where it is a function
+    of the tags written, it is asked with the first values of a loss, or at the end. `writer` is the
     SummaryWriter underneath, for what this class does not cover (meshes, audio).
     """
 
@@ -37,7 +40,7 @@ class TensorBoardSink:
         directory: str | Path,
         start_step: int = 0,
         flush_secs: float = 10.0,
-        layout: Layout | None = None,
+        layout: Layout | MakeLayout | None = None,
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -51,7 +54,8 @@ class TensorBoardSink:
         self._left_out: set[tuple[str, str]] = set()
         self._closed = False
         # What a file begins with, for one that must be made again.
-        self._flush_secs, self._layout = flush_secs, layout
+        self._flush_secs, self._layout = flush_secs, None if callable(layout) else layout
+        self._make_layout = layout if callable(layout) else None
         self._hparams: tuple[Mapping[str, HParam], Sequence[str]] | None = None
         self._open(SummaryWriter, start_step)
         self._projector = ProjectorFiles(self.directory, start_step)
@@ -96,6 +100,8 @@ class TensorBoardSink:
 
             now = time.time() if wall_time is None else wall_time
             self._file.add_summary(Summary(value=entries), int(step), now)
+            if any(tag.startswith("loss/") for tag in values):
+                self._add_fitting_layout()
 
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
         """Add the run to TensorBoard's HPARAMS table: its settings, and the scalar tags to compare by.
@@ -143,6 +149,7 @@ class TensorBoardSink:
         """Write everything out and close the file."""
         if self._closed or self._guard.in_child:
             return
+        self._add_fitting_layout()
         self._closed = True
         self.writer.close()
         self._records.raise_failure()
@@ -184,6 +191,13 @@ class TensorBoardSink:
         if value.run_metadata:
             tagged = TaggedRunMetadata(tag="step1", run_metadata=value.run_metadata)
             self._file.add_event(Event(tagged_run_metadata=tagged))
+
+    def _add_fitting_layout(self) -> None:
+        """Write the layout that fits the tags written so far, once: TensorBoard reads the first only."""
+        make, self._make_layout = self._make_layout, None
+        if make is not None and self._kinds:
+            self._layout = make(self._kinds.keys())
+            self._add_layout(self._layout)
 
     def _add_layout(self, layout: Layout) -> None:
         from torch.utils.tensorboard.summary import custom_scalars

@@ -54,7 +54,7 @@ class RankExtremes(RowState):
 
     @property
     def mean(self) -> Any:
-        """Return the mean over all updates; NaN of none."""
+        """Return the mean over all updates; NaN without any."""
         data = self.data
         means = (data[_TOTAL] + data[_PAST]) / (data[_COUNT] + data[_PAST + 1])
         return means.item() if not self.shape else means.cpu().numpy().reshape(self.shape)
@@ -81,7 +81,7 @@ class RankExtremes(RowState):
 
     @property
     def longest(self) -> Any:
-        """Return the largest of the ranks' totals, with what a checkpoint brought; NaN of none."""
+        """Return the largest of the ranks' totals, with what a checkpoint brought; NaN without any."""
         data = self.data
         longest = torch.nan_to_num(data[_LONGEST]) + data[_PAST + 2]
         longest = longest.masked_fill(data[_LONGEST].isnan() & (data[_PAST + 1] == 0), NAN)
@@ -99,7 +99,7 @@ class RankExtremes(RowState):
 
     @classmethod
     def sign_rows(cls, block: Block, rank: int, steps: int) -> None:
-        """Compare this rank, where it has a value, with nobody yet."""
+        """Write this rank as the holder, where it has a value, before any comparison."""
         xp = namespace(block)
         held = block[_COUNT] > 0
         mean = block[_TOTAL] / block[_COUNT].clip(min=1)

@@ -18,7 +18,7 @@ _NAN = float("nan")
 class RankTable(State):
     """Keep the latest row of `width` numbers on each rank; after a sync `.table`, float64 [n, width].
 
-    NaN stands for what is not known; a rank that has not updated has a row of NaN. `.ranks` [n] are the rows'
+    NaN stands for an unknown value; a rank that has not updated has a row of NaN. `.ranks` [n] are the rows'
     ranks. Of more than `most` ranks the `kept` rows with the largest sums stay, and of the others together
     `.rest`, float64 [4, width]: how many numbers, their sum, the smallest and the largest.
     """

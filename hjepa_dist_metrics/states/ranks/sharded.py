@@ -79,7 +79,7 @@ class _Sharded(Signed):
 
 
 class ShardedSum(_Sharded):
-    """Add up the ranks' shards: `.value`, 0 of none.
+    """Add up the ranks' shards: `.value`, 0 without any.
 
     Copies are not compared: a sum of many values is rounded in another way on another kind of processor, and
     where it cancels no tolerance is right. Extremes are exact, and what they are taken of is compared there.
@@ -99,7 +99,7 @@ class ShardedSum(_Sharded):
 
 
 class ShardedMax(_Sharded):
-    """Take the largest of the ranks' shards: `.value`, minus infinity of none, NaN where any is NaN."""
+    """Take the largest of the ranks' shards: `.value`, minus infinity without any, NaN where any is NaN."""
 
     _nothing = float("-inf")
 
@@ -109,7 +109,7 @@ class ShardedMax(_Sharded):
 
 
 class ShardedMin(_Sharded):
-    """Take the smallest of the ranks' shards: `.value`, infinity of none, NaN where any is NaN."""
+    """Take the smallest of the ranks' shards: `.value`, infinity without any, NaN where any is NaN."""
 
     _nothing = float("inf")
 

@@ -14,7 +14,7 @@ from hjepa_dist_metrics.states.row_state import Block, Signed, namespace
 
 
 class ShardedNorm(ShardedSum):
-    """Put the norms of the ranks' shards together: `.value`, 0 of none."""
+    """Put the norms of the ranks' shards together: `.value`, 0 without any."""
 
     @classmethod
     def _together(cls, lower: Block, upper: Block) -> Block:

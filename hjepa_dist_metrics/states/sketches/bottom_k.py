@@ -1,4 +1,4 @@
-"""The rows that score lowest, with what names them."""
+"""The rows that score lowest, with their labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hjepa_dist_metrics.states.rows import row_weights
 
 
 class BottomK(State):
-    """Keep the `capacity` lowest scores and, with each, `fields` whole numbers that say whose it is.
+    """Keep the `capacity` lowest scores and, with each, `fields` whole numbers that identify it.
 
     `.scores` float64 [k], rising; `.labels` int64 [k, fields]. Equal scores are ordered by their labels, so
     that the rows kept are the same for every split. Scores that are NaN or plus infinity are never kept.

@@ -17,9 +17,9 @@ _LAST_KEY = torch.iinfo(torch.int64).max
 class Distinct(State):
     """Count how often each of many things was seen: `.total`, `.distinct`, `.repeated`, `.collision`.
 
-    Things are told apart by 64-bit hashes, non-negative int64. The `capacity` smallest hashes are kept with
+    Items are compared by 64-bit hashes, non-negative int64. The `capacity` smallest hashes are kept with
     their counts: all of them while there are no more, else a uniform sample of the different things, the same
-    for every split (bottom-k sketch, Bar-Yossef et al. 2002). Hashes wait for each other before they are
+    for every split (bottom-k sketch, Bar-Yossef et al. 2002). Hashes are buffered before they are
     counted: sorting them costs as much for many as for one.
     """
 
@@ -74,7 +74,7 @@ class Distinct(State):
 
     @property
     def collision(self) -> float:
-        """Return the probability that two of the things seen are alike: sum c (c - 1) / (n (n - 1)).
+        """Return the probability that two of the items seen are equal: sum c (c - 1) / (n (n - 1)).
 
         Unlike the share of repeats it does not grow with the number of things seen. 0 below two.
         """
@@ -111,7 +111,7 @@ class Distinct(State):
             self._count()
 
     def _count(self) -> Self:
-        """Count the hashes that wait."""
+        """Count the buffered hashes."""
         if self._waiting:
             keys, counts = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
             self._load({name: follow(tensor, keys) for name, tensor in self._held().items()})

@@ -76,6 +76,16 @@ def test_numbers_are_those_of_a_direct_computation_and_the_training_is_the_same(
     assert {"train/loss", "train/lr", "train_epoch/loss"} <= set(last)
 
 
+def test_without_clipping_the_norm_is_measured(tmp_path):
+    watched = trainer(tmp_path, [callback(tmp_path)], max_grad_norm=0.0, max_steps=2)
+    watched.train()
+    norms = [log["grad_norm"] for log in watched.state.log_history if "grad_norm" in log]
+    for when in ("before", "after"):
+        found = list(series(tmp_path, f"gradient/global_norm_{when}_clip").values())
+        assert found == pytest.approx(norms, rel=1e-5)
+    assert set(series(tmp_path, "gradient/clipping_percentage").values()) == {0.0}
+
+
 def test_the_trainer_is_left_as_it_was(tmp_path):
     plain, watched = trainer(tmp_path, max_steps=1), trainer(tmp_path, [callback(tmp_path)], max_steps=1)
     for one in (plain, watched):

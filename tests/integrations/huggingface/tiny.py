@@ -6,16 +6,16 @@ As a script: `torchrun ... tiny.py DIRECTORY` trains it under DDP and under FSDP
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from tests.helpers.spectrum import effective_rank
 
 VOCABULARY, BATCH, ACCUMULATION, LEARNING_RATE, MAX_NORM = 31, 3, 2, 0.5, 0.5
 SENTENCES = 23  # eight batches, the last of two
@@ -109,13 +109,6 @@ def _sentence(reference: nn.Module, row: Tensor) -> tuple[Tensor, Tensor]:
     hook.remove()
     features = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
     return nn.functional.cross_entropy(logits[:-1], row[1:], reduction="sum"), features.detach()[0]
-
-
-def effective_rank(rows: np.ndarray) -> float:
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    spectrum = np.linalg.eigvalsh(np.cov(unit.T))
-    p = np.clip(spectrum, 1e-300, None) / spectrum.sum()
-    return math.exp(-(p * np.log(p)).sum())
 
 
 def train(directory: Path, network: nn.Module) -> Trainer:

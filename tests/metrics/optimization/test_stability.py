@@ -49,6 +49,7 @@ def test_spikes_and_nan_do_not_hide_the_next_spike():
     assert scores[39] == pytest.approx(scores[15], rel=0.5)
     values = read(fed(losses))
     assert (values["spike_count"], values["nonfinite_steps"]) == (2, 2)
+    assert values["first_nonfinite_step"] == 20
     assert values["worst_spike_score"] == pytest.approx(np.nanmax(scores))
     calm = losses[np.isfinite(losses)]
     assert values["loss_smoothness"] == pytest.approx(calm.std(), rel=1e-12)
@@ -73,6 +74,24 @@ def test_the_validation_ratio():
     assert "val_train_loss_ratio" not in read(metric)
     metric.validate(6.0)
     assert read(metric)["val_train_loss_ratio"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-20, 1e200])
+def test_losses_of_any_size(scale):
+    losses = np.random.default_rng(5).uniform(1.0, 2.0, 20)
+    metric, plain = fed(scale * losses), fed(losses)
+    for one, value in ((metric, scale), (plain, 1.0)):
+        one.validate(1.8 * value)
+    got, expected = read(metric), read(plain)
+    degree = {"loss_smoothness": scale, "loss_trend_slope": scale}
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(degree.get(name, 1.0) * value, rel=1e-9), name
+
+
+def test_a_loss_of_zero_has_no_ratio():
+    metric = fed([0.0] * 10)
+    metric.validate(1.0)
+    assert not {"val_train_loss_ratio", "loss_max_spike"} & set(read(metric))
 
 
 def test_a_spike_anywhere_within_the_reach_is_seen_and_the_shape_stays_that_of_the_window():

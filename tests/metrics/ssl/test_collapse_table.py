@@ -179,6 +179,7 @@ def test_constant_features_have_defined_values(rows):
         assert values[name] == 1.0
     assert values["uniformity"] == pytest.approx(0.0, abs=1e-6)
     assert values["is_constant"] == 1.0
+    assert values["mean_similarity"] == pytest.approx(1.0)  # of zeros too: a run of zeros is no healthy one
 
 
 def test_one_row_and_one_dimension():

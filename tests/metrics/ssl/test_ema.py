@@ -25,9 +25,9 @@ def encoders(scale=0.1, dtype=torch.float32):
     return context, target
 
 
-def flat(module):
-    """All weights and floating-point buffers in float64."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
+def flat(module, buffers=True):
+    """All weights, and floating-point buffers, in float64."""
+    tensors = [*module.named_parameters(), *(module.named_buffers() if buffers else ())]
     parts = [t.detach().double().numpy().ravel() for _, t in sorted(tensors) if t.is_floating_point()]
     return np.concatenate(parts)
 
@@ -47,14 +47,16 @@ def test_equals_the_flat_vectors(wrap):
     context, target = encoders()
     metric = EMADynamics()
     metric.update(wrap(context), wrap(target), 0.9, 0.999)
-    c, before = flat(context), flat(target)
+    c, before, weights_before = flat(context), flat(target), flat(target, buffers=False)
     first = read(metric)
     assert "update_magnitude" not in first  # nothing to compare with yet
     with torch.no_grad():
         for slow, live in zip(target.parameters(), context.parameters(), strict=True):
             slow.lerp_(live, 0.1)
+        for buffer in target.buffers():  # a batch norm's buffers follow the data
+            buffer.add_(1)
     metric.update(wrap(context), wrap(target), 0.91, 0.999)
-    t = flat(target)
+    t, weights = flat(target), flat(target, buffers=False)
     norm = np.linalg.norm
     move = norm(t - before) / norm(t)
     expected = {
@@ -65,6 +67,8 @@ def test_equals_the_flat_vectors(wrap):
         "cosine": c @ t / norm(c) / norm(t),
         "update_magnitude": move,
         "target_weight_stability": 1 - move,
+        "weight_distance": norm(flat(context, buffers=False) - weights) / norm(weights),
+        "weight_move": norm(weights - weights_before) / norm(weights),
     }
     assert read(metric) == pytest.approx(expected, rel=1e-5)
 

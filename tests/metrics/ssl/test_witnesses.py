@@ -210,3 +210,24 @@ def test_views_may_be_missing():
     alone = ViewAgreement(4)
     alone.update(x[:, :1], valid[:, :1])
     assert alone.compute() == {}
+
+
+def nearest_over_usual(rows):
+    u = unit(rows)
+    d = np.linalg.norm(u[:, None] - u[None], axis=-1)
+    usual = math.sqrt((d**2).sum() / (len(u) * (len(u) - 1)))
+    return np.sort((d + np.diag(np.full(len(u), np.inf))).min(axis=1))[(len(u) - 1) // 2] / usual
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.03])
+def test_clusters_are_near_their_neighbours(noise):
+    x = gaussian(10, 64)[np.arange(200) % 10] + noise * gaussian(200, 64, seed=1)
+    assert read(x)["neighbor_distance"] == pytest.approx(nearest_over_usual(x), rel=1e-5)
+    assert (read(x)["neighbor_distance"] < 0.1) == (noise < 0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_the_size_of_rows_scales(scale):
+    x = gaussian(50, 4, 6)
+    expected = scale * math.sqrt((x**2).sum(axis=-1).mean())
+    assert read((scale * x).astype(np.float32))["rms_norm"] == pytest.approx(expected, rel=1e-6, abs=0)

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from hjepa_dist_metrics import Memory, MetricCollection
+from hjepa_dist_metrics import Memory, MemoryGrowth, MetricCollection
 from hjepa_dist_metrics.metrics.system import memory as memory_module
 from tests.helpers.ranks import run_ranks
 
@@ -92,3 +92,35 @@ def test_on_a_gpu():
     values = numbers(memory.compute())
     assert values["system/gpu0_memory_allocated_gb"] >= held.numel() * 4 / 1e9
     assert values["performance/gpu_memory_peak_gb"] >= values["performance/gpu_memory_allocated_gb"]
+
+
+def test_what_grows_is_the_largest_over_ranks():
+    def body(context):
+        growth = MemoryGrowth()
+        growth.resident.update([2.0, 5.0, 3.0][context.rank])
+        if context.rank:
+            growth.allocated.update([0.0, 1.0, 4.0][context.rank])
+        return numbers(MetricCollection({"m": growth}, context).compute())
+
+    tag = "performance/gpu_memory_allocated_gb"
+    assert run_ranks(3, body) == [{"system/ram_gb": 5.0, tag: 4.0, f"{tag}_rank": 2.0}] * 3
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc to compare with")
+def test_memory_that_grows_is_seen_to_grow():
+    growth, sizes = MemoryGrowth(), []
+    for _ in range(2):
+        growth.reset()
+        growth.update()
+        sizes.append(numbers(growth.compute())["system/ram_gb"])
+        assert sizes[-1] == pytest.approx(resident_now(), rel=0.1)
+        held = torch.ones(25_000_000)  # 0.1 GB
+    assert sizes[1] - sizes[0] == pytest.approx(4 * len(held) / 1e9, rel=0.5)
+
+
+def test_what_grows_is_written_by_one_metric_only():
+    memory = Memory(growing=False)
+    memory.usage.update([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.7])
+    tags = set(memory.compute())
+    assert not {"system/ram_gb", "performance/gpu_memory_allocated_gb"} & tags
+    assert {"system/cpu_percent", "system/gpu0_memory_allocated_gb", "performance/gpu_memory_peak_gb"} <= tags

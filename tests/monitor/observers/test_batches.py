@@ -68,6 +68,19 @@ def test_of_several_batches_a_step_the_first_is_looked_at(tmp_path):
     assert published == {10: 1.0}
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [(1, 1.0), (6, None)])
+def test_a_loop_that_hands_over_its_batches(tmp_path, epochs, expected):
+    model, optimizer = problem()
+    (batch,) = batches(1)
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=5, **PLAIN)) as monitor:
+        for step in range(6):
+            for _ in range(2):  # of two micro-batches the first counts
+                monitor.observe_batch({"pixel_values": batch}, epoch=step * epochs // 6)
+            monitor.step(samples=8)
+        assert monitor.latest.get("data/repeated_batches") == expected
+        assert monitor.latest["data/constant_batches"] == 0.0
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(["a", "b", "c", "d"])

@@ -121,10 +121,13 @@ def test_groups_and_parameters_that_change(tmp_path):
     optimizer = sgd(model.context_encoder)
     with TrainingMonitor(model, optimizer, config(tmp_path, **PLAIN)) as monitor:
         train(monitor, model, [optimizer], steps=2)
-        optimizer.param_groups[0]["params"].append(model.head.weight)
+        optimizer.add_param_group({"params": [model.head.weight], "lr": 0.3})
         train(monitor, model, [optimizer], steps=2)
         model.head.bias.requires_grad_(False)
         train(monitor, model, [optimizer])
+        latest = monitor.latest
+    rates = [latest[f"learning_rate/param_group_{i}"] for i in (0, 1)]
+    assert rates == pytest.approx([0.1, 0.3])
     counts = {step: numbers["unoptimized"] for step, numbers in published(tmp_path).items()}
     assert counts == {0: 2.0, 1: 2.0, 2: 1.0, 3: 1.0, 4: 0.0}
 

@@ -13,6 +13,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.monitor.figure_renderer import draw
 from hjepa_dist_metrics.monitor.observers.run_figures import Observed, RunFigures, observed, resolution
 from hjepa_dist_metrics.reference.hjepa.masking import MultiBlockMaskGenerator
+from hjepa_dist_metrics.sinks.jsonl import JsonlSink
 from hjepa_dist_metrics.values import Drawing, Image
 from tests.helpers.ranks import run_ranks
 
@@ -113,7 +114,6 @@ def settings(tmp_path, **more) -> dict:
         "log_frequency": 1,
         "cadence": {"figures": 2},
         "tensorboard": {"enabled": False},
-        "jsonl": {"enabled": False},
         **more,
     }
 
@@ -124,26 +124,23 @@ def step_arguments(seed: int) -> dict:
     return {"mask": mask, "prediction_valid": fields.pop("valid"), **fields}
 
 
-def run_steps(config: dict, steps: int = 3) -> list[tuple[int, dict, str]]:
-    """Train nothing for a few steps; return what was written, and the thread that drew each picture."""
+def run_steps(monkeypatch, config: dict, steps: int = 3) -> list[tuple[int, dict, str]]:
+    """Train nothing for a few steps; return what was written, and the thread that wrote it."""
     model = nn.Linear(2, 2)
     written = []
+
+    def spy(sink, step, values, wall_time=None):
+        written.append((step, dict(values), threading.current_thread().name))
+
+    monkeypatch.setattr(JsonlSink, "write", spy)
     with TrainingMonitor(model, torch.optim.SGD(model.parameters(), 0.1), config) as monitor:
-        group = monitor.run.sink._group
-        write = group.write
-
-        def spy(step, values, wall_time=None):
-            written.append((step, dict(values), threading.current_thread().name))
-            write(step, values, wall_time)
-
-        group.write = spy
         for step in range(steps):
             monitor.step(samples=24, losses=torch.tensor(1.0), **step_arguments(step))
     return written
 
 
-def test_pictures_come_at_their_cadence_from_the_writing_thread(tmp_path):
-    written = run_steps(settings(tmp_path))
+def test_pictures_come_at_their_cadence_from_the_writing_thread(tmp_path, monkeypatch):
+    written = run_steps(monkeypatch, settings(tmp_path))
     pictures = [
         (step, tag, thread)
         for step, values, thread in written
@@ -156,8 +153,8 @@ def test_pictures_come_at_their_cadence_from_the_writing_thread(tmp_path):
     assert not [v for _, values, _ in written for v in values.values() if isinstance(v, Drawing)]
 
 
-def test_figures_can_be_switched_off(tmp_path):
-    written = run_steps(settings(tmp_path, figures={"enabled": False}), steps=1)
+def test_figures_can_be_switched_off(tmp_path, monkeypatch):
+    written = run_steps(monkeypatch, settings(tmp_path, figures={"enabled": False}), steps=1)
     assert not [v for _, values, _ in written for v in values.values() if isinstance(v, Image)]
 
 

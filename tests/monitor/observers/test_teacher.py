@@ -78,7 +78,7 @@ def test_the_numbers_are_those_of_a_loop_with_momentum(tmp_path):
                 {t: v for t, v in monitor.latest.items() if t.startswith("ema/") and "momentum" not in t}
             )
     assert found[0] == pytest.approx(found[1], rel=1e-12)
-    assert len(found[0]) == 5
+    assert len(found[0]) == 7
 
 
 def test_encoders_of_different_kinds_say_nothing_without_a_momentum(tmp_path):

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable
 
-from hjepa_dist_metrics.monitor.health.detector import Detector, matching
+from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, rank_correlation
 
@@ -19,7 +19,7 @@ _STRAGGLER, _SLOWEST, _WAIT = (
 _MEMORY = r"system/ram_gb|performance/gpu_memory_allocated_gb"
 
 _SLOW = 0.75  # of the others' speed
-_SLOWER, _FALLING = 0.6, 0.6  # of the speed at the start; of all pairs of logs, less those that rise
+_SLOWER, _FALLING = 0.5, 0.6  # of the speed at the start; of all pairs of logs, less those that rise
 _SLOW_LOGS = 8
 _GROWTH, _LEAST_GROWTH = 0.15, 0.02  # of the memory at the start; GB
 _RISING = 0.85
@@ -70,7 +70,7 @@ def throughput_decay(history: History) -> list[Evidence] | None:
 def memory_growth(history: History) -> list[Evidence] | None:
     """Find memory that has grown from log to log over the whole run."""
     found, judged = [], False
-    for tag, series in matching(history, _MEMORY):
+    for tag, series in history.matching(_MEMORY):
         values = [value for _, value in series.outline][2:]
         if len(values) < 12:
             continue

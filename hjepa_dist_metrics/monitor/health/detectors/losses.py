@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import statistics
 
-from hjepa_dist_metrics.monitor.health.detector import Detector, first_of, matching
+from hjepa_dist_metrics.monitor.health.detector import Detector, first_of
 from hjepa_dist_metrics.monitor.health.findings import Evidence
-from hjepa_dist_metrics.monitor.health.series import History, scatter
+from hjepa_dist_metrics.monitor.health.series import History, median, scatter
 
 TOTALS = ("loss/total", "Train/Loss/total_loss")
-_SCORE, _SPREAD = "stability/worst_spike_score", "stability/loss_smoothness"
+_SCORE, _HEIGHT = "stability/worst_spike_score", "stability/worst_spike_height"
 _RANGE = "stability/loss_max_spike"
 _VALIDATION = "val/loss"
 _SHARES = r"loss/contribution_h\d+"
 _RATIO = r"update/.+_ratio"
 
 _SPIKE_SCORE, _SPIKE_RANGE = 30.0, 1.5
-_SPIKE_SHARE = 0.01  # of the loss at the start, as the least spread of the losses around a spike
+_SPIKE_SHARE = 0.1  # of the loss at the start, as the least height of a spike
 _BEFORE, _AFTER = 5, 3  # logs before and after a jump
 _SHIFT = 0.15  # of the loss
 _DROP = 0.5  # of the loss
@@ -35,7 +34,7 @@ def loss_spike(history: History) -> list[Evidence] | None:
         return []
     named = first_of(history, TOTALS)
     floor = _SPIKE_SHARE * abs(named[1].start_median()) if named else 0.0
-    if history.value(_SPREAD, math.inf) <= floor:
+    if history.value(_HEIGHT, math.inf) <= floor:
         return []
     reason = "robust standard deviations above the losses before"
     return [Evidence(_SCORE, score, reason, limit=_SPIKE_SCORE, at_once=True)]
@@ -58,21 +57,23 @@ def _jump(history: History, sign: float, share: float, words: str) -> list[Evide
         return None
     tag, series = named
     values = series.last(16)
+    if max(values) - min(values) <= share * abs(median(values)):
+        return []
     for after in range(2, len(values) - _BEFORE + 1):
         older, newer = values[:-after], values[-after:]
         if _is_step(older[-8:], newer, sign, share):
-            before, level = statistics.median(older[-8:]), statistics.median(newer)
-            limit = statistics.median(older[-3:]) if sign > 0 else before - share * abs(before)
+            before, level = median(older[-8:]), median(newer)
+            limit = median(older[-3:]) if sign > 0 else before - share * abs(before)
             return [Evidence(tag, series.newest, words.format(before=before, after=level), limit=limit)]
     return []
 
 
 def _is_step(older: list[float], newer: list[float], sign: float, share: float) -> bool:
-    before = statistics.median(older)
-    extreme = max(sign * value for value in older)
+    before = median(older)
+    extreme = max(sign * value for value in older[-4:])
     gap = min(sign * value for value in newer) - extreme
     noise = max(scatter(older), scatter(newer) if len(newer) > 2 else 0.0)
-    drift = sign * (statistics.median(older[-3:]) - statistics.median(older[:3]))
+    drift = sign * (median(older[-3:]) - median(older[:3]))
     steady = gap > 2.0 * drift
     return steady and gap > share * abs(before) and gap > _CLEAR * noise
 
@@ -83,7 +84,7 @@ def plateau(history: History) -> list[Evidence] | None:
     if named is None or named[1].count < _PLATEAU_LOGS or named[1].steps < _PLATEAU_STEPS:
         return None
     tag, series = named
-    moved = max((s.median(5) for _, s in matching(history, _RATIO)), default=math.nan)
+    moved = max((s.median(5) for _, s in history.matching(_RATIO)), default=math.nan)
     if series.lowest is None or series.highest is None or not moved > _MOVING:
         return None
     start, lowest = series.start[0][1], series.lowest[1]
@@ -111,7 +112,7 @@ def overfitting(history: History) -> list[Evidence] | None:
 
 def level_imbalance(history: History) -> list[Evidence] | None:
     """Find a level that carries nearly all of the loss while there are others."""
-    shares = matching(history, _SHARES)
+    shares = history.matching(_SHARES)
     if len(shares) < 2:
         return None
     return [
@@ -122,7 +123,7 @@ def level_imbalance(history: History) -> list[Evidence] | None:
 
 
 DETECTORS = (
-    Detector("loss_spike", loss_spike, (_SCORE,), (_SPREAD, _RANGE, *TOTALS)),
+    Detector("loss_spike", loss_spike, (_SCORE,), (_HEIGHT, _RANGE, *TOTALS)),
     Detector("loss_level_shift", loss_level_shift, TOTALS),
     Detector("loss_drop", loss_drop, TOTALS),
     Detector("plateau", plateau, TOTALS, (_RATIO,)),

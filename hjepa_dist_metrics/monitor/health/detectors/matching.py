@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hjepa_dist_metrics.monitor.health.detector import Detector, matching
+from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History
 
@@ -18,7 +18,7 @@ _CHANCE = 3.0  # standard errors within which a contrast may come from pairs wit
 def misaligned_modalities(history: History) -> list[Evidence] | None:
     """Find pairs of modalities whose right pairs are no more alike than all pairs."""
     found = []
-    for tag, diagonal in matching(history, _DIAGONAL):
+    for tag, diagonal in history.matching(_DIAGONAL):
         everything = history.value(tag.replace("/diagonal_", "/mean_"))
         if not math.isnan(everything) and not diagonal.newest > everything:  # NaN is bad too
             reason = f"not above the {everything:.4g} of all pairs"
@@ -31,7 +31,7 @@ def no_diagonal(history: History) -> list[Evidence] | None:
     bound = _CHANCE / math.sqrt(max(history.value(_PAIRS, 1.0), 1.0))
     return [
         Evidence(tag, contrast.newest, f"not above {bound:.4g}, which chance gives", limit=bound)
-        for tag, contrast in matching(history, _CONTRAST)
+        for tag, contrast in history.matching(_CONTRAST)
         if not contrast.newest > bound
     ]
 

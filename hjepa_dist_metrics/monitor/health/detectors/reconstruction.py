@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 from hjepa_dist_metrics import catalog
-from hjepa_dist_metrics.monitor.health.detector import Detector, matching
+from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, Series
 
@@ -20,17 +20,17 @@ _WINDOW, _TURNS, _SWING = 8, 4, 0.2
 
 def generalization_gap(history: History) -> list[Evidence] | None:
     """Find training frames far better than validation frames."""
-    return _beyond_limits(matching(history, _GAP))
+    return _beyond_limits(history.matching(_GAP))
 
 
 def gradient_range(history: History) -> list[Evidence] | None:
     """Find a gradient of the whole model that vanishes or explodes."""
-    return _outside(matching(history, _NORM), *catalog.GRADIENT_NORM_RANGE)
+    return _outside(history.matching(_NORM), *catalog.GRADIENT_NORM_RANGE)
 
 
 def head_imbalance(history: History) -> list[Evidence] | None:
     """Find a head whose gradient drowns another's."""
-    return _outside(matching(history, _RATIO), *catalog.HEAD_RATIO_RANGE)
+    return _outside(history.matching(_RATIO), *catalog.HEAD_RATIO_RANGE)
 
 
 def poor_semantics(history: History) -> list[Evidence] | None:
@@ -39,7 +39,7 @@ def poor_semantics(history: History) -> list[Evidence] | None:
     It is judged from the first epoch on that trains the head.
     """
     judged = []
-    for tag, series in matching(history, _SIMILARITY):
+    for tag, series in history.matching(_SIMILARITY):
         match = re.fullmatch(_SIMILARITY, tag)
         active = history.value(f"Train/{match[1]}_loss_active", 1.0) if match else 1.0
         before = series.before(1)

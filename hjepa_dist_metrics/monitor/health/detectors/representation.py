@@ -5,30 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from hjepa_dist_metrics.monitor.health.detector import Detect, Detector, matching
+from hjepa_dist_metrics.monitor.health.detector import Detect, Detector
 from hjepa_dist_metrics.monitor.health.detectors.losses import TOTALS, loss_drop
 from hjepa_dist_metrics.monitor.health.detectors.streams import WIDTHS, Stream, has_stopped, streams
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
 
-_HELD = 0.5  # of the run so far: what was held for as long is the run's own level
-_FEW = 6  # logs before which there is no such level
-_ALIKE, _ONE = 0.5, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
+_HELD = 0.4  # of the run so far: what was held for as long is the run's own level
+_LEAST = 4  # logs
+_FEW, _EARLY = 6, 50  # logs and steps before which there is no such level: networks leave their start
+_ALIKE, _ONE = 0.75, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
 _APART_KEPT, _APART_LOST = 0.45, 0.3  # of 1 - the mean cosine, while it falls on and in any case
+_APART_GONE, _RANK_GONE = 0.005, 0.2  # of it and of the rank: so little that even an early run has collapsed
 _STUCK_LOGS, _STUCK_STEPS = 10, 100  # after which a bad start is no start any more
 _RISING = 0.4  # of all pairs of recent numbers, less those that fall
 _BETTER = 1.5  # times the start, for a bad start that is being left
 _INDEPENDENT = 0.2  # of the variance between images that independent tokens would give
 _RANK_KEPT = 0.6  # of the run's own level
+_WITNESS_KEPT = 0.8  # of the level of the rank of the rows as they are
 _RANK_LEAST = 2.0  # dimensions, from the start on
 _PROBE_KEPT = 0.97  # of the best accuracy of a probe
-_DUPLICATES = 0.9
-_DEAD = 0.25  # of the features
-_NORM = 30.0  # times the norm at the start, and its inverse
+_CLUSTERED, _NEARER = 0.3, 0.5  # of the distance to the nearest that the rank implies, and of the run's own
+_DEAD = 0.4  # of the features
+_GROWN, _SHRUNK, _PEAK = 8.0, 0.25, 0.8  # times the size that the features had, and of their largest size
 _CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
 _PROBES = r"val/.*accuracy|probe/.*accuracy"
 _NORMS = (
-    r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|collapse/(?:.+_)?rms_norm|embeddings/.+/norm"
+    r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|embeddings/.+/norm"
+    r"|collapse/(?!prediction|level)(?:.+_)?rms_norm"
 )
 _PREDICTIONS, _MATCHES = r"collapse/prediction\d+_mean_similarity", r"prediction/level\d+_cosine_sim_mean"
 _OF_PAIRS = ("_mean_similarity", "_cosine_sim_mean")
@@ -46,14 +50,23 @@ def _each(judge: Callable[[Stream], list[Evidence] | None]) -> Detect:
 
 def point_collapse(stream: Stream) -> list[Evidence] | None:
     """Find rows that point ever more the same way, or have done so since the start."""
+    if stream.value("is_constant") > 0:
+        tag = stream.prefix + "is_constant"
+        return [Evidence(tag, 1.0, "all samples have exactly the same features", limit=0.0)]
     similarity = stream.series("mean_similarity")
-    if similarity is None or stream.is_small or similarity.count < _FEW:
+    if similarity is None or stream.is_small or similarity.count < _LEAST:
         return None
-    now, level = similarity.median(2), similarity.sustained(_HELD, -1.0)
+    now = similarity.median(2)
+    if now <= _ALIKE:
+        return []
+    level = similarity.sustained(_HELD, -1.0)
+    if _is_early(similarity) and not now > 1.0 - _APART_GONE * (1.0 - level):
+        return None
     limit = 1.0 - _APART_KEPT * (1.0 - level)
-    rises = rank_correlation(similarity.last(8)) > _RISING or now > 1.0 - _APART_LOST * (1.0 - level)
+    trend = rank_correlation(similarity.last(8))
+    rises = trend > _RISING or (trend > -_RISING and now > 1.0 - _APART_LOST * (1.0 - level))
     tag = stream.prefix + "mean_similarity"
-    if now > max(limit, _ALIKE) and rises:
+    if now > limit and rises:
         reason = f"the mean cosine of two samples was {level:.3g} before, and rises towards 1"
         return [Evidence(tag, similarity.newest, reason, limit=limit, best=level)]
     if now > _ONE and _is_stuck(similarity, -1.0):
@@ -87,15 +100,28 @@ def dimensional_collapse(stream: Stream) -> list[Evidence] | None:
 
 def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
     rank = stream.series(name)
-    if rank is None or rank.count < _FEW:
+    if rank is None or rank.count < _LEAST:
         return
-    now, level = rank.median(2), rank.sustained(_HELD)
-    if now < _RANK_KEPT * level and has_stopped(rank):
+    now = rank.median(2)
+    if now >= max(_RANK_KEPT * _best(rank), _RANK_LEAST):
+        return
+    level = rank.sustained(_HELD)
+    if _is_early(rank) and not now < _RANK_GONE * level:
+        return
+    if now < _RANK_KEPT * level and has_stopped(rank) and _agrees(stream):
         reason = f"{now / level:.2g} of the {level:.3g} dimensions that the run had"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * level, best=level)
     elif name == "effective_rank" and now < _RANK_LEAST and _is_stuck(rank):
         reason = f"of {stream.width:.0f} dimensions, and no more since the start"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_LEAST, best=level)
+
+
+def _agrees(stream: Stream) -> bool:
+    """Return whether the rank of the rows as they are, about their mean, has fallen too."""
+    witness = stream.series("rankme_centered")
+    if witness is None:
+        return True
+    return witness.median(2) < _WITNESS_KEPT * witness.sustained(_HELD)
 
 
 def partial_collapse(history: History) -> list[Evidence] | None:
@@ -117,17 +143,17 @@ def partial_collapse(history: History) -> list[Evidence] | None:
 
 
 def cluster_collapse(stream: Stream) -> list[Evidence] | None:
-    """Find rows that nearly all have a twin in another image."""
-    share = stream.series("duplicate_share")
-    if share is None or stream.is_small:
+    """Find rows that lie on a few points: far nearer to each other than rows of that rank would."""
+    nearest, rank = stream.series("neighbor_distance"), stream.series("effective_rank")
+    if nearest is None or rank is None or stream.is_small or _is_early(nearest):
         return None
-    lowest = share.lowest[1] if share.lowest else share.start_median()
-    if share.median(2) < _DUPLICATES or (lowest > 0.5 * _DUPLICATES and not _is_stuck(share, -1.0)):
+    usual = stream.rows ** (-1.0 / max(rank.median(2), 1.0))
+    level = nearest.sustained(_HELD)
+    limit = min(_CLUSTERED * usual, _NEARER * level)
+    if not nearest.median(2) < limit or _probe_holds(stream.history):
         return []
-    if _probe_holds(stream.history):
-        return []
-    reason = f"{100 * share.newest:.0f} % of the rows have a twin; {100 * lowest:.0f} % at best"
-    return [Evidence(stream.prefix + "duplicate_share", share.newest, reason, limit=_DUPLICATES, best=lowest)]
+    reason = f"of the usual distance; rows of rank {rank.newest:.0f} would have about {usual:.2g}"
+    return [Evidence(stream.prefix + "neighbor_distance", nearest.newest, reason, limit=limit, best=level)]
 
 
 def dead_features(stream: Stream) -> list[Evidence] | None:
@@ -144,31 +170,33 @@ def dead_features(stream: Stream) -> list[Evidence] | None:
 
 
 def norm_explosion(history: History) -> list[Evidence] | None:
-    """Find a norm of features that has grown far beyond its start and still grows."""
-    return _norms(history, 1.0, "and it still grows")
+    """Find features whose size has grown far beyond the run's level and still grows."""
+    return _norms(history, 1.0, _GROWN, "times the {level:.3g} that it was, and it grows")
 
 
 def norm_vanishing(history: History) -> list[Evidence] | None:
-    """Find a norm of features that has fallen far below its start."""
-    return _norms(history, -1.0, "and it does not come back")
+    """Find features whose size has fallen far below the run's level and does not come back."""
+    return _norms(history, -1.0, 1.0 / _SHRUNK, "of the {level:.3g} that it was, and it does not come back")
 
 
-def _norms(history: History, sign: float, words: str) -> list[Evidence] | None:
-    norms = [(tag, series) for tag, series in matching(history, _NORMS) if tag in history.fresh]
+def _norms(history: History, sign: float, factor: float, words: str) -> list[Evidence] | None:
+    norms = [(tag, series) for tag, series in history.matching(_NORMS) if tag in history.fresh]
+    judged = [(tag, series) for tag, series in norms if not _is_early(series)]
     found = []
-    for tag, series in norms:
-        start, now = series.start_median(), series.median(2)
-        limit = start * _NORM**sign
-        if series.count > 3 and start > 0 and sign * (now - limit) > 0 and sign * _trend(series) >= 0:
-            reason = f"{now / start:.2g} times the {start:.3g} of the start, {words}"
-            found.append(Evidence(tag, series.newest, reason, limit=limit))
-    return found if norms else None
+    for tag, series in judged:
+        level, now = _usual_size(series, sign), series.median(2)
+        limit = level * factor**sign
+        still = sign * rank_correlation(series.last(8)) > (_RISING if sign > 0 else -_RISING)
+        if level > 0 and sign * (now - limit) > 0 and still:
+            reason = f"{now / level:.2g} {words.format(level=level)}"
+            found.append(Evidence(tag, series.newest, reason, limit=limit, best=level))
+    return found if judged else None
 
 
-def _trend(series: Series) -> float:
-    """Return the change of a norm over its last logs, relative to its size."""
-    values = series.last(4)
-    return (values[-1] - values[0]) / max(abs(values[0]), math.ulp(0.0)) + 0.0
+def _usual_size(series: Series, sign: float) -> float:
+    """Return the size to compare with: held for long, or most of the peak before a fall."""
+    held = series.sustained(_HELD, -sign)
+    return max(held, _PEAK * series.highest[1]) if sign < 0 and series.highest else held
 
 
 def ignored_input(history: History) -> list[Evidence] | None:
@@ -183,9 +211,9 @@ def embedded_collapse(history: History) -> list[Evidence] | None:
 
 def _alike_predictions(history: History, meets: Callable[[float], bool], words: str) -> list[Evidence] | None:
     found, judged = [], False
-    for tag, series in matching(history, _PREDICTIONS):
+    for tag, series in history.matching(_PREDICTIONS):
         match = history.value(tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS))
-        if tag not in history.fresh or not math.isfinite(match) or series.count < _FEW:
+        if tag not in history.fresh or not math.isfinite(match) or _is_early(series):
             continue
         judged = True
         now, level = series.median(2), series.sustained(_HELD, -1.0)
@@ -211,6 +239,10 @@ def _best(series: Series) -> float:
     return max(series.start_median(), series.highest[1] if series.highest else -math.inf)
 
 
+def _is_early(series: Series) -> bool:
+    return series.count < _FEW or series.steps < _EARLY
+
+
 def _is_stuck(series: Series, sign: float = 1.0) -> bool:
     """Return whether a number has had time to leave its start and has not done so."""
     if series.count < _STUCK_LOGS or series.steps < _STUCK_STEPS:
@@ -223,7 +255,7 @@ def _is_stuck(series: Series, sign: float = 1.0) -> bool:
 
 def _probe_holds(history: History) -> bool:
     """Return whether a probe says that the features are as good as ever."""
-    probes = [series for _, series in matching(history, _PROBES) if series.count > 1]
+    probes = [series for _, series in history.matching(_PROBES) if series.count > 1]
     return bool(probes) and all(
         series.newest >= _PROBE_KEPT * max(value for _, value in (*series.outline, *series.recent))
         and history.step - series.recent[-1][0] <= max(series.steps, 1)
@@ -239,15 +271,20 @@ def _reads(*names: str) -> tuple[str, ...]:
 
 
 DETECTORS = (
-    Detector("point_collapse", _point, (WIDTHS,), (*_reads("mean_similarity"), _PREDICTIONS, _MATCHES)),
+    Detector(
+        "point_collapse",
+        _point,
+        (WIDTHS,),
+        (*_reads("mean_similarity", "is_constant"), _PREDICTIONS, _MATCHES),
+    ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTALS)),
-    Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("duplicate_share"), _PROBES)),
+    Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), _PROBES)),
     Detector(
         "dimensional_collapse",
         _each(dimensional_collapse),
         (WIDTHS,),
-        (*_reads("effective_rank", "pooled_effective_rank"), _PROBES),
+        (*_reads("effective_rank", "pooled_effective_rank", "rankme_centered"), _PROBES),
     ),
     Detector("dead_features", _each(dead_features), (WIDTHS,), _reads("dead_features")),
     Detector("norm_explosion", norm_explosion, (_NORMS,)),

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hjepa_dist_metrics.monitor.health.detector import matching
 from hjepa_dist_metrics.monitor.health.series import History, Series
 
 WIDTHS = r"collapse/(?:.+_)?num_features"
@@ -49,7 +48,7 @@ class Stream:
 
 def streams(history: History) -> Iterator[Stream]:
     """Yield the streams of the newest log that are judged."""
-    for tag, _ in matching(history, WIDTHS):
+    for tag, _ in history.matching(WIDTHS):
         if tag in history.fresh and not _NOT_JUDGED.match(tag):
             yield Stream(tag.removesuffix("num_features"), history)
 

@@ -13,7 +13,7 @@ _LEAST_MOVE = 0.01  # of the move that the momentum implies
 _LEAST_SHARE = 1e-7  # of the teacher's distance to the student, in a step, without a known momentum
 _LEAST_STEP = 1e-4  # below 1 - momentum = this, float32 weights may rightly stand still
 
-_MOVE, _DISTANCE, _MOMENTUM = "ema/update_magnitude", "ema/relative_divergence", "ema/momentum_current"
+_MOVE, _DISTANCE, _MOMENTUM = "ema/weight_move", "ema/weight_distance", "ema/momentum_current"
 _OPTIMIZED = "parameters/teacher_optimized"
 
 

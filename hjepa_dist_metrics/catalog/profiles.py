@@ -1,0 +1,50 @@
+"""What kind of training a run is, told from its tags, and what is shown of the catalog for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Literal
+
+from hjepa_dist_metrics.catalog.findings import FINDINGS
+
+Profile = Literal["ssl", "supervised", "language"]
+PROFILES: tuple[Profile, ...] = ("ssl", "supervised", "language")
+
+# Tags, and patterns of them, of a teacher, masks, a hierarchy of levels, predictions in feature space.
+_SELF_SUPERVISED = re.compile(
+    r"ema/|masking/|hierarchy/|prediction/|loss/(h(\d+|\{i\})$|contribution_|convergence_rate_h|unweighted$)"
+    r"|train/(ema_|context_|target_)|val/knn_"
+)
+_TOKENS = "performance/tokens_per_second"
+_FEATURES = re.compile(r"collapse/|val/linear_")
+# Groups of findings that a run of another kind cannot have.
+_GROUPS = frozenset({"teacher", "masks", "matching", "reconstruction"})
+_LEVELS = frozenset({"level_imbalance", "loss_drop"})
+
+
+def observed_profile(tags: Iterable[str]) -> Profile:
+    """Return the profile of a run that writes the tags: what it lacks, it does not show."""
+    seen = list(tags)
+    if any(_SELF_SUPERVISED.match(tag) for tag in seen):
+        return "ssl"
+    return "language" if _TOKENS in seen else "supervised"
+
+
+def shows(profile: Profile, pattern: str, observed: Collection[str]) -> bool:
+    """Return whether a run of the profile, which has written `observed`, shows a tag or pattern."""
+    if profile == "ssl":
+        return True
+    if _FEATURES.match(pattern):
+        return any(_FEATURES.match(tag) for tag in observed)
+    if pattern == _TOKENS and profile == "supervised":
+        return False
+    return not _SELF_SUPERVISED.match(pattern)
+
+
+def shown_findings(profile: Profile, observed: Collection[str]) -> list[str]:
+    """Return the names of the findings that a run of the profile may have."""
+    if profile == "ssl":
+        return list(FINDINGS)
+    hidden = _GROUPS if shows(profile, "collapse/", observed) else _GROUPS | {"collapse"}
+    return [name for name, what in FINDINGS.items() if what.group not in hidden and name not in _LEVELS]
