@@ -235,7 +235,8 @@ FINDINGS: dict[str, Description] = {
         "weights shrink towards zero",
         "a weight decay that is too strong for the learning rate",
         "lower the weight decay, and leave norms and biases out of it",
-        explains=("norm_vanishing", "gradient_vanishing", "plateau"),
+        explains=("norm_vanishing", "gradient_vanishing", "cluster_collapse", "dimensional_collapse"),
+        is_event=True,
     ),
     "clipping_every_step": Description(
         "optimization",
@@ -250,6 +251,7 @@ FINDINGS: dict[str, Description] = {
         "trainable parameters that no optimizer holds",
         "a module that was added after the optimizer was made, or left out of its groups",
         "give the optimizer all parameters, or set requires_grad_(False) on those that stay fixed",
+        explains=("point_collapse", "dimensional_collapse", "cluster_collapse", "plateau"),
     ),
     "loss_spike": Description(
         "loss",
@@ -280,6 +282,7 @@ FINDINGS: dict[str, Description] = {
         "the loss has not moved since the start",
         "labels or targets without relation to the inputs, a detached part, or a learning rate far off",
         "overfit a single batch first; check labels, targets and gradients by module",
+        explains=("dead_features",),
     ),
     "overfitting": Description(
         "loss",

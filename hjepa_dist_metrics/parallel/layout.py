@@ -86,6 +86,11 @@ class ParallelLayout:
         """Return this rank's pipeline coordinate; 0 without pipelines."""
         return self.grid.coordinate(self.pipeline) if self.pipeline else 0
 
+    @property
+    def expert_dims(self) -> list[str]:
+        """Return the dimensions along which experts differ."""
+        return list(dict.fromkeys(dim for dims in self.expert.values() for dim in as_names(dims)))
+
     def differs_along(self, name: str) -> frozenset[str]:
         """Return the dimensions but the pipeline's along which ranks hold other parameters of this name."""
         found = [as_names(dims) for pattern, dims in self.expert.items() if re.search(pattern, name)]

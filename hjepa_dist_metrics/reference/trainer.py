@@ -18,7 +18,7 @@ from hjepa_dist_metrics import Health, LoggingConfig, ProcessContext, TrainingMo
 from hjepa_dist_metrics.reference import checkpoint
 from hjepa_dist_metrics.reference.schedule import learning_rate
 from hjepa_dist_metrics.reference.training import TrainingConfig
-from hjepa_dist_metrics.reference.workload import MicroStep, Workload
+from hjepa_dist_metrics.reference.workload import LayoutWorkload, LossWorkload, MicroStep, Workload
 from hjepa_dist_metrics.sinks import HParam
 
 # Buffers are constants here: nothing to send before each forward pass. Newer torch renamed the option.
@@ -78,6 +78,7 @@ class Trainer:
             steps_per_epoch=self.workload.steps_per_epoch,
             resume=self._saved is not None,
             hparams=self.hparams,
+            layout=self.workload.layout if isinstance(self.workload, LayoutWorkload) else None,
         ) as monitor:
             self.workload.attach(monitor)
             if self._saved is not None:
@@ -140,10 +141,14 @@ class Trainer:
         )
 
     def _micro_step(self, monitor: TrainingMonitor, batch: Any, epoch: int, last: bool) -> MicroStep:
+        if isinstance(self.workload, LayoutWorkload):
+            return self.workload.micro_step(monitor, batch, epoch)
+        assert isinstance(self.workload, LossWorkload)
         with nullcontext() if last else self._no_sync():
             with monitor.forward(), self._autocast():
                 result = self.workload.forward(self.model, batch, epoch)
             with monitor.backward():
+                assert result.loss is not None
                 (result.loss / self.training.accumulation_steps).backward()  # type: ignore[no-untyped-call]
         return result
 
@@ -167,7 +172,7 @@ class Trainer:
         wrapped = model
         if self.training.compile:
             wrapped = torch.compile(wrapped)  # type: ignore[assignment]
-        if self.context.world_size == 1:
+        if self.context.world_size == 1 or isinstance(self.workload, LayoutWorkload):
             return wrapped
         device_ids = [self.context.device.index] if self.context.device.type == "cuda" else None
         return DistributedDataParallel(wrapped, device_ids=device_ids, **_KEEP_BUFFERS)
@@ -229,10 +234,11 @@ class Trainer:
         self.logging = replace(self.logging, experiment_name=self._saved["run_name"])
 
 
-def _mean_losses(micro: list[MicroStep]) -> dict[str, Tensor]:
-    """Return the micro-steps' losses averaged over their samples."""
+def _mean_losses(micro: list[MicroStep]) -> dict[str, Tensor] | None:
+    """Return the micro-steps' losses averaged over their samples; None on a rank without any."""
     total = sum(result.samples for result in micro)
-    return {
-        name: torch.stack([result.losses[name] * (result.samples / total) for result in micro]).sum()
-        for name in micro[0].losses
-    }
+    weighted = [(result.losses, result.samples / total) for result in micro if result.losses is not None]
+    if not weighted:
+        return None
+    names = weighted[0][0]
+    return {name: torch.stack([losses[name] * share for losses, share in weighted]).sum() for name in names}

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from hjepa_dist_metrics import TrainingMonitor
+from hjepa_dist_metrics import ParallelLayout, TrainingMonitor
 
 
 @dataclass(frozen=True)
 class MicroStep:
     """Hold the result of one forward pass over this rank's share of a micro-batch."""
 
-    loss: Tensor
-    """Scalar to differentiate."""
-    losses: Mapping[str, Tensor]
-    """Detached losses by name, means over `samples`."""
+    loss: Tensor | None
+    """Scalar to differentiate; None on ranks that have no loss."""
+    losses: Mapping[str, Tensor] | None
+    """Detached losses by name, means over `samples`; None on ranks that have none."""
     samples: int
     """Samples of this rank."""
     tokens: int = 0
@@ -51,9 +51,6 @@ class Workload(Protocol):
     def batches(self, epoch: int, start_step: int) -> Iterable[Any]:
         """Return the epoch's micro-batches of this rank, from optimizer step `start_step` of the epoch on."""
 
-    def forward(self, model: nn.Module, batch: Any, epoch: int) -> MicroStep:
-        """Return the losses of one micro-batch; `model` is the (wrapped) model to call."""
-
     def after_step(self, step: int) -> Mapping[str, Any]:
         """Do what follows the optimizer's step; return further keyword arguments of `TrainingMonitor.step`.
 
@@ -62,3 +59,23 @@ class Workload(Protocol):
 
     def evaluate(self) -> Mapping[str, Any]:
         """Return validation numbers and values by tag, the same on every rank. A collective call."""
+
+
+@runtime_checkable
+class LossWorkload(Workload, Protocol):
+    """Describe a training job whose loss the trainer differentiates, under DDP on many ranks."""
+
+    def forward(self, model: nn.Module, batch: Any, epoch: int) -> MicroStep:
+        """Return the losses of one micro-batch; `model` is the (wrapped) model to call."""
+
+
+@runtime_checkable
+class LayoutWorkload(Workload, Protocol):
+    """Describe a training job that lies over ranks in its own way: the trainer wraps nothing."""
+
+    @property
+    def layout(self) -> ParallelLayout | None:
+        """Return how the model lies over ranks; None in one process."""
+
+    def micro_step(self, monitor: TrainingMonitor, batch: Any, epoch: int) -> MicroStep:
+        """Run forward and backward of a micro-batch, and reduce the gradients."""

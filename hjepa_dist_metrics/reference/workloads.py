@@ -19,6 +19,7 @@ Row = tuple[str, str, str, str]
 _MODULES = {
     "hjepa": "hjepa_dist_metrics.reference.hjepa.kind",
     "dual_head": "hjepa_dist_metrics.reference.dual_head.kind",
+    "language": "hjepa_dist_metrics.reference.language.kind",
     "multimodal": "hjepa_dist_metrics.reference.multimodal.kind",
 }
 DEFAULT = "hjepa"

@@ -47,7 +47,7 @@ SCALINGS: dict[type[DistributedMetric], Scaling] = {
     metrics.ReplicatedScalars: Scaling((0,), ALL),
     metrics.Collapse: Scaling((0,), {"vicreg_covariance": 4, "rms_norm": 1}, free="vicreg_variance|sigreg"),
     metrics.GradientClipping: Scaling((0,), {"global_norm": 1}),
-    metrics.TrainingStability: Scaling((0,), {"smoothness|slope": 1}),
+    metrics.TrainingStability: Scaling((0,), {"smoothness|slope|height": 1}),
     metrics.HierarchyFeatures: Scaling((0,), FEATURES),
     metrics.PredictionQuality: Scaling((0, 1), {"l2_distance": 1}),
     metrics.ViewAgreement: Scaling((0,), {}, free="lidar"),

@@ -24,7 +24,7 @@ from hjepa_dist_metrics.states.sketches.hashing import mix
 _HASH_SEED = 0x6D61736B
 _KEY_BITS = torch.iinfo(torch.int64).max - 1  # the largest key is reserved for "no row"
 _DIFFERENT_MASKS = 1024
-_MOST_WAITING_FLAGS = 1 << 20
+_MOST_BUFFERED_FLAGS = 1 << 20
 _DIFFERENT_BATCHES = 256
 
 
@@ -72,7 +72,7 @@ class Masking(BufferedMetric[Tensor]):
             self._count_blocks(self._blocks(masked, blocks, count_blocks))
             self._wait(masked)
             return
-        self._settle()
+        self._flush_buffer()
         kept = None if valid is None else row_weights(valid, mask.shape[:1], masked.device)
         coverage = _rows(masked, kept).sum(dim=0)
         images = torch.full((), len(masked), device=masked.device) if kept is None else kept.sum()
@@ -91,8 +91,8 @@ class Masking(BufferedMetric[Tensor]):
     def _wait(self, masked: Tensor) -> None:
         """Buffer a copy of a batch of masks, a megabyte of them at most."""
         self._defer(masked.clone())
-        if len(self._waiting) * masked.numel() > _MOST_WAITING_FLAGS:
-            self._settle()
+        if len(self._buffer) * masked.numel() > _MOST_BUFFERED_FLAGS:
+            self._flush_buffer()
 
     def _count_blocks(self, counted: Tensor | None) -> None:
         if counted is not None:
@@ -119,7 +119,7 @@ class Masking(BufferedMetric[Tensor]):
 
     def reset(self) -> None:
         """Forget everything seen but the last batch's hash, which the next window compares with."""
-        self._settle()
+        self._flush_buffer()
         super().reset()
         self._window_is_new = True
 

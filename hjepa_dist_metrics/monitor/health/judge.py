@@ -15,7 +15,7 @@ from hjepa_dist_metrics.catalog.findings import FINDINGS, Description
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.detectors import DETECTORS
-from hjepa_dist_metrics.monitor.health.findings import Evidence, Finding, Health
+from hjepa_dist_metrics.monitor.health.findings import Evidence, Finding, Health, Severity
 from hjepa_dist_metrics.monitor.health.series import History
 from hjepa_dist_metrics.settings.schema import AlertsConfig
 
@@ -198,12 +198,18 @@ class Judge:
         firing = [name for name, watch in self._watches.items() if watch.firing]
         followers = {name: [n for n in firing if n in describe(name).explains] for name in firing}
         explained = {name for names in followers.values() for name in names}
-        heads = [replace(self._finding(n), also=tuple(followers[n])) for n in firing if n not in explained]
+        heads = [self._with(n, followers[n]) for n in firing if n not in explained]
         findings = tuple(sorted(heads, key=_urgency))
         if not findings:
             return Health(step=step)
         worst = findings[0]
         return Health(worst.severity, str(worst), findings, step)
+
+    def _with(self, name: str, followers: Sequence[str]) -> Finding:
+        """Return a finding with what follows from it, as severe as the worst of them."""
+        failing = any(describe(n).severity == "failing" for n in (name, *followers))
+        severity: Severity = "failing" if failing else "warning"
+        return replace(self._finding(name), also=tuple(followers), severity=severity)
 
     def _finding(self, name: str) -> Finding:
         what, watch = describe(name), self._watches[name]

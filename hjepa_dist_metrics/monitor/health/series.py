@@ -202,9 +202,15 @@ def rank_correlation(values: Sequence[float]) -> float:
 
 
 def scatter(values: Sequence[float]) -> float:
-    """Return the robust standard deviation of steps between neighbours: 1.05 medians of |difference|."""
-    steps = [abs(b - a) for a, b in pairwise(values)]
-    return 1.05 * median(steps) if steps else 0.0
+    """Return the robust standard deviation of numbers about a line, from the steps between neighbours.
+
+    1.05 median |d - median d|, which is the standard deviation of Gaussian noise.
+    """
+    steps = [b - a for a, b in pairwise(values)]
+    if not steps:
+        return 0.0
+    usual = median(steps)
+    return 1.05 * median([abs(step - usual) for step in steps])
 
 
 def median(values: Sequence[float]) -> float:

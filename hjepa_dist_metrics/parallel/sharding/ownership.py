@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -13,13 +14,14 @@ from hjepa_dist_metrics.parallel.sharding.parameter_shards import ParameterShard
 
 Label = tuple[str | bool | None, ...]
 Key = tuple[int | None, str]  # pipeline stage, None of what stages share, and name
+Entries = list[tuple[Key, Label]]
 
 
 class ParameterOwnership:
     """Hold the parameters of the whole job, those of all pipeline stages, and this rank's part in them.
 
-    `labels` describe this rank's slots by tuples of texts and numbers, which the other stages get too. Making
-    the object is a collective call where there are pipeline stages.
+    `labels` describe this rank's slots by tuples of texts and numbers, which the other ranks get too. Making
+    the object is a collective call where there are pipeline stages or experts.
 
     `names` and `labels` are those of the job's parameters, in the order of the stages; `index[i]` is the
     place of this rank's slot i among them. `copies[i]` ranks hold the same piece of it as this one; on one of
@@ -68,9 +70,21 @@ def _key(name: str, layout: ParallelLayout) -> Key:
     return (layout.stage, name) if original is None else (None, original)
 
 
-def _gather(own: list[tuple[Key, Label]], layout: ParallelLayout) -> list[list[tuple[Key, Label]]]:
-    """Return what each pipeline stage gives, in their order."""
-    if layout.pipeline is None:
-        return [own]
-    stages = gather_json(own, layout.grid.groups[layout.pipeline])
-    return [[((key[0], key[1]), tuple(label)) for key, label in entries] for entries in stages]
+def _gather(own: Entries, layout: ParallelLayout) -> list[Entries]:
+    """Return the parameters of each pipeline stage, in their order, those of all its experts."""
+    stages = [own]
+    if layout.pipeline is not None:
+        stages = [_entries(given) for given in gather_json(own, layout.grid.groups[layout.pipeline])]
+    for dim in layout.expert_dims:
+        everybody = gather_json(stages, layout.grid.groups[dim])
+        stages = [_joined([_entries(given[i]) for given in everybody]) for i in range(len(stages))]
+    return stages
+
+
+def _joined(lists: Sequence[Entries]) -> Entries:
+    return list(dict.fromkeys(entry for entries in lists for entry in entries))
+
+
+def _entries(given: Iterable[Any]) -> Entries:
+    """Return entries from plain data, which has no tuples."""
+    return [((key[0], key[1]), tuple(label)) for key, label in given]

@@ -3,6 +3,7 @@
 import json
 import time
 
+import numpy as np
 import pytest
 
 from hjepa_dist_metrics import ConfigError, Evidence
@@ -176,7 +177,9 @@ def test_trend_and_scatter():
     assert rank_correlation([1, 2, 3, 4]) == 1.0
     assert rank_correlation([4, 3, 2]) == -1.0
     assert rank_correlation([1, 1, 1]) == rank_correlation([]) == 0.0
-    assert scatter([1.0, 2.0, 1.0, 2.0]) == 1.05
+    assert scatter([1.0, 3.0, 5.0, 7.0]) == 0.0
+    noise = np.random.default_rng(0).normal(scale=2.0, size=4000) + np.arange(4000.0)
+    assert scatter(noise.tolist()) == pytest.approx(2.0, rel=0.05)
     assert scatter([1.0]) == 0.0
 
 

@@ -70,7 +70,7 @@ def _jump(history: History, sign: float, share: float, words: str) -> list[Evide
 
 def _is_step(older: list[float], newer: list[float], sign: float, share: float) -> bool:
     before = median(older)
-    extreme = max(sign * value for value in older)
+    extreme = max(sign * value for value in older[-4:])
     gap = min(sign * value for value in newer) - extreme
     noise = max(scatter(older), scatter(newer) if len(newer) > 2 else 0.0)
     drift = sign * (median(older[-3:]) - median(older[:3]))

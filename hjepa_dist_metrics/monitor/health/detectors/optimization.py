@@ -20,20 +20,23 @@ _RATIO, _WEIGHTS = r"update/.+_ratio", r"weights/.+_norm"
 _COUNTS = r".*[/_]nonfinite"
 _BAD_STEPS, _SKIPPED = "gradient/nonfinite_steps", "gradient/skipped_steps"
 _BAD_LEVEL = "loss/first_nonfinite_level"
-_CLIPPED, _COEFFICIENT = "gradient/clipping_percentage_window", "gradient/clipping_ratio"
+_COEFFICIENT = "gradient/clipping_ratio"
 _UNOPTIMIZED = "parameters/unoptimized"
 
 _JUMP = 100.0  # times the recent median
-_GROWTH = 30.0  # times the norm at the start, in steps that all lead upwards
+_HELD = 0.4  # of the run so far: what was held for as long is the run's own level
+_GROWTH = 8.0  # times the norm that was held, in steps that lead upwards
 _RISING = 0.6  # of all pairs of recent norms, less those that fall
-_VANISHED = 1e-3  # of the norm at the start
+_VANISHED, _FADED = 1e-3, 0.02  # of the usual norm, and while it falls from log to log
 _LOSS_LEFT = 0.3  # of the loss at the start
 _VIOLENT = 0.5  # of the weights in a step
 _HIGH, _LARGE = 0.03, 0.1  # of the weights in a step, with a loss that rises, or has not recovered since
 _WORSE, _HARDLY_LEFT, _LITTLE_LEFT = 1.2, 0.9, 0.6  # times the loss at the start
-_IDLE = 2e-6  # of the weights in a step, at best
-_SHRUNK = 0.3  # of the weights at the start
-_CLIPPED_ALL, _STRONGLY = 99.0, 0.05
+_IDLE, _NEARLY_IDLE = 2e-6, 1e-5  # of the weights in a step, at best; where the loss has not moved
+_MOVED = 0.02  # of the loss at the start
+_WARM_UP_LOGS = 20
+_SHRUNK = 0.5  # of the norm that the weights had for long
+_STRONGLY, _CLIPPED_LOGS = 0.05, 6  # of the gradient that clipping leaves, at as many logs in a row
 _LEAST_LOGS = 5
 
 
@@ -101,26 +104,29 @@ def _jump(tag: str, series: Series) -> list[Evidence]:
 
 
 def _growth(tag: str, series: Series) -> list[Evidence]:
-    start, now = series.start_median(), series.median(3)
-    if start <= 0 or now <= _GROWTH * start or series.count < 2 * _LEAST_LOGS:
+    if series.count < 2 * _LEAST_LOGS or rank_correlation(series.last(12)) < _RISING:
         return []
-    if rank_correlation(series.last(12)) < _RISING:
+    level, now = series.sustained(_HELD, -1.0), series.median(3)
+    if not now > _GROWTH * level > 0:
         return []
-    reason = f"it was {start:.3g} at the start, has grown {now / start:.0f} times and still grows"
-    return [Evidence(tag, series.newest, reason, limit=_GROWTH * start)]
+    reason = f"it was {level:.3g} for long, has grown {now / level:.0f} times and still grows"
+    return [Evidence(tag, series.newest, reason, limit=_GROWTH * level)]
 
 
 def gradient_vanishing(history: History) -> list[Evidence] | None:
-    """Find a norm that fell to next to nothing while most of the loss is left."""
+    """Find a norm that fell to next to nothing, or still falls, while most of the loss is left."""
     named = first_of(history, _NORMS)
     if named is None or named[1].count < _LEAST_LOGS:
         return None
     tag, series = named
-    usual = max(series.start_median(), 0.0 if series.highest is None else _middle(series))
-    if usual <= 0 or series.median(3) >= _VANISHED * usual or not _has_loss_left(history):
+    falls = rank_correlation(series.last(12)) < -_RISING
+    level, now = series.sustained(_HELD), series.median(3)
+    usual = max(level if math.isfinite(level) else 0.0, series.start_median(), _middle(series))
+    limit = (_FADED if falls else _VANISHED) * usual
+    if usual <= 0 or now >= limit or not _has_loss_left(history):
         return []
-    reason = f"below {_VANISHED:g} of its usual {usual:.3g}, while the loss is far from 0"
-    return [Evidence(tag, series.newest, reason, limit=_VANISHED * usual)]
+    reason = f"{now / usual:.1g} of its usual {usual:.3g}, while the loss is far from 0"
+    return [Evidence(tag, series.newest, reason, limit=limit)]
 
 
 def _middle(series: Series) -> float:
@@ -183,15 +189,30 @@ def _loss_is_damaged(history: History) -> bool:
 
 
 def learning_rate_too_low(history: History) -> list[Evidence] | None:
-    """Find steps that have never changed the weights by more than some millionths."""
-    ratios = [(tag, series) for tag, series in history.matching(_RATIO) if series.count >= _LEAST_LOGS]
+    """Find steps that have never changed the weights by more than some millionths.
+
+    A rate that rises is in its warm-up, and is judged later.
+    """
+    least = _LEAST_LOGS
+    ratios = [(tag, series) for tag, series in history.matching(_RATIO) if series.count >= least]
     if not ratios:
         return None
-    best = max(series.highest[1] if series.highest else series.median(3) for _, series in ratios)
-    if best >= _IDLE:
-        return []
     tag, series = max(ratios, key=lambda pair: pair[1].median(3))
+    best = max(s.highest[1] if s.highest else s.median(3) for _, s in ratios)
+    rises = rank_correlation(series.last(12)) > _RISING
+    if rises and series.count < _WARM_UP_LOGS:
+        return None
+    if best >= (_IDLE if _loss_has_moved(history) else _NEARLY_IDLE):
+        return []
     return [Evidence(tag, series.newest, f"never above {best:.2g} of the weights in a step", limit=_IDLE)]
+
+
+def _loss_has_moved(history: History) -> bool:
+    named = first_of(history, _LOSSES)
+    if named is None or named[1].lowest is None:
+        return True
+    start = named[1].start[0][1]
+    return named[1].lowest[1] < start - _MOVED * abs(start)
 
 
 def weights_vanishing(history: History) -> list[Evidence] | None:
@@ -201,23 +222,23 @@ def weights_vanishing(history: History) -> list[Evidence] | None:
         return None
     found = []
     for tag, series in series_of:
-        start, now = series.start[0][1], series.median(3)
-        if start > 0 and now < _SHRUNK * start and rank_correlation(series.last(8)) < -_RISING:
-            reason = f"it was {start:.3g} at the start, and still shrinks"
-            found.append(Evidence(tag, series.newest, reason, limit=_SHRUNK * start, best=start))
+        level, now = series.sustained(_HELD), series.median(3)
+        if 0 < now < _SHRUNK * level and rank_correlation(series.last(8)) < -_RISING:
+            reason = f"it was {level:.3g} for long, and still shrinks"
+            found.append(Evidence(tag, series.newest, reason, limit=_SHRUNK * level, best=level))
     return found
 
 
 def clipping_every_step(history: History) -> list[Evidence] | None:
     """Find a run in which clipping leaves a small part of every gradient."""
-    share, coefficient = history.get(_CLIPPED), history.get(_COEFFICIENT)
-    if share is None or coefficient is None or coefficient.count < 2 * _LEAST_LOGS:
+    coefficient = history.get(_COEFFICIENT)
+    if coefficient is None or coefficient.count < _CLIPPED_LOGS:
         return None
-    left = coefficient.median(10)
-    if share.median(3) < _CLIPPED_ALL or left >= _STRONGLY:
+    most = max(coefficient.last(_CLIPPED_LOGS))
+    if most >= _STRONGLY:
         return []
-    reason = f"every step is clipped, to {100 * left:.2g} % of its gradient"
-    return [Evidence(_CLIPPED, share.newest, reason, limit=_CLIPPED_ALL)]
+    reason = f"clipping leaves at most {100 * most:.2g} % of the gradient"
+    return [Evidence(_COEFFICIENT, coefficient.newest, reason, limit=_STRONGLY)]
 
 
 def unoptimized_parameters(history: History) -> list[Evidence]:
@@ -238,6 +259,6 @@ DETECTORS = (
     Detector("learning_rate_too_low", learning_rate_too_low, (_RATIO,)),
     Detector("skipped_steps", skipped_steps, (_SKIPPED,)),
     Detector("weights_vanishing", weights_vanishing, (_WEIGHTS,)),
-    Detector("clipping_every_step", clipping_every_step, (_CLIPPED,), (_COEFFICIENT,)),
+    Detector("clipping_every_step", clipping_every_step, (_COEFFICIENT,)),
     Detector("unoptimized_parameters", unoptimized_parameters, (_UNOPTIMIZED,)),
 )
