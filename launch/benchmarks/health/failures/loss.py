@@ -76,7 +76,7 @@ def painted_label(job: Job, strength: float) -> None:
     job.on("batch", paint)
 
 
-@failure("plateau", "classifier", strengths=(1.0, 0.97), from_start=True)
+@failure("plateau", "classifier", strengths=(1.0, 0.97), measure="loss", from_start=True)
 def shuffled_labels(job: Job, strength: float) -> None:
     """Shuffle the labels of all images, or of nearly all: there is nothing to learn."""
     job.on("batch", lambda batch: (batch[0], _noisy(job, batch[1], strength, 10)))
