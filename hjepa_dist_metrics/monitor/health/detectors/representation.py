@@ -153,7 +153,7 @@ def cluster_collapse(stream: Stream) -> list[Evidence] | None:
     nearest, rank = stream.series("neighbor_distance"), stream.series("effective_rank")
     if nearest is None or rank is None or stream.is_small or _is_early(nearest):
         return None
-    usual = stream.rows ** (-1.0 / max(rank.median(2), 1.0))
+    usual = stream.rows ** (-1.0 / max(rank.median(2) - 1.0, 1.0))  # unit rows have a dimension less
     level = nearest.sustained(_HELD)
     limit = min(_CLUSTERED * usual, _NEARER * level)
     if not nearest.median(2) < limit or _probe_holds(stream.history):
