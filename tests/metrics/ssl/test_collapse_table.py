@@ -8,9 +8,9 @@ import torch
 
 from hjepa_dist_metrics import Collapse, MetricCollection
 from hjepa_dist_metrics.catalog import effective_rank_limits
-from hjepa_dist_metrics.metrics.ssl.gaussianity import KNOTS, characteristic_sums, directions
-from hjepa_dist_metrics.metrics.ssl.sampled import pair_numbers
-from hjepa_dist_metrics.metrics.ssl.spectrum import lidar, spectral_decay
+from hjepa_dist_metrics.metrics.ssl.formulas.gaussianity import KNOTS, characteristic_sums, directions
+from hjepa_dist_metrics.metrics.ssl.formulas.sampled import pair_numbers
+from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import lidar, spectral_decay
 from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.accuracy
