@@ -60,11 +60,13 @@ class CopyCheck:
         if self._done:
             return
         self._done = True
-        self._require_same_parameters([_described(slot) for slot in self._watched.slots])
+        self.require_same_parameters()
         rows, ranks = self._gather(self._whole_norms().cpu().numpy())
         _require_same_norms(self._watched, rows, ranks)
 
-    def _require_same_parameters(self, own: Sequence[str]) -> None:
+    def require_same_parameters(self) -> None:
+        """Compare names and shapes alone. A collective call. DesyncError where they differ."""
+        own = [_described(slot) for slot in self._watched.slots]
         text = "\n".join(own).encode()
         digest = int.from_bytes(hashlib.sha256(text).digest()[:6], "big")  # what a float64 holds
         rows, ranks = self._gather(np.array([digest, len(text)], dtype=np.float64))

@@ -18,6 +18,7 @@ from hjepa_dist_metrics import (
     ParallelLayout,
     Updates,
 )
+from hjepa_dist_metrics.metrics import ReplicaAgreement
 from hjepa_dist_metrics.values import Histogram, Scalar
 from tests.helpers.declared import CASES, UNDECLARED, mesh_of, whole_gradients, whole_values
 
@@ -170,3 +171,18 @@ def test_bad_declarations_are_errors(gloo):
         assert "['pp'] have several" in texts[1]
         assert "got expert['experts']=['ep']" in texts[2]
         assert "model.named_parameters()" in texts[3]
+
+
+def replicas_of_experts(declared: bool) -> dict[str, float]:
+    held = CASES["ep_dp"]()
+    metric = ReplicaAgreement(held.model, held.layout if declared else None)
+    metric.update(0)
+    values = MetricCollection({"replicas": metric}).compute()
+    return {tag: v.value for tag, v in values.items() if isinstance(v, Scalar)}
+
+
+def test_experts_are_no_replicas_that_drifted(gloo):
+    for values in gloo(4).run(replicas_of_experts, True):
+        assert values["parameters/replica_disagreement"] == 0
+    for values in gloo(4).run(replicas_of_experts, False):
+        assert values["parameters/replica_disagreement"] > 0
