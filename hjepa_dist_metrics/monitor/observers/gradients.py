@@ -60,7 +60,7 @@ class Gradients(Observer):
             and scope.gather is not None
             and scope.is_due("scalars")
         ):
-            self._check = CopyCheck(TrackedParameters(scope.model), scope.gather)
+            self._check = CopyCheck(TrackedParameters(scope.model), scope.context, scope.gather)
             self._check.require_same_parameters()
 
     def clip_(self, max_norm: float) -> Tensor:
