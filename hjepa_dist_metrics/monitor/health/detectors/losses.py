@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 from hjepa_dist_metrics.monitor.health.detector import Detector, first_of
 from hjepa_dist_metrics.monitor.health.findings import Evidence
@@ -59,8 +60,8 @@ def _jump(history: History, sign: float, share: float, words: str) -> list[Evide
     values = series.last(16)
     if max(values) - min(values) <= share * abs(median(values)):
         return []
-    for after in range(2, len(values) - _BEFORE + 1):
-        older, newer = values[:-after], values[-after:]
+    for after, between in product(range(2, len(values) - _BEFORE), (0, 1)):  # a log may hold steps of both
+        older, newer = values[: -after - between], values[-after:]
         if _is_step(older[-8:], newer, sign, share):
             before, level = median(older[-8:]), median(newer)
             limit = median(older[-3:]) if sign > 0 else before - share * abs(before)
