@@ -91,4 +91,6 @@ def test_stored_traces_are_runs_of_the_catalogue():
         assert trace.run["planted_at"] == spec.planted_at
         assert trace.run["steps"] == spec.steps
         assert trace.run["expect"] == (spec.failure and spec.failure.finding)
+        assert trace.run["measure"] == (spec.failure and spec.failure.measure)
+        assert trace.run["accept"] == ([] if spec.failure is None else [*spec.failure.accept])
         assert len(trace.logs) >= (25 if spec.ranks == 1 else 18)

@@ -35,8 +35,8 @@ def truth(trace: Trace, twin: Trace | None) -> Truth:
     """Return what hindsight tells of a failing run; `twin` is the same run without the failure.
 
     A failure without a measure is there from its first step on. Otherwise the damage is the distance of the
-    measure's logarithm to the twin's: it is visible from where it stays, for three logs or to the end, above a
-    quarter of its largest value, or above 0.69, a factor of two.
+    measure's logarithm to the twin's: it is visible from where it stays, for three logs or to the end, above
+    a quarter of its largest value, or above 0.69, a factor of two.
     """
     planted, measure = trace.run["planted_at"], trace.run["measure"]
     if measure is None:
@@ -70,7 +70,7 @@ def _distance(value: float, healthy: float) -> float:
 
 
 def _lasts_from(damage: Sequence[tuple[int, float]], bound: float) -> int:
-    """Return the step from which on the damage is not below a bound for several logs; the last without any."""
+    """Return the step from which on the damage reaches a bound for several logs; the last without any."""
     for i, (step, _) in enumerate(damage):
         if all(value >= bound for _, value in damage[i : i + _LASTING]):
             return step

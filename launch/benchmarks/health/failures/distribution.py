@@ -22,25 +22,6 @@ def other_weights(job: Job, strength: float) -> None:
                 parameter.mul_(1.0 + strength * noise)
 
 
-@failure("replica_drift", "vicreg", strengths=(1, 4), ranks=(2,))
-def own_gradients(job: Job, strength: float) -> None:
-    """Let one rank step by its own gradients, of all or of every so many-th parameter."""
-    if not is_last_rank(job):
-        return
-    parameters = list(job.recipe.model.parameters())[:: int(strength)]
-    own: list[Tensor | None] = []
-
-    def remember() -> None:
-        own[:] = [None if p.grad is None else p.grad.clone() for p in parameters]
-
-    def restore() -> None:
-        for parameter, gradient in zip(parameters, own, strict=True):
-            parameter.grad = gradient
-
-    job.on("backward", remember)
-    job.on("gradients", restore)
-
-
 @failure("straggler", "vicreg", "classifier", strengths=(0.03, 0.015), ranks=(2, 4, 2))
 def slow_compute(job: Job, strength: float) -> None:
     """Let one rank compute slowly."""

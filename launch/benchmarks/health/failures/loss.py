@@ -16,12 +16,15 @@ from benchmarks.health.recipes.vicreg import VICReg
 Labelled = tuple[Tensor, Tensor]
 
 
-@failure("loss_spike", "classifier", strengths=(100, 30))
-def corrupted_batch(job: Job, strength: float) -> None:
-    """Feed one batch whose values are far too large."""
+@failure("loss_spike", "classifier", strengths=(1.0, 0.7))
+def mislabelled_batch(job: Job, strength: float) -> None:
+    """Feed one batch of which a share has the labels of other images."""
 
     def corrupt(batch: Labelled) -> Labelled:
-        return (batch[0] * strength, batch[1]) if job.step == job.planted_at else batch
+        if job.step != job.planted_at:
+            return batch
+        wrong = torch.rand(len(batch[1]), generator=job.random) < strength
+        return batch[0], torch.where(wrong, (batch[1] + 5) % 10, batch[1])
 
     job.on("batch", corrupt)
 
@@ -53,12 +56,12 @@ def noisy_text(job: Job, strength: float) -> None:
     job.on("batch", lambda batch: _noisy(job, batch, strength))
 
 
-@failure("loss_drop", "language", strengths=(1, 2))
-def visible_future(job: Job, strength: float) -> None:
-    """Let tokens attend to the next one, or to all: the answer is in the input."""
+@failure("loss_drop", "language", strengths=(10, 3))
+def diluted_loss(job: Job, strength: float) -> None:
+    """Average the loss over more tokens than there are, as over padding that costs nothing."""
     recipe = job.recipe
     assert isinstance(recipe, LanguageModel)
-    recipe.horizon = 1 if strength == 1 else 10_000
+    recipe.tokens_counted = strength
 
 
 @failure("loss_drop", "classifier", strengths=(6.0, 3.0))
@@ -73,7 +76,7 @@ def painted_label(job: Job, strength: float) -> None:
     job.on("batch", paint)
 
 
-@failure("plateau", "classifier", strengths=(1.0, 0.97), from_start=True)
+@failure("plateau", "classifier", strengths=(1.0, 0.97), measure="loss", from_start=True)
 def shuffled_labels(job: Job, strength: float) -> None:
     """Shuffle the labels of all images, or of nearly all: there is nothing to learn."""
     job.on("batch", lambda batch: (batch[0], _noisy(job, batch[1], strength, 10)))

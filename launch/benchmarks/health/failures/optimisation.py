@@ -44,7 +44,7 @@ def rate_jump(job: Job, strength: float) -> None:
     "language",
     "vicreg",
     strengths=(1e-5, 1e-4),
-    measure="moved",
+    measure="loss",
     accept=("plateau",),
     from_start=True,
 )
@@ -58,7 +58,7 @@ def tiny_rate(job: Job, strength: float) -> None:
     "language",
     "classifier",
     strengths=(1e6, 1e5),
-    measure="moved",
+    measure="loss",
     accept=("plateau",),
     from_start=True,
 )

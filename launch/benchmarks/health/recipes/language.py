@@ -49,7 +49,8 @@ class LanguageModel(Recipe):
         )
         self.model = self.net
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.base_rate, weight_decay=0.01)
-        self.horizon = 0
+        # The tokens that the loss is divided by, over those that there are.
+        self.tokens_counted = 1.0
 
     def batches(self) -> Iterator[Tensor]:
         """Yield pieces of the text, int64 [B, 33]."""
@@ -62,7 +63,7 @@ class LanguageModel(Recipe):
         net: Any = self.net
         length = codes.shape[1]
         x: Tensor = net["embed"](codes) + net["place"].weight[:length]
-        mask = torch.ones(length, length, dtype=torch.bool).triu(1 + self.horizon)
+        mask = torch.ones(length, length, dtype=torch.bool).triu(1)
         for block in net["blocks"]:
             x = block(x, mask)
         normed: Tensor = net["norm"](x)
@@ -72,6 +73,7 @@ class LanguageModel(Recipe):
         """Return the cross entropy of the next characters."""
         tokens = self._tokens(batch[:, :-1])
         loss = F.cross_entropy(self.net["head"](tokens).flatten(0, 1), batch[:, 1:].flatten())
+        loss = loss / self.tokens_counted
         return Step(
             loss, {"loss": loss.detach()}, len(batch), {"features": tokens, "tokens": tokens.shape[1]}
         )
