@@ -266,6 +266,7 @@ FINDINGS: dict[str, Description] = {
         "the loss jumped and stays up",
         "a change of data or settings, a checkpoint that was restored in part, or a lost optimizer state",
         "compare what changed at that step: data, learning rate, resumed state",
+        explains=("norm_vanishing",),
         is_event=True,
     ),
     "loss_drop": Description(
@@ -282,7 +283,7 @@ FINDINGS: dict[str, Description] = {
         "the loss has not moved since the start",
         "labels or targets without relation to the inputs, a detached part, or a learning rate far off",
         "overfit a single batch first; check labels, targets and gradients by module",
-        explains=("dead_features",),
+        explains=("dead_features", "dimensional_collapse", "norm_vanishing"),
     ),
     "overfitting": Description(
         "loss",

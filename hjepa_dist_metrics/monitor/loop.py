@@ -74,13 +74,14 @@ class LoopHooks:
         with self._timing.exchange():
             return self._gradients.clip_(max_norm)
 
-    def clipping(self) -> AbstractContextManager[None]:
+    def clipping(self, max_norm: float | None = None) -> AbstractContextManager[None]:
         """Read the gradients' norm before and after the body, which clips them in a way of its own.
 
         For loops whose clipping is not the monitor's: Accelerate's, Lightning's, clipping by value. The
-        gradients, and so the training, stay as they are without a monitor.
+        gradients, and so the training, stay as they are without a monitor. Where the body clips the norm of
+        all parameters by torch's formula, give its `max_norm`: it is read back on steps that log only.
         """
-        return self._gradients.clipping()
+        return self._gradients.clipping(max_norm)
 
     def observe_gradients(self) -> None:
         """Read the gradients if the coming `step` logs them: after `unscale_`, in a loop without clipping.

@@ -6,7 +6,7 @@ A record is an 8-byte length, its masked CRC-32C, the bytes of an `Event`, and t
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,7 +35,7 @@ def event_scalars(path: str | Path) -> ScalarTable:
             if event.HasField("session_log") and event.session_log.status == event.session_log.START:
                 _take_back(points, int(event.step))
             for value in event.summary.value:
-                number = _scalar(value)
+                number = _scalar(file, value)
                 if number is not None:
                     points.setdefault(value.tag, {})[int(event.step)] = number
     return {tag: sorted(values.items()) for tag, values in points.items() if values}
@@ -70,7 +70,8 @@ def event_settings(path: str | Path) -> dict[str, object]:
         for event in _events(file):
             for value in event.summary.value:
                 if value.tag == metadata.SESSION_START_INFO_TAG:
-                    data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    content = value.metadata.plugin_data.content
+                    data = _decoded(file, value.tag, lambda: HParamsPluginData.FromString(content))  # noqa: B023
                     for key, entry in data.session_start_info.hparams.items():
                         setting = getattr(entry, entry.WhichOneof("kind") or "string_value")
                         whole = isinstance(setting, float) and setting.is_integer()
@@ -115,15 +116,30 @@ def _checksum(data: bytes) -> int:
     return int(masked_crc32c(data))
 
 
-def _scalar(value: Any) -> float | None:
+def _decoded(file: Path, tag: str, decode: Callable[[], Any]) -> Any:
+    """Return what a value holds; ConfigError where it is none of its kind."""
+    try:
+        return decode()
+    except Exception as error:  # protobuf's and NumPy's errors are of many types
+        raise ConfigError(f"{file} is damaged: the value of {tag!r} cannot be read ({error})") from error
+
+
+def _scalar(file: Path, value: Any) -> float | None:
     """Return the number of a scalar summary, old style or new; None for any other kind."""
     if value.HasField("simple_value"):
         return float(value.simple_value)
     if value.HasField("tensor") and value.metadata.plugin_data.plugin_name == "scalars":
-        from tensorboard.util.tensor_util import make_ndarray
-
-        return float(make_ndarray(value.tensor).item())
+        return float(_decoded(file, value.tag, lambda: _only_element(value.tensor)))
     return None
+
+
+def _only_element(tensor: Any) -> float:
+    from tensorboard.util.tensor_util import make_ndarray
+
+    sizes = [dim.size for dim in tensor.tensor_shape.dim]
+    if any(size != 1 for size in sizes):  # a shape can ask for any amount of memory
+        raise ValueError(f"expected one number, got a tensor of shape {sizes}")
+    return float(make_ndarray(tensor).item())
 
 
 def _take_back(points: dict[str, dict[int, float]], step: int) -> None:

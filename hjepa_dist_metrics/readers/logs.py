@@ -80,7 +80,7 @@ def _records(path: str | Path) -> list[dict[str, Any]]:
 
 def _numbers(record: Mapping[str, object]) -> dict[str, float]:
     return {
-        tag: as_float(value)
+        tag.lstrip("/"): as_float(value)
         for tag, value in record.items()
         if tag not in _RESERVED and isinstance(value, (int, float)) and not isinstance(value, bool)
     }

@@ -129,7 +129,7 @@ class GradientsConfig:
     """What is measured of gradients and updates, with the scalars and the histograms."""
 
     enabled: bool = True
-    """Measure gradient flow; switch off where each rank trains parameters of its own, as experts."""
+    """Measure gradient flow, and compare the ranks' parameters; switch off where each rank trains its own."""
     depth: int = 1
     """Parts of a parameter's name that make its module: 1 tells `context_encoder` from `predictor`."""
     patterns: dict[str, str] | None = None

@@ -17,6 +17,7 @@ from hjepa_dist_metrics.values import Histogram, Scalar, Text, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
+_OWN_KEYS = frozenset({"step", "wall_time", "hparams"})
 _MOST_NAMED = 5
 _LARGEST_STEP = 2**63 - 1
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -27,7 +28,8 @@ class JsonlSink:
 
     Strict JSON. A scalar is a number, or one of the strings "NaN", "Infinity", "-Infinity"; text is
     `{"text": ...}`; a histogram is `{"histogram": {"count", "min", "max", "mean", "std", "nonfinite"}}`.
-    Pictures and embeddings are left out. The run's settings are a line of their own,
+    Pictures and embeddings are left out. A tag `step`, `wall_time` or `hparams` is written as `/step`, and so
+    on: the record has a key of that name. The run's settings are a line of their own,
     `{"hparams": {...}}`. Each line goes out in one unbuffered write, so a reader and a
     kill see whole lines. On opening, lines at `start_step` and later, and broken ones, are removed: a resumed
     run writes those steps again. A file that was removed is made again, which is said.
@@ -50,8 +52,8 @@ class JsonlSink:
         """Append one line; nothing where none of the values has a JSON form."""
         if self._guard.in_child:
             return
-        entries = {tag: _encode(value) for tag, value in encodable_values(values).items()}
-        entries = {tag: entry for tag, entry in entries.items() if entry is not None}
+        encoded = ((tag, _encode(value)) for tag, value in encodable_values(values).items())
+        entries = {_key(tag): entry for tag, entry in encoded if entry is not None}
         if entries:
             now = time.time() if wall_time is None else wall_time
             self._append({"step": int(step), "wall_time": now, **entries})
@@ -109,7 +111,14 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):  # also JSONDecodeError and UnicodeDecodeError
         return None
     step = record.get("step") if isinstance(record, dict) else None
-    return record if type(step) is int and abs(step) <= _LARGEST_STEP else None
+    if not isinstance(step, (int, float)) or isinstance(step, bool) or not abs(step) <= _LARGEST_STEP:
+        return None
+    return {**record, "step": int(step)} if step == int(step) else None
+
+
+def _key(tag: str) -> str:
+    """Return a tag as a key of a record; one that the record needs itself gets a slash before it."""
+    return f"/{tag}" if tag in _OWN_KEYS else tag
 
 
 def _named(numbers: Sequence[int]) -> str:

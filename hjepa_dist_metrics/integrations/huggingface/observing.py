@@ -31,7 +31,7 @@ class TrainerObservation:
         self._trainer, self._monitor, self._features = trainer, monitor, features
         self._batches = MicroBatches()
         self._warned = False
-        self._accelerator = ObservedAccelerator(trainer.accelerator, monitor)
+        self._accelerator = ObservedAccelerator(trainer.accelerator, monitor, clips_all=True)
         self._overrides = overrides = Overrides()
         overrides.within(trainer, "get_batch_samples", monitor.data_loading)
         overrides.wrap(trainer, "training_step", self._training_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hjepa_dist_metrics.errors import MissingExtraError
 
 try:
+    from lightning.pytorch import LightningModule as LightningModule
     from lightning.pytorch.callbacks import Callback as Callback
     from lightning.pytorch.loggers import Logger as Logger
     from lightning.pytorch.utilities import rank_zero_only as rank_zero_only

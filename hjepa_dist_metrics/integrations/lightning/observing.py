@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.integrations.features import WatchedFeatures
+from hjepa_dist_metrics.integrations.lightning.library import LightningModule
 from hjepa_dist_metrics.integrations.lightning.phases import Phases
 from hjepa_dist_metrics.integrations.micro_batches import MicroBatches, batch_size, token_count
 from hjepa_dist_metrics.integrations.overrides import Overrides
@@ -59,7 +61,7 @@ class ModuleObservation:
         self._stepped = True
         if not self._module.automatic_optimization:
             if not self._measured:
-                self._measure(lambda: None)
+                self._measure(lambda: None, math.inf)
             self.phases.optimizer()
 
     def end_batch(self, outputs: Any, batch: Any) -> bool:
@@ -113,13 +115,15 @@ class ModuleObservation:
         return {**self._batches.take(), **watched, **handed}
 
     def _configured_clipping(self, method: Callable[..., None], *args: Any, **more: Any) -> None:
-        self._measure(lambda: method(*args, **more))
+        hook = type(self._module).configure_gradient_clipping
+        nothing = hook is LightningModule.configure_gradient_clipping and not more.get("gradient_clip_val")
+        self._measure(lambda: method(*args, **more), math.inf if nothing else None)
         self.phases.optimizer()
 
     def _clip(self, method: Callable[..., None], *args: Any, **more: Any) -> None:
         self._measure(lambda: method(*args, **more))
 
-    def _measure(self, clip: Callable[[], None]) -> None:
+    def _measure(self, clip: Callable[[], None], max_norm: float | None = None) -> None:
         """Measure the gradients before and after `clip`; once, where one clipping calls another."""
         has_any = any(parameter.grad is not None for parameter in self._module.parameters())
         if self._measuring or not has_any:
@@ -127,7 +131,7 @@ class ModuleObservation:
             return
         self._measuring = self._measured = True
         try:
-            with self._monitor.clipping():
+            with self._monitor.clipping(max_norm):
                 clip()
         finally:
             self._measuring = False

@@ -112,7 +112,8 @@ class ModalityAlignment(DistributedMetric):
         bad = states["diagonals"].nonfinite.sum()
         tags: dict[str, Any] = {"alignment/num_pairs": count, "alignment/nonfinite": bad}
         means = resolved(states["sums"]).value / count
-        rows = resolved(states["sample"]).rows_kept.double().numpy().reshape(-1, *means.shape)
+        sample = resolved(states["sample"]).rows_kept
+        rows = unit_rows(sample.reshape(-1, *means.shape)).numpy()  # which rounding to float32 has moved
         if len(rows) > 1:
             tags |= {f"alignment/recall_at_{k}_chance": k / len(rows) for k in RECALLS if k < len(rows)}
             tags["alignment/sample_pairs"] = len(rows)

@@ -9,7 +9,8 @@ from hjepa_dist_metrics.values import Image
 
 Matrix = npt.NDArray[np.float64]
 
-_TIE = 1e-6  # similarities of float32 rows nearer than this are equal
+# Similarities of float32 rows nearer than this share of their spread are equal, or than rounding of float64.
+_TIE, _ROUNDING = 1e-6, 1e-14
 _SIDE = 320
 _COLD, _NEUTRAL, _WARM = (
     np.array(rgb, dtype=np.float64) for rgb in ((33, 102, 172), (247,) * 3, (178, 24, 43))
@@ -26,8 +27,9 @@ def recall_at(similarity: Matrix, k: int) -> float:
     if not np.isfinite(similarity).all():
         return float("nan")
     own = similarity.diagonal()[:, None]
-    better = (similarity > own + _TIE).sum(axis=1)
-    equal = (np.abs(similarity - own) <= _TIE).sum(axis=1)
+    tie = max(_TIE * float(np.ptp(similarity)), _ROUNDING)
+    better = (similarity > own + tie).sum(axis=1)
+    equal = (np.abs(similarity - own) <= tie).sum(axis=1)
     return float(np.clip((k - better) / equal, 0.0, 1.0).mean())
 
 
@@ -41,7 +43,7 @@ def diagonal_contrast(similarity: Matrix) -> float:
     if not np.isfinite(similarity).all():
         return float("nan")
     spread = float(rest.std()) if len(rest) else 0.0
-    return 0.0 if spread <= _TIE else float((similarity.diagonal().mean() - rest.mean()) / spread)
+    return 0.0 if spread <= _ROUNDING else float((similarity.diagonal().mean() - rest.mean()) / spread)
 
 
 def heatmap(similarity: Matrix) -> Image:

@@ -89,7 +89,7 @@ class GradientClipping(BufferedMetric[_Step]):
             raise ConfigError(f"max_norm must be positive (infinity to only measure), got {max_norm!r}")
         stored, norms = self._read()
         norm = root_sum_square(norms)
-        coefficient = torch.clamp(max_norm / (norm + _TORCH_EPS), max=1.0)
+        coefficient = _coefficient(norm, max_norm)
         if not math.isinf(max_norm):
             scale_(stored, coefficient)
         if self.skip_nonfinite and any_rank(~torch.isfinite(norm), self._context or ProcessContext.current()):
@@ -98,14 +98,20 @@ class GradientClipping(BufferedMetric[_Step]):
         return norm.to(_wide(stored), copy=True)  # a copy is the caller's to change
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def measuring(self, max_norm: float | None = None) -> Iterator[None]:
         """Record the norm before and after the body, which clips the gradients in a way of its own.
 
-        A step counts as clipped where the norm is smaller afterwards. Where parameters are sharded this is a
-        collective call. ConfigError as in `clip_`.
+        A step counts as clipped where the norm is smaller afterwards. With `max_norm` the body is known to
+        clip all parameters by torch's formula, and what it does is not read back. Where parameters are
+        sharded this is a collective call. ConfigError as in `clip_`.
         """
         _, first = self._read()
         yield
+        if max_norm is not None:
+            norm = root_sum_square(first)
+            groups = first[:-1] if self.watched.groups else None
+            self.update(norm, _coefficient(norm, max_norm), norm > max_norm, groups)
+            return
         _, last = self._read()
         before, after = root_sum_square(first), root_sum_square(last)
         ratio = torch.where(before == 0, 1.0, after / before)
@@ -199,6 +205,11 @@ class GradientClipping(BufferedMetric[_Step]):
     def _drop_gradients(self) -> None:
         for slot in self.watched.slots:
             slot.parameter.grad = None
+
+
+def _coefficient(norm: Tensor, max_norm: float) -> Tensor:
+    """Return by what `torch.nn.utils.clip_grad_norm_` multiplies gradients of a norm."""
+    return torch.clamp(max_norm / (norm + _TORCH_EPS), max=1.0)
 
 
 def _wide(gradients: list[Tensor]) -> torch.dtype:

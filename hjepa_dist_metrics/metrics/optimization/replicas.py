@@ -13,8 +13,9 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.checksum import Checksums
+from hjepa_dist_metrics.parallel.layout import ParallelLayout
 from hjepa_dist_metrics.parallel.sharding.placement import local_piece
-from hjepa_dist_metrics.parallel.sharding.replicas import is_replicated, replicated_tensors
+from hjepa_dist_metrics.parallel.sharding.replicas import NamedTensors, is_replicated, replicated_tensors
 from hjepa_dist_metrics.states.base import follow
 from hjepa_dist_metrics.states.ranks.votes import Votes
 from hjepa_dist_metrics.states.sketches.hashing import mix
@@ -32,13 +33,16 @@ class ReplicaAgreement(DistributedMetric):
     Of the buffers those count that have not changed since the update before: a batch norm's running mean
     changes on each rank by the rank's own batches. A rank whose buffers stand still while they change
     elsewhere is one that differs. Nothing is reported where a parameter is sharded, and where the ranks'
-    models are of different structure, as the stages of a pipeline.
+    models are of different structure, as the stages of a pipeline. Experts of a `layout` are left out, and
+    all that its tensor-parallel ranks hold.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layout: ParallelLayout | None = None) -> None:
         self.add_state("parameters", Votes())
         self.add_state("buffers", Votes())
-        self._model = model if is_replicated(model) else None
+        split = layout is not None and bool(layout.tensor)
+        self._model = model if is_replicated(model) and not split else None
+        self._layout = layout
         self._checksums: dict[str, tuple[int, Checksums]] = {}
         self._buffer_keys: Tensor | None = None
 
@@ -55,7 +59,7 @@ class ReplicaAgreement(DistributedMetric):
         """Read parameters and buffers after a step's update."""
         if self._model is None:
             return
-        named = replicated_tensors(self._model)  # anew: modules replace their buffers
+        named = self._named(self._model)  # anew: modules replace their buffers
         if named["parameters"]:
             kind, keys = self._keys("parameters", named["parameters"])
             self.parameters.update(_joined(keys), kind, step)
@@ -67,10 +71,19 @@ class ReplicaAgreement(DistributedMetric):
             constant = torch.where(keys == follow(before, keys), keys, torch.zeros_like(keys))
             self.buffers.update(_joined(constant), kind, step)
 
+    def _named(self, model: nn.Module) -> dict[str, NamedTensors]:
+        """Return what every rank should have alike."""
+        found, layout = replicated_tensors(model), self._layout
+        if layout is None:
+            return found
+        return {
+            kind: [(n, t) for n, t in named if not layout.differs_along(n)] for kind, named in found.items()
+        }
+
     def _keys(self, name: str, named: Sequence[tuple[str, Tensor]]) -> tuple[int, Tensor]:
         """Return a number of the tensors' structure, and their keys."""
         tensors = [local_piece(tensor) for _, tensor in named]
-        structure = _structure(named)
+        structure = _structure(named, 0 if self._layout is None else self._layout.stage)
         if name not in self._checksums or self._checksums[name][0] != structure:
             self._checksums[name] = structure, Checksums(tensors)
         return structure, self._checksums[name][1](tensors)
@@ -93,9 +106,9 @@ def _joined(keys: Tensor) -> Tensor:
     return mix(mix(keys, 3) + mix(places, 4), 5).sum()
 
 
-def _structure(named: Sequence[tuple[str, Tensor]]) -> int:
-    """Return a number that is the same where names, shapes and types are."""
-    return zlib.crc32(repr([(name, tensor.dtype, tensor.shape) for name, tensor in named]).encode())
+def _structure(named: Sequence[tuple[str, Tensor]], stage: int) -> int:
+    """Return a number that is the same where names, shapes, types and the pipeline stage are."""
+    return zlib.crc32(repr((stage, [(name, tensor.dtype, tensor.shape) for name, tensor in named])).encode())
 
 
 ENTRIES = (

@@ -18,8 +18,9 @@ PARTS = ("data", "forward", "backward", "optimizer", "between")
 MEASURED, IN_BACKWARD, UNKNOWN = 0.0, 1.0, 2.0
 SLOW = 0.75  # a rank is reported where the others could do a step in less than this share of its time
 EXPLAINS = 0.8  # share of the others' waiting that a cause must make up
-_LEAST_STEPS, _MOST_STEPS_EVEN = 5, 0.75
-_LEAST_SLOW_STEPS, _SHARE_LOST = 3, 0.1
+_LEAST_STEPS, _MOST_STEPS = 5, 0.7
+# Slow at times: so many steps that lose so much of a step's usual time, and so much of all time.
+_LEAST_SLOW_STEPS, _LONG, _SHARE_LOST = 4, 0.5, 0.15
 _DATA = [PARTS.index("data")]
 
 
@@ -66,8 +67,10 @@ class Times:
         surplus = self.own[rank] - np.median(np.delete(self.own, rank, axis=0), axis=0)
         if self.known:
             return surplus, np.median(np.delete(self.wait, rank, axis=0), axis=0) - self.wait[rank]
-        # Ranks may wait in any part but that of the data: there a longer one is the others' wait.
-        return surplus, -np.delete(surplus, _DATA, axis=1).sum(axis=1)
+        # Ranks may wait in any part but that of the data: there a longer one is the others' wait, as far as
+        # this rank's data took longer.
+        elsewhere = -np.delete(surplus, _DATA, axis=1).sum(axis=1)
+        return surplus, np.minimum(elsewhere, surplus[:, _DATA[0]])
 
 
 def score(times: Times) -> tuple[float, int]:
@@ -96,17 +99,14 @@ def _judge(times: Times, index: int, rank: int) -> Straggler | None:
     medians = np.median(surplus[slow], axis=0)
     part = max(allowed, key=lambda p: medians[p])
     explained = medians[part] >= EXPLAINS * held_up
-    if not times.known and not explained:
+    # Slow steps now and then are any machine's: they are a rank's where one part of its own makes them.
+    by_itself = slow.all() or (surplus[slow][:, part] >= EXPLAINS * lost[slow]).mean() >= _MOST_STEPS
+    if (not explained and (not times.known or not slow.all())) or not by_itself:
         return None
     own = float(np.median(times.own[index][slow][:, part]))
-    return Straggler(
-        rank,
-        held_up,
-        PARTS[part] if explained else None,
-        own,
-        own - float(medians[part]),
-        float(slow.mean()),
-    )
+    others = own - float(medians[part])
+    cause = PARTS[part] if explained else None
+    return Straggler(rank, held_up, cause, own, others, float(slow.mean()))
 
 
 def _slow_steps(lost: Floats, length: float) -> npt.NDArray[np.bool_] | None:
@@ -114,10 +114,9 @@ def _slow_steps(lost: Floats, length: float) -> npt.NDArray[np.bool_] | None:
     steps, limit = len(lost), (1 - SLOW) * length
     if steps < _LEAST_STEPS or length <= 0:
         return None
-    always = np.median(lost) >= limit and (lost > limit / 2).mean() >= _MOST_STEPS_EVEN
-    if always:
+    if np.median(lost) >= limit and (lost > limit / 2).mean() >= _MOST_STEPS:
         return np.ones(steps, dtype=bool)
-    slow = lost >= limit
+    slow = lost >= _LONG * length
     often = slow.sum() >= _LEAST_SLOW_STEPS and lost[slow].sum() >= _SHARE_LOST * length * steps
     # What others lose elsewhere in the same window is the machine's noise, and no rank's.
     return slow if often and np.median(np.abs(lost[~slow])) < limit / 4 else None

@@ -65,10 +65,11 @@ class Stragglers(DistributedMetric):
     waiting; where ranks may wait anywhere, a slow rank is named only by its data.
 
     Tags under `performance/`: `straggler_score`, the share of the slowest rank's step that it would take if
-    nobody waited for it (1 is even), `slowest_rank`, `collective_wait_time_ms` (mean over ranks and steps),
-    and where a rank is slow, always or at times, `straggler`, a text that names ranks, causes and what the
-    job loses; `straggler_map`, an image with a row for each rank and a column for each step: white as fast
-    as the fastest, red twice as slow. Of more than 256 ranks the 32 slowest are compared.
+    nobody waited for it (1 is even), `slowest_rank`, `slow_ranks` (how many the others surely wait for),
+    `collective_wait_time_ms` (mean over ranks and steps), and where a rank is slow, always or at times,
+    `straggler`, a text that names ranks, causes and what the job loses; `straggler_map`, an image with a row
+    for each rank and a column for each step: white as fast as the fastest, red twice as slow. Of more than
+    256 ranks the 32 slowest are compared.
     """
 
     def __init__(self, window: int = 32, *, report: Report = "all") -> None:
@@ -138,7 +139,9 @@ def _numbers(times: Times, ranks: Sequence[int], hosts: Mapping[int, str]) -> di
     }
     if times.known:
         tags["performance/collective_wait_time_ms"] = 1e3 * times.wait.mean()
-    if found := stragglers(times, ranks):
+    found = stragglers(times, ranks)
+    tags["performance/slow_ranks"] = len(found)
+    if found:
         tags["performance/straggler"] = Text("; ".join(_sentences(found, hosts)))
     return tags
 
@@ -196,6 +199,13 @@ ENTRIES = (
         limits=straggler_limits,
     ),
     _speed("performance/slowest_rank", "slowest rank", "Rank of the score.", unit="rank"),
+    _speed(
+        "performance/slow_ranks",
+        "slow ranks",
+        "Number of ranks for which the others surely wait; performance/straggler names them.",
+        unit="ranks",
+        healthy="0",
+    ),
     _speed(
         "performance/collective_wait_time_ms",
         "wait for other ranks",

@@ -13,7 +13,7 @@ from typing import Any
 
 from hjepa_dist_metrics.catalog.findings import FINDINGS, Description
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.monitor.health.detector import Detector
+from hjepa_dist_metrics.monitor.health.detector import Detector, any_of
 from hjepa_dist_metrics.monitor.health.detectors import DETECTORS
 from hjepa_dist_metrics.monitor.health.findings import Evidence, Finding, Health, Severity
 from hjepa_dist_metrics.monitor.health.series import History
@@ -76,7 +76,8 @@ class Judge:
         self._detectors = tuple(detectors)
         self._rules: dict[str, Rule] = {}
         self._broken: set[str] = set()
-        self._history = History(self._wants)
+        read = tuple(pattern for d in self._detectors for pattern in (*d.tags, *d.reads))
+        self._history = History(lambda tag: any_of(read).fullmatch(tag) is not None)
         self._watches: dict[str, _Watch] = {}
         self._due_for: dict[frozenset[str], tuple[Detector, ...]] = {}
         self._objective = 0.0
@@ -136,9 +137,6 @@ class Judge:
         if objective != self._objective:
             self._objective = objective
             self._history.forget(_OF_THE_LOSS)
-
-    def _wants(self, tag: str) -> bool:
-        return any(detector.wants(tag) for detector in self._detectors)
 
     def _look(self, numbers: Numbers) -> Iterable[tuple[str, list[Evidence]]]:
         """Yield the evidence for each finding that the log can tell of."""

@@ -47,7 +47,7 @@ class Series:
 
     def last(self, count: int = 3) -> list[float]:
         """Return the newest numbers, oldest first."""
-        return [value for _, value in self.recent][-count:]
+        return [value for _, value in list(self.recent)[-count:]]
 
     def median(self, count: int = 3) -> float:
         """Return the median of the newest numbers, NaN where there are none."""

@@ -70,9 +70,12 @@ class Batches(Observer):
             self._metric.recent = self._recent
 
     def _make(self) -> BatchContent:
-        if self.scope.layout is not None:  # some ranks see the same samples, as they should
-            return BatchContent(False)
-        metric = BatchContent(have_own_batches(self.scope.model, self.scope.context.world_size))
+        scope, layout = self.scope, self.scope.layout
+        if layout is None:
+            compared = have_own_batches(scope.model, scope.context.world_size)
+        else:  # of the ranks that work on one batch together, one
+            compared = layout.adds_samples
+        metric = BatchContent(compared)
         metric.recent, self._metric = self._recent, metric
         return metric
 

@@ -50,10 +50,10 @@ class Gradients(Observer):
         return self._clipping().clip_(max_norm)
 
     @contextmanager
-    def clipping(self) -> Iterator[None]:
+    def clipping(self, max_norm: float | None = None) -> Iterator[None]:
         """Read the gradients, and their norm before and after the body, which clips them."""
         self._look_before_clipping()
-        with self._clipping().measuring():
+        with self._clipping().measuring(None if self.scope.is_due("scalars") else max_norm):
             yield
 
     def _look_before_clipping(self) -> None:

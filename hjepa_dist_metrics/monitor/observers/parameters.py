@@ -124,6 +124,6 @@ class Replicas(Observer):
             self._metric.buffer_keys = self._buffer_keys
 
     def _make(self) -> ReplicaAgreement:
-        metric = ReplicaAgreement(self.scope.model)
+        metric = ReplicaAgreement(self.scope.model, self.scope.layout)
         metric.buffer_keys, self._metric = self._buffer_keys, metric
         return metric

@@ -269,6 +269,17 @@ def test_the_window_goes_on_where_the_saved_one_ended(saved):
         assert found == pytest.approx(100 * sum(window) / len(window))
 
 
+@pytest.mark.parametrize("max_norm", [0.5, 1e3, math.inf])
+def test_trusts_a_clipping_by_the_formula(max_norm):
+    parameters, same = model_with_gradients(), model_with_gradients()
+    trusted, read_back = GradientClipping(parameters), GradientClipping(same)
+    with trusted.measuring(max_norm):
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+    with read_back.measuring():
+        nn.utils.clip_grad_norm_(same, max_norm)
+    assert numbers(trusted) == pytest.approx(numbers(read_back), rel=1e-6)
+
+
 @pytest.mark.parametrize("how", ["norm", "value", "not at all"])
 def test_measures_a_clipping_that_is_not_its_own(how):
     parameters = model_with_gradients()

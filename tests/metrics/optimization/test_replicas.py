@@ -178,3 +178,34 @@ def experts(log_dir):
     with TrainingMonitor(model, torch.optim.SGD(model.parameters(), lr=0.1), settings) as monitor:
         monitor.step(samples=1)
         return [tag for tag in monitor.latest if "disagreement" in tag]
+
+
+def declared(role):
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from hjepa_dist_metrics import BatchContent
+    from hjepa_dist_metrics.parallel.layout import ParallelLayout
+
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("dim",))
+    roles = {"expert": {r"^experts\.": "dim"}} if role == "expert" else {role: "dim"}
+    layout = ParallelLayout(mesh, **roles)
+    model = nn.ModuleDict({"experts": nn.Linear(2, 2), "body": nn.BatchNorm1d(2)})
+    torch.nn.init.constant_(model["experts"].weight, float(dist.get_rank()))
+    torch.nn.init.zeros_(model["experts"].bias)
+    replicas, batches = ReplicaAgreement(model, layout), BatchContent(layout.adds_samples)
+    for step in range(2):
+        replicas.update(step)
+        batches.update(torch.arange(40) + step, step)
+    values = MetricCollection({"replicas": replicas, "batches": batches}).compute()
+    return {tag.rpartition("/")[2]: float(value) for tag, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("role", "disagreement", "shared"),
+    [("data", 1.0, 1.0), ("expert", 0.0, 1.0), ("tensor", None, 0.0), ("pipeline", None, 0.0)],
+)
+def test_layouts_that_are_declared(gloo, role, disagreement, shared):
+    """Ranks hold other weights of `experts`, and have the same batches."""
+    for found in gloo(2).run(declared, role):
+        assert found.get("replica_disagreement") == disagreement
+        assert found["shared_batches"] == shared

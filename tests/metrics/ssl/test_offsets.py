@@ -224,6 +224,24 @@ def test_embeddings_of_modalities_at_any_offset(offset, dtype):
     assert_close(got, expected, 1e-6)
 
 
+@every_type
+@pytest.mark.parametrize("offset", [1e1, 1e2, 1e3, 1e4])
+def test_retrieval_at_any_offset(offset, dtype):
+    text = features(offset, dtype, (60, 8), seed=9)
+    image = text + 0.3 * features(0.0, dtype, (60, 8), seed=10)
+    metric = ModalityAlignment(["text", "image"])
+    metric.update({"text": text, "image": image}, ids=torch.arange(60))
+    got = numbers(metric, "alignment/text_vs_image/")
+    x, y = unit(exact(text)), unit(exact(image))
+    nearness = -((x[:, None] - y[None]) ** 2).sum(-1)  # 2 cosine - 2
+    recall = (nearness > nearness.diagonal()[:, None]).sum(axis=1) < 1
+    own = np.eye(60, dtype=bool)
+    contrast = (nearness[own].mean() - nearness[~own].mean()) / nearness[~own].std()
+    assert recall.mean() > 0.5
+    assert got["recall_at_1_text_to_image"] == pytest.approx(recall.mean(), abs=1e-9)
+    assert got["diagonal_contrast"] == pytest.approx(float(contrast), rel=1e-2)
+
+
 def test_rows_that_differ_in_length_alone_have_one_direction():
     """What rounding leaves in unit rows is no rank, at any width."""
     for dim in (1, 2, 3, 17, 256):

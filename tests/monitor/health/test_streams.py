@@ -9,7 +9,7 @@ import torch
 from hjepa_dist_metrics import Collapse
 from hjepa_dist_metrics.monitor.health.judge import Judge
 
-DIM, IMAGES, TOKENS, EVERY, LOGS, PLANTED = 128, 64, 16, 10, 60, 25
+DIM, IMAGES, TOKENS, EVERY, LOGS, PLANTED = 128, 32, 8, 10, 55, 25
 
 
 def _numbers(features: torch.Tensor, loss: float, norm: float, ratio: float = 1e-3) -> dict[str, float]:
@@ -148,26 +148,24 @@ HEALTHY: dict[str, Log] = {
 }
 
 
-def findings(log: Log, seed: int) -> tuple[list[tuple[int, str]], str]:
-    stream, judge, begun = Stream(seed), Judge(), []
+def findings(log: Log) -> tuple[list[tuple[int, str]], str]:
+    stream, judge, begun = Stream(), Judge(), []
     for i in range(LOGS):
         health = judge.update(i * EVERY, log(stream, i))
         begun += [(i, finding.name) for finding in judge.change.begun]
     return begun, health.findings[0].name if health.findings else "healthy"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_planted_failure_is_found_in_time_and_is_the_headline(name, seed):
+def test_a_planted_failure_is_found_in_time_and_is_the_headline(name):
     log, expected, delay = FAILURES[name]
-    begun, headline = findings(log, seed)
+    begun, headline = findings(log)
     first = {found: i for i, found in reversed(begun)}
     assert headline == expected, begun
     assert first[expected] <= PLANTED + delay, begun
     assert all(i >= min(PLANTED, PLANTED + delay - 3) for i, _ in begun), begun
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", HEALTHY)
-def test_a_healthy_stream_has_no_finding(name, seed):
-    assert findings(HEALTHY[name], seed) == ([], "healthy")
+def test_a_healthy_stream_has_no_finding(name):
+    assert findings(HEALTHY[name]) == ([], "healthy")

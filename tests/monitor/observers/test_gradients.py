@@ -145,7 +145,8 @@ def test_utilization_is_written_after_counting(tmp_path):
     assert series(tmp_path, "performance/mfu")
 
 
-def test_a_clipping_of_the_loops_own_is_measured_and_left_as_it_is(tmp_path):
+@pytest.mark.parametrize("known", [None, 1e-3])
+def test_a_clipping_of_the_loops_own_is_measured_and_left_as_it_is(tmp_path, known):
     model, optimizer = problem()
     norms = []
     with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=2)) as monitor:
@@ -153,7 +154,7 @@ def test_a_clipping_of_the_loops_own_is_measured_and_left_as_it_is(tmp_path):
             optimizer.zero_grad()
             with monitor.backward():
                 model(x).square().mean().backward()
-            with monitor.clipping():
+            with monitor.clipping(known):
                 norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)))
             optimizer.step()
             monitor.step(samples=len(x))

@@ -15,6 +15,7 @@ from hjepa_dist_metrics import (
     PredictionQuality,
     TrainingMonitor,
     TrainingStability,
+    ViewAgreement,
 )
 
 DIM, IMAGES = 6, 10
@@ -81,6 +82,17 @@ def test_levels_predictions_and_context(tmp_path):
         for metric in (hierarchy, quality, target, stream, coarse, predicted):
             same(monitor, metric)
         # Coarse levels and predictions are alike, and of low rank, by design.
+
+
+def test_views_of_samples_are_classes_of_their_own(tmp_path):
+    views, valid = draw(IMAGES, 3, DIM), draw(IMAGES, 3, seed=1) > -1
+    with monitored(tmp_path) as monitor:
+        monitor.step(samples=IMAGES, losses=0.5, views=views, views_valid=valid)
+        agreement = ViewAgreement(DIM)
+        agreement.update(views, valid)
+        same(monitor, agreement)
+    with monitored(tmp_path) as monitor, pytest.raises(ConfigError, match=r"expected views \[B, V, 6\]"):
+        monitor.step(samples=IMAGES, losses=0.5, views=draw(IMAGES, DIM))
 
 
 @pytest.mark.parametrize("shape", [(IMAGES, 16), (IMAGES, 2, 8)])

@@ -11,14 +11,10 @@ from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, rank_correlation
 
 _SPEED = "performance/samples_per_second"
-_STRAGGLER, _SLOWEST, _WAIT = (
-    "performance/straggler_score",
-    "performance/slowest_rank",
-    "performance/collective_wait_time_ms",
-)
+_SLOW, _SLOWEST = "performance/slow_ranks", "performance/slowest_rank"
+_SCORE, _WAIT = "performance/straggler_score", "performance/collective_wait_time_ms"
 _MEMORY = r"system/ram_gb|performance/gpu_memory_allocated_gb"
 
-_SLOW = 0.75  # of the others' speed
 _SLOWER, _FALLING = 0.5, 0.6  # of the speed at the start; of all pairs of logs, less those that rise
 _SLOW_LOGS = 8
 _GROWTH, _LEAST_GROWTH = 0.15, 0.02  # of the memory at the start; GB
@@ -40,18 +36,16 @@ def _differing(tag: str, what: str, at_once: bool) -> Callable[[History], list[E
 
 
 def straggler(history: History) -> list[Evidence] | None:
-    """Find one rank that is slow at one log after the other."""
-    score, slowest = history.get(_STRAGGLER), history.get(_SLOWEST)
-    if score is None or slowest is None or score.count < 3:
+    """Find ranks for which the others wait, the same one being the slowest at one log after the other."""
+    slow, slowest = history.get(_SLOW), history.get(_SLOWEST)
+    if slow is None or slowest is None or slow.count < 2:
         return None
-    ranks = set(slowest.last(3))
-    if len(ranks) > 1 or max(score.last(3)) >= _SLOW:
+    if min(slow.last(2)) <= 0 or len(set(slowest.last(2))) > 1:
         return []
-    (rank,) = ranks
-    wait = history.value(_WAIT)
+    score, wait = history.value(_SCORE), history.value(_WAIT)
     lost = f", the others wait {wait:.0f} ms a step" if math.isfinite(wait) else ""
-    reason = f"rank {rank:.0f} has {100 * score.newest:.0f} % of the others' speed{lost}"
-    return [Evidence(_STRAGGLER, score.newest, reason, limit=_SLOW)]
+    reason = f"rank {slowest.newest:.0f} has {100 * score:.0f} % of the others' speed{lost}"
+    return [Evidence(_SLOW, slow.newest, reason, limit=0.0)]
 
 
 def throughput_decay(history: History) -> list[Evidence] | None:
@@ -89,7 +83,7 @@ DETECTORS = (
         "replica_drift", _differing(_PARAMETERS, "parameters", True), (_PARAMETERS,), (f"{_PARAMETERS}_rank",)
     ),
     Detector("stale_buffers", _differing(_BUFFERS, "buffers", False), (_BUFFERS,), (f"{_BUFFERS}_rank",)),
-    Detector("straggler", straggler, (_STRAGGLER,), (_SLOWEST, _WAIT)),
+    Detector("straggler", straggler, (_SLOW,), (_SLOWEST, _SCORE, _WAIT)),
     Detector("throughput_decay", throughput_decay, (_SPEED,)),
     Detector("memory_growth", memory_growth, (_MEMORY,)),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 from hjepa_dist_metrics.monitor.health.detector import Detector, first_of
 from hjepa_dist_metrics.monitor.health.findings import Evidence
@@ -15,12 +16,12 @@ _VALIDATION = "val/loss"
 _SHARES = r"loss/contribution_h\d+"
 _RATIO = r"update/.+_ratio"
 
-_SPIKE_SCORE, _SPIKE_RANGE = 30.0, 1.5
+_SPIKE_SCORE, _SPIKE_RANGE, _HIGH_SCORE = 30.0, 1.5, 4.0  # the last where the loss doubles
 _SPIKE_SHARE = 0.1  # of the loss at the start, as the least height of a spike
 _BEFORE, _AFTER = 5, 3  # logs before and after a jump
 _SHIFT = 0.15  # of the loss
 _DROP = 0.5  # of the loss
-_CLEAR = 6.0  # times the scatter between logs
+_CLEAR = 4.0  # times the scatter between logs
 _PLATEAU_LOGS, _PLATEAU_STEPS, _PLATEAU_GAIN = 24, 100, 0.02
 _MOVING = 1e-5  # of the weights in a step
 _OVERFIT = 1.1
@@ -30,11 +31,11 @@ _IMBALANCE = 98.0
 def loss_spike(history: History) -> list[Evidence] | None:
     """Find a step since the last log whose loss stands far above those before it."""
     score, ratio = history.value(_SCORE), history.value(_RANGE, math.inf)
-    if not score > _SPIKE_SCORE or not ratio > _SPIKE_RANGE:
-        return []
-    named = first_of(history, TOTALS)
+    height, named = history.value(_HEIGHT), first_of(history, TOTALS)
     floor = _SPIKE_SHARE * abs(named[1].start_median()) if named else 0.0
-    if history.value(_HEIGHT, math.inf) <= floor:
+    loss = abs(named[1].median(3)) if named else math.inf
+    far = score > _SPIKE_SCORE and ratio > _SPIKE_RANGE
+    if height <= floor or not (far or (score > _HIGH_SCORE and height > loss)):
         return []
     reason = "robust standard deviations above the losses before"
     return [Evidence(_SCORE, score, reason, limit=_SPIKE_SCORE, at_once=True)]
@@ -59,8 +60,8 @@ def _jump(history: History, sign: float, share: float, words: str) -> list[Evide
     values = series.last(16)
     if max(values) - min(values) <= share * abs(median(values)):
         return []
-    for after in range(2, len(values) - _BEFORE + 1):
-        older, newer = values[:-after], values[-after:]
+    for after, between in product(range(2, len(values) - _BEFORE), (0, 1)):  # a log may hold steps of both
+        older, newer = values[: -after - between], values[-after:]
         if _is_step(older[-8:], newer, sign, share):
             before, level = median(older[-8:]), median(newer)
             limit = median(older[-3:]) if sign > 0 else before - share * abs(before)
@@ -73,7 +74,7 @@ def _is_step(older: list[float], newer: list[float], sign: float, share: float) 
     extreme = max(sign * value for value in older[-4:])
     gap = min(sign * value for value in newer) - extreme
     noise = max(scatter(older), scatter(newer) if len(newer) > 2 else 0.0)
-    drift = sign * (median(older[-3:]) - median(older[:3]))
+    drift = sign * (median(older[-3:]) - median(older[-6:-3] or older[:3]))
     steady = gap > 2.0 * drift
     return steady and gap > share * abs(before) and gap > _CLEAR * noise
 

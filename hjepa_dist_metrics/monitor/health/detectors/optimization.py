@@ -25,7 +25,7 @@ _UNOPTIMIZED = "parameters/unoptimized"
 
 _JUMP = 100.0  # times the recent median
 _HELD = 0.4  # of the run so far: what was held for as long is the run's own level
-_GROWTH = 8.0  # times the norm that was held, in steps that lead upwards
+_GROWTH = 5.0  # times the norm that was held, in steps that lead upwards
 _RISING = 0.6  # of all pairs of recent norms, less those that fall
 _VANISHED, _FADED = 1e-3, 0.02  # of the usual norm, and while it falls from log to log
 _LOSS_LEFT = 0.3  # of the loss at the start
@@ -36,7 +36,7 @@ _IDLE, _NEARLY_IDLE = 2e-6, 1e-5  # of the weights in a step, at best; where the
 _MOVED = 0.02  # of the loss at the start
 _WARM_UP_LOGS = 20
 _SHRUNK = 0.5  # of the norm that the weights had for long
-_STRONGLY, _CLIPPED_LOGS = 0.05, 6  # of the gradient that clipping leaves, at as many logs in a row
+_STRONGLY, _CLIPPED_LOGS = 0.05, 4  # of the gradient that clipping leaves, at as many logs in a row
 _LEAST_LOGS = 5
 
 

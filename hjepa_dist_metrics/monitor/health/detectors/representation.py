@@ -23,11 +23,13 @@ _BETTER = 1.5  # times the start, for a bad start that is being left
 _INDEPENDENT = 0.2  # of the variance between images that independent tokens would give
 _RANK_KEPT = 0.6  # of the run's own level
 _WITNESS_KEPT = 0.8  # of the level of the rank of the rows as they are
+_RANK_OF_START = 0.12  # networks rightly lose most of the rank of their random features, but not all
 _RANK_LEAST = 2.0  # dimensions, from the start on
 _PROBE_KEPT = 0.97  # of the best accuracy of a probe
 _CLUSTERED, _NEARER = 0.3, 0.5  # of the distance to the nearest that the rank implies, and of the run's own
 _DEAD = 0.4  # of the features
-_GROWN, _SHRUNK, _PEAK = 8.0, 0.25, 0.8  # times the size that the features had, and of their largest size
+_GROWN, _SHRINKING, _SHRUNK = 5.0, 0.33, 0.25  # times the size that the features had: while it goes on, after
+_PEAK = 0.8  # of the largest size, which is the usual one before a fall
 _CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
 _PROBES = r"val/.*accuracy|probe/.*accuracy"
 _NORMS = (
@@ -111,6 +113,10 @@ def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
     if now < _RANK_KEPT * level and has_stopped(rank) and _agrees(stream):
         reason = f"{now / level:.2g} of the {level:.3g} dimensions that the run had"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * level, best=level)
+    elif now < _RANK_OF_START * rank.start[0][1] and has_stopped(rank) and not _is_early(rank):
+        reason = f"{now / rank.start[0][1]:.2g} of the {rank.start[0][1]:.3g} dimensions of the start"
+        limit = _RANK_OF_START * rank.start[0][1]
+        yield Evidence(stream.prefix + name, rank.newest, reason, limit=limit, best=rank.start[0][1])
     elif name == "effective_rank" and now < _RANK_LEAST and _is_stuck(rank):
         reason = f"of {stream.width:.0f} dimensions, and no more since the start"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_LEAST, best=level)
@@ -132,7 +138,7 @@ def partial_collapse(history: History) -> list[Evidence] | None:
     ranks = [
         (stream.prefix + "effective_rank", rank)
         for stream in streams(history)
-        if (rank := stream.series("effective_rank")) is not None and not stream.is_small
+        if (rank := stream.series("effective_rank")) is not None and not stream.is_small and _agrees(stream)
     ]
     fallen = [
         Evidence(tag, rank.newest, f"{level:.3g} before the loss dropped", _RANK_KEPT * level, level)
@@ -147,7 +153,7 @@ def cluster_collapse(stream: Stream) -> list[Evidence] | None:
     nearest, rank = stream.series("neighbor_distance"), stream.series("effective_rank")
     if nearest is None or rank is None or stream.is_small or _is_early(nearest):
         return None
-    usual = stream.rows ** (-1.0 / max(rank.median(2), 1.0))
+    usual = stream.rows ** (-1.0 / max(rank.median(2) - 1.0, 1.0))  # unit rows have a dimension less
     level = nearest.sustained(_HELD)
     limit = min(_CLUSTERED * usual, _NEARER * level)
     if not nearest.median(2) < limit or _probe_holds(stream.history):
@@ -171,23 +177,30 @@ def dead_features(stream: Stream) -> list[Evidence] | None:
 
 def norm_explosion(history: History) -> list[Evidence] | None:
     """Find features whose size has grown far beyond the run's level and still grows."""
-    return _norms(history, 1.0, _GROWN, "times the {level:.3g} that it was, and it grows")
+    return _norms(history, 1.0, "times the {level:.3g} that it was, and it grows")
 
 
 def norm_vanishing(history: History) -> list[Evidence] | None:
     """Find features whose size has fallen far below the run's level and does not come back."""
-    return _norms(history, -1.0, 1.0 / _SHRUNK, "of the {level:.3g} that it was, and it does not come back")
+    return _norms(history, -1.0, "of the {level:.3g} that it was, and it does not come back")
 
 
-def _norms(history: History, sign: float, factor: float, words: str) -> list[Evidence] | None:
+def _factor(trend: float, sign: float) -> float:
+    """Return the factor of the usual size at which a growth or a fall with such a trend is one."""
+    goes_on = trend > _RISING
+    if sign > 0:
+        return _GROWN if goes_on else math.inf
+    return _SHRINKING if goes_on else _SHRUNK if trend > -_RISING else 0.0
+
+
+def _norms(history: History, sign: float, words: str) -> list[Evidence] | None:
     norms = [(tag, series) for tag, series in history.matching(_NORMS) if tag in history.fresh]
     judged = [(tag, series) for tag, series in norms if not _is_early(series)]
     found = []
     for tag, series in judged:
-        level, now = _usual_size(series, sign), series.median(2)
-        limit = level * factor**sign
-        still = sign * rank_correlation(series.last(8)) > (_RISING if sign > 0 else -_RISING)
-        if level > 0 and sign * (now - limit) > 0 and still:
+        level, now, trend = _usual_size(series, sign), series.median(2), rank_correlation(series.last(8))
+        limit = level * _factor(sign * trend, sign)
+        if level > 0 and sign * (now - limit) > 0:
             reason = f"{now / level:.2g} {words.format(level=level)}"
             found.append(Evidence(tag, series.newest, reason, limit=limit, best=level))
     return found if judged else None

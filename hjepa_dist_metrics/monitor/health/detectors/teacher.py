@@ -53,10 +53,10 @@ def _due(history: History) -> float | None:
 
 def teacher_is_student(history: History) -> list[Evidence] | None:
     """Find a teacher at distance 0 from the student while it should lag."""
-    momentum, series = history.value(_MOMENTUM), history.get(_DISTANCE)
+    series = history.get(_DISTANCE)
     if series is None or series.count < 2:
         return None
-    if momentum < 0.5 or series.last(2) != [0.0, 0.0]:
+    if series.last(2) != [0.0, 0.0]:
         return []
     return [Evidence(_DISTANCE, 0.0, "the encoders are the same at every log")]
 
@@ -70,7 +70,7 @@ def teacher_gets_gradients(history: History) -> list[Evidence]:
 
 
 DETECTORS = (
-    Detector("teacher_is_student", teacher_is_student, (_DISTANCE,), (_MOMENTUM,)),
+    Detector("teacher_is_student", teacher_is_student, (_DISTANCE,)),
     Detector("frozen_teacher", frozen_teacher, (_MOVE,), (_DISTANCE, _MOMENTUM)),
     Detector("teacher_gets_gradients", teacher_gets_gradients, (_OPTIMIZED,)),
 )
