@@ -204,7 +204,7 @@ ENTRIES = (
         "slow ranks",
         "Number of ranks for which the others surely wait; performance/straggler names them.",
         unit="ranks",
-        healthy="0",
+        healthy="0; a rank that is slow at most logs is a finding",
     ),
     _speed(
         "performance/collective_wait_time_ms",

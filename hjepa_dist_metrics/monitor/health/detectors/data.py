@@ -9,6 +9,7 @@ from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History
 
 _MOST = 0.5  # of the batches that were looked at
+_UNEVEN = 0.01  # of the steps, by which shards rightly differ
 
 
 def _share(tag: str, words: str) -> Callable[[History], list[Evidence]]:
@@ -24,9 +25,9 @@ def _share(tag: str, words: str) -> Callable[[History], list[Evidence]]:
 
 
 def early_end(history: History) -> list[Evidence]:
-    """Find a rank that ran out of data before the others."""
+    """Find a rank that ran out of data before the others, by more than uneven shards make."""
     missing, rank = history.value("data/steps_missing", 0.0), history.value("data/ended_early_rank", 0.0)
-    if not missing > 0:
+    if not missing > max(1.0, _UNEVEN * history.step):
         return []
     reason = f"rank {rank:.0f} ended {missing:.0f} steps before the last"
     return [Evidence("data/steps_missing", missing, reason, limit=0.0, at_once=True)]

@@ -16,11 +16,13 @@ _LEAST = 4  # logs
 _FEW, _EARLY = 6, 50  # logs and steps before which there is no such level: networks leave their start
 _ALIKE, _ONE = 0.75, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
 _APART_KEPT, _APART_LOST = 0.45, 0.3  # of 1 - the mean cosine, while it falls on and in any case
-_APART_GONE, _RANK_GONE = 0.005, 0.2  # of it and of the rank: so little that even an early run has collapsed
+_APART_GONE, _POINT = 0.1, 0.99  # of it, and the mean cosine: even an early run has collapsed there
+_RANK_GONE = 0.2  # of the rank, the same
 _STUCK_LOGS, _STUCK_STEPS = 10, 100  # after which a bad start is no start any more
 _RISING = 0.4  # of all pairs of recent numbers, less those that fall
 _BETTER = 1.5  # times the start, for a bad start that is being left
 _INDEPENDENT = 0.2  # of the variance between images that independent tokens would give
+_RESHAPED = 1.15  # times the rank about the mean, or its inverse
 _RANK_KEPT = 0.6  # of the run's own level
 _WITNESS_KEPT = 0.8  # of the level of the rank of the rows as they are
 _RANK_OF_START = 0.12  # networks rightly lose most of the rank of their random features, but not all
@@ -62,19 +64,28 @@ def point_collapse(stream: Stream) -> list[Evidence] | None:
     if now <= _ALIKE:
         return []
     level = similarity.sustained(_HELD, -1.0)
-    if _is_early(similarity) and not now > 1.0 - _APART_GONE * (1.0 - level):
+    if _is_early(similarity) and not now > max(_POINT, 1.0 - _APART_GONE * (1.0 - level)):
         return None
     limit = 1.0 - _APART_KEPT * (1.0 - level)
     trend = rank_correlation(similarity.last(8))
     rises = trend > _RISING or (trend > -_RISING and now > 1.0 - _APART_LOST * (1.0 - level))
     tag = stream.prefix + "mean_similarity"
-    if now > limit and rises:
+    if now > limit and rises and (now > _POINT or _is_reshaped(stream)):
         reason = f"the mean cosine of two samples was {level:.3g} before, and rises towards 1"
         return [Evidence(tag, similarity.newest, reason, limit=limit, best=level)]
     if now > _ONE and _is_stuck(similarity, -1.0):
         reason = "the mean cosine of two samples has been next to 1 since the start"
         return [Evidence(tag, similarity.newest, reason, limit=_ONE, best=level)]
     return []
+
+
+def _is_reshaped(stream: Stream) -> bool:
+    """Return whether the rank about the mean has changed too: an offset alone, which models pass, leaves it."""
+    rank = stream.series("rankme_centered")
+    if rank is None:
+        return True
+    now = rank.median(2)
+    return now < rank.sustained(_HELD) / _RESHAPED or now > _RESHAPED * rank.sustained(_HELD, -1.0)
 
 
 def image_collapse(stream: Stream) -> list[Evidence] | None:
@@ -288,7 +299,7 @@ DETECTORS = (
         "point_collapse",
         _point,
         (WIDTHS,),
-        (*_reads("mean_similarity", "is_constant"), _PREDICTIONS, _MATCHES),
+        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _PREDICTIONS, _MATCHES),
     ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTALS)),
