@@ -18,10 +18,13 @@ from tests.helpers.scales import SCALINGS, Size, numbers, read_at
 
 WITHOUT = {
     metrics.BatchContent,
+    metrics.LoaderEnds,
     metrics.LearningRate,
     metrics.Masking,
     metrics.Memory,
+    metrics.MemoryGrowth,
     metrics.OptimizerCoverage,
+    metrics.ReplicaAgreement,
     metrics.Stragglers,
     metrics.Throughput,
     metrics.TotalSamples,

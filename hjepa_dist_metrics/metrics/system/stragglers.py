@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_dist_metrics.catalog.entry import Entry
-from hjepa_dist_metrics.catalog.limits import straggler_limits
+from hjepa_dist_metrics.catalog.limits import LITTLE, straggler_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.system.straggler_search import (
@@ -204,7 +204,8 @@ ENTRIES = (
         "slow ranks",
         "Number of ranks for which the others surely wait; performance/straggler names them.",
         unit="ranks",
-        healthy="0; a rank that is slow at most logs is a finding",
+        healthy="0",
+        bounds=LITTLE,
     ),
     _speed(
         "performance/collective_wait_time_ms",

@@ -83,7 +83,7 @@ def test_losses_of_any_size(scale):
     for one, value in ((metric, scale), (plain, 1.0)):
         one.validate(1.8 * value)
     got, expected = read(metric), read(plain)
-    degree = {"loss_smoothness": scale, "loss_trend_slope": scale}
+    degree = dict.fromkeys(("loss_smoothness", "loss_trend_slope", "worst_spike_height"), scale)
     for name, value in expected.items():
         assert got[name] == pytest.approx(degree.get(name, 1.0) * value, rel=1e-9), name
 
