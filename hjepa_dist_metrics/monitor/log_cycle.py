@@ -7,7 +7,7 @@ from typing import Any
 
 from hjepa_dist_metrics.catalog.findings import expand
 from hjepa_dist_metrics.metrics.data.loader_ends import LoaderEnds
-from hjepa_dist_metrics.metrics.optimization.copy_check import Rows
+from hjepa_dist_metrics.metrics.optimization.layouts.copy_check import Rows
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.publishing import Publisher

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.metrics import DistributedMetric
-from hjepa_dist_metrics.metrics.optimization.copy_check import Gather
+from hjepa_dist_metrics.metrics.optimization.layouts.copy_check import Gather
 from hjepa_dist_metrics.monitor.health.judge import Rule
 from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.schedule import Schedule

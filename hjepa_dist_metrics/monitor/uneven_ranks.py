@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_dist_metrics.metrics import DistributedMetric, MetricCollection
-from hjepa_dist_metrics.metrics.optimization.copy_check import Rows
+from hjepa_dist_metrics.metrics.optimization.layouts.copy_check import Rows
 from hjepa_dist_metrics.metrics.uneven import UnevenResult
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 from hjepa_dist_metrics.sync import Participation, SyncHandle

@@ -15,8 +15,8 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import scale_
-from hjepa_dist_metrics.metrics.optimization.copy_check import CopyCheck, Gather
-from hjepa_dist_metrics.metrics.optimization.group_norms import GroupNorms
+from hjepa_dist_metrics.metrics.optimization.layouts.copy_check import CopyCheck, Gather
+from hjepa_dist_metrics.metrics.optimization.layouts.group_norms import GroupNorms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import Groups, Parameters, TrackedParameters
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.parallel.reduction import any_rank

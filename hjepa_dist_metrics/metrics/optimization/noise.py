@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import square_sum
-from hjepa_dist_metrics.metrics.optimization.group_norms import GroupNorms
+from hjepa_dist_metrics.metrics.optimization.layouts.group_norms import GroupNorms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel import ParallelLayout

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.optimization.partition_parts import Label, declared, undeclared
+from hjepa_dist_metrics.metrics.optimization.layouts.partition_parts import Label, declared, undeclared
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import Groups, TrackedParameters
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.parallel.reduction import resolve_partial

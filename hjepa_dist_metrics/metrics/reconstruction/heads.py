@@ -13,7 +13,7 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.kernels.moments import moments, pooled_spread
-from hjepa_dist_metrics.metrics.optimization.group_norms import Column, GroupNorms, columns_of
+from hjepa_dist_metrics.metrics.optimization.layouts.group_norms import Column, GroupNorms, columns_of
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel.reduction import moments_over_shards

@@ -19,6 +19,7 @@ MEASURED, IN_BACKWARD, UNKNOWN = 0.0, 1.0, 2.0
 SLOW = 0.75  # a rank is reported where the others could do a step in less than this share of its time
 EXPLAINS = 0.8  # share of the others' waiting that a cause must make up
 _LEAST_STEPS, _MOST_STEPS = 5, 0.7
+_LEAST_UNEXPLAINED = 10  # steps before a rank is named without a cause
 # Slow at times: so many steps that lose so much of a step's usual time, and so much of all time.
 _LEAST_SLOW_STEPS, _LONG, _SHARE_LOST = 4, 0.5, 0.15
 _DATA = [PARTS.index("data")]
@@ -101,7 +102,8 @@ def _judge(times: Times, index: int, rank: int) -> Straggler | None:
     explained = medians[part] >= EXPLAINS * held_up
     # Slow steps now and then are any machine's: they are a rank's where one part of its own makes them.
     by_itself = slow.all() or (surplus[slow][:, part] >= EXPLAINS * lost[slow]).mean() >= _MOST_STEPS
-    if (not explained and (not times.known or not slow.all())) or not by_itself:
+    unexplained = times.known and bool(slow.all()) and len(lost) >= _LEAST_UNEXPLAINED
+    if not by_itself or not (explained or unexplained):
         return None
     own = float(np.median(times.own[index][slow][:, part]))
     others = own - float(medians[part])

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics import GradientClipping, GradientFlow
-from hjepa_dist_metrics.metrics.optimization.copy_check import CopyCheck
 from hjepa_dist_metrics.metrics.optimization.gradients import Report
+from hjepa_dist_metrics.metrics.optimization.layouts.copy_check import CopyCheck
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters, optimizer_groups
 from hjepa_dist_metrics.monitor.observer import Observer
 

@@ -12,7 +12,11 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import DesyncError
 from hjepa_dist_metrics.metrics.kernels.norms import tensor_norms
-from hjepa_dist_metrics.metrics.optimization.declarations import declare_experts, declare_stages, rank_list
+from hjepa_dist_metrics.metrics.optimization.layouts.declarations import (
+    declare_experts,
+    declare_stages,
+    rank_list,
+)
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.parallel.collectives import all_gather_tensors
