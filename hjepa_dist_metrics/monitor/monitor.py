@@ -114,20 +114,13 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
                 targets are drawn on, `blocks` int [B, K, 4] the masks' rectangles (top, left, height, width in
                 patches; height 0 for none).
 
-                On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked, one a sample, under gradient
-        <<<<<<< HEAD
-                accumulation those of all micro-batches or of one; `momentum`, of the target encoder's update in this
-                step, and `momentum_target`, where its schedule ends; `scalars` are numbers that are the same on every
-                rank, by tag; `more` is what observers of your own take, and `views` [B, V, D] with `views_valid` bool
-                [B, V], embeddings of augmented views of the samples. Raises the errors of syncs: `DesyncError` where
-                ranks disagree.
-        =======
-                accumulation those of all micro-batches or of one; `momentum`, of the target
-                encoder's update in this step, and `momentum_target`, where its schedule ends; `scalars` are numbers
-                that are the same on every rank, by tag; `more` is what observers of your own take, and `views`
-                [B, V, D] with `views_valid` bool [B, V], embeddings of augmented views of the samples. Raises the
-                errors of syncs: `DesyncError` where ranks disagree.
-        >>>>>>> integrations
+        On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked, one a sample, under gradient
+        accumulation those of all micro-batches or of one; `momentum`, of the target encoder's update in this
+        step, and `momentum_target`, where its schedule ends; `scalars` are numbers that are the same on every
+        rank, by tag; `more` is what observers of your own take, and `views` [B, V, D] with `views_valid` bool
+        [B, V], embeddings of augmented views of the samples. Raises the errors of syncs: `DesyncError` where
+        ranks disagree.
+>>>>>>> outputs
         """
         given = locals() | more
         del given["self"], given["more"]
