@@ -224,7 +224,7 @@ def test_what_is_not_a_collective_passes(source: str):
 def test_importing_the_package_loads_nothing_optional():
     optional = (
         *("matplotlib", "tensorboard", "sklearn", "PIL", "jsonargparse"),
-        *("rich", "wandb", "psutil", "umap", "pynvml"),
+        *("rich", "wandb", "psutil", "umap", "pynvml", "mlflow", "trackio"),
     )
     code = f"""
 import sys

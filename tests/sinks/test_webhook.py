@@ -7,8 +7,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
-from hjepa_dist_metrics import ConfigError, MetricsLogger
+from hjepa_dist_metrics import ConfigError, MetricsLogger, TrainingMonitor
 from hjepa_dist_metrics.logging.output import open_output
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.settings.schema import from_mapping
@@ -181,6 +182,20 @@ def test_a_slow_receiver_delays_nobody(tmp_path, receiver, monkeypatch):
     output.close()
     assert len(receiver.bodies) == 1
     assert output.failures == []
+
+
+def test_a_finding_of_the_monitor_is_posted(tmp_path, receiver):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = {"log_dir": str(tmp_path), "experiment_name": "ill", "log_frequency": 1, "sync": "inline"}
+    config["alerts"] = {"webhook": {"url": receiver.url}}
+    with TrainingMonitor(model, optimizer, config) as monitor:
+        for _ in range(3):
+            monitor.step(samples=2, losses=torch.tensor(float("nan")))
+    assert monitor.failures == []
+    first = receiver.bodies[0]
+    assert (first["run"], first["alert"], first["level"]) == ("ill", monitor.alerts[0].rule, "failing")
+    assert "loss/total" in first["text"]
 
 
 def test_the_url_is_in_no_file_and_in_no_text(tmp_path, receiver, caplog):
