@@ -136,8 +136,10 @@ class Job:
 
     def _forward(self, batch: Any) -> Step:
         """Return the loss of a batch; a rank that the others have left averages with none of them."""
-        alone = self.trains_alone and isinstance(self.model, DistributedDataParallel)
-        result: Step = self.model.module(batch) if alone else self.model(batch)
+        model: nn.Module = self.model
+        if self.trains_alone and isinstance(model, DistributedDataParallel):
+            model = model.module
+        result: Step = model(batch)
         return result
 
     def _call(self, moment: str) -> None:
