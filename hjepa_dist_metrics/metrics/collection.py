@@ -44,7 +44,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
     `context` says which ranks belong together, `sync_timeout` how many seconds to wait for one that does not
     come. Every rank must hold the same metrics and sync them the same number of times; where they do not,
     every rank raises the same `DesyncError`. Collections with the same metrics, as for training and for
-    evaluation, are told apart by `name`, or by the order in which they were made: where ranks sync them in
+    evaluation, are distinguished by `name`, or by the order in which they were made: where ranks sync them in
     different orders, that is an error too. `prefix` is put before every tag, "val/" for instance.
     """
 
@@ -130,7 +130,7 @@ class MetricCollection(Mapping[str, DistributedMetric]):
     ) -> SyncHandle[Any]:
         """Take a snapshot and merge it in the background; the handle gives what `compute` would.
 
-        Several may be under way. An error that nobody has fetched is raised by the next call. `formulas`
+        Several may be under way. An error that was not fetched is raised by the next call. `formulas`
         runs on the sync's thread.
         """
         self.raise_errors()

@@ -103,16 +103,16 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
     ) -> None:
         """Record one optimizer step of this rank, and sync and write what is due.
 
-        `samples` is this rank's number of samples; `losses` are means over `count` samples or tokens of this
-        rank (`samples` by default): a mapping with "loss", "loss_h0", ..., or the loss alone.
+                `samples` is this rank's number of samples; `losses` are means over `count` samples or tokens of this
+                rank (`samples` by default): a mapping with "loss", "loss_h0", ..., or the loss alone.
 
-        On steps that log representations: `features` are one stream [N, D] or [B, N, D], several by name, or
-        a list over the levels of a hierarchy, with `valid` masks in the same form; `context_features` are the
-        context encoder's; `predictions` and `targets` are lists over levels, or one tensor each where there
-        is one level, `prediction_valid` the tokens that count; `ids` are the samples' global numbers, as in
-        `Collapse.update`. On steps that log figures: `images` [B, C, H, W] are what mask, predictions and
-        targets are drawn on, `blocks` int [B, K, 4] the masks' rectangles (top, left, height, width in
-        patches; height 0 for none).
+                On steps that log representations: `features` are one stream [N, D] or [B, N, D], several by name, or
+                a list over the levels of a hierarchy, with `valid` masks in the same form; `context_features` are the
+                context encoder's; `predictions` and `targets` are lists over levels, or one tensor each where there
+                is one level, `prediction_valid` the tokens that count; `ids` are the samples' global numbers, as in
+                `Collapse.update`. On steps that log figures: `images` [B, C, H, W] are what mask, predictions and
+                targets are drawn on, `blocks` int [B, K, 4] the masks' rectangles (top, left, height, width in
+                patches; height 0 for none).
 
         On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked, one a sample, under gradient
         accumulation those of all micro-batches or of one; `momentum`, of the target encoder's update in this
@@ -120,6 +120,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         rank, by tag; `more` is what observers of your own take, and `views` [B, V, D] with `views_valid` bool
         [B, V], embeddings of augmented views of the samples. Raises the errors of syncs: `DesyncError` where
         ranks disagree.
+>>>>>>> outputs
         """
         given = locals() | more
         del given["self"], given["more"]

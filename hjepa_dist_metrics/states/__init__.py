@@ -1,8 +1,6 @@
 """Pure, mergeable states: the only thing that crosses ranks."""
 
 from hjepa_dist_metrics.states.base import State as State
-from hjepa_dist_metrics.states.class_scatter import ClassScatter as ClassScatter
-from hjepa_dist_metrics.states.covariance import Covariance as Covariance
 from hjepa_dist_metrics.states.extremes import (
     Max as Max,
     Min as Min,
@@ -13,7 +11,6 @@ from hjepa_dist_metrics.states.keyed import GroupSums as GroupSums
 from hjepa_dist_metrics.states.lazy import Lazy as Lazy, of_width as of_width, resolved as resolved
 from hjepa_dist_metrics.states.moments import Moments as Moments
 from hjepa_dist_metrics.states.named import NamedSums as NamedSums
-from hjepa_dist_metrics.states.paired_covariance import PairedCovariance as PairedCovariance
 from hjepa_dist_metrics.states.ranks.rank_extremes import RankExtremes as RankExtremes
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable as RankTable
 from hjepa_dist_metrics.states.ranks.sharded import (
@@ -23,6 +20,9 @@ from hjepa_dist_metrics.states.ranks.sharded import (
     ShardedSum as ShardedSum,
 )
 from hjepa_dist_metrics.states.row_state import RowState as RowState
+from hjepa_dist_metrics.states.second_moments.class_scatter import ClassScatter as ClassScatter
+from hjepa_dist_metrics.states.second_moments.covariance import Covariance as Covariance
+from hjepa_dist_metrics.states.second_moments.paired_covariance import PairedCovariance as PairedCovariance
 from hjepa_dist_metrics.states.sketches.bottom_k import BottomK as BottomK
 from hjepa_dist_metrics.states.sketches.distinct import Distinct as Distinct
 from hjepa_dist_metrics.states.sketches.uniform_sample import Concat as Concat, Sample as Sample

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks._ranks import counted, markdown, median, milliseconds, timed
 from hjepa_dist_metrics import DistributedMetric, MetricCollection
-from hjepa_dist_metrics.metrics.ssl.spectrum import entropy_rank, without_noise
+from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import entropy_rank, without_noise
 from hjepa_dist_metrics.states import Covariance
 
 Cell = dict[str, Any]

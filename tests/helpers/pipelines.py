@@ -17,7 +17,7 @@ from torch.distributed.pipelining import (
     ScheduleInterleaved1F1B,
 )
 
-from hjepa_dist_metrics import ParallelLayout, TrainingMonitor
+from hjepa_dist_metrics import DesyncError, ParallelLayout, TrainingMonitor
 
 WIDTH, LAYERS, BATCH, MICRO = 6, 4, 8, 2
 
@@ -129,6 +129,27 @@ class Pipeline:
 
 def _wrap(part: nn.Module, kind: str, mesh: DeviceMesh) -> nn.Module:
     return fully_shard(part, mesh=mesh["dp"]) if kind == "fsdp" else part
+
+
+def train_undeclared(log_dir: str, clips: bool) -> str:
+    """Train on stages without a word about them; return the error of the first step."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    pipeline = Pipeline("gpipe", mesh)
+    optimizer = torch.optim.AdamW(pipeline.model.parameters(), lr=0.01)
+    x, target = (t.chunk(2)[mesh.get_local_rank("dp")] for t in batch(0))
+    monitor = TrainingMonitor(pipeline.model, optimizer, settings(log_dir))
+    before = [parameter.detach().clone() for parameter in pipeline.model.parameters()]
+    try:
+        with monitor.backward():
+            pipeline.step(x, target)
+        if clips:
+            monitor.clip_grad_norm_(1.0)
+    except DesyncError as error:
+        assert all(torch.equal(p, q) for p, q in zip(before, pipeline.model.parameters(), strict=True))
+        return str(error)
+    finally:
+        monitor.run.release()
+    return "no error"
 
 
 def train_in_stages(kind: str, log_dir: str, steps: int, max_norm: float) -> list[dict[str, float]]:

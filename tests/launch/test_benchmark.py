@@ -26,7 +26,7 @@ def benchmark(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
 def test_help_lists_the_sub_commands_and_their_options(tmp_path: Path):
     usage = benchmark("--help", cwd=tmp_path)
     assert usage.returncode == 0
-    for name in ("health", "sync", "scale", "step", "overhead", "logger"):
+    for name in ("health", "sync", "scale", "step", "overhead", "logger", "outputs"):
         assert f"  {name} " in usage.stdout
         assert "--out" in benchmark(name, "--help", cwd=tmp_path).stdout
 
@@ -179,6 +179,18 @@ def test_logger_is_measured_against_a_summary_writer(tmp_path: Path):
     assert "100 scalars at most 0.1 of 100 add_scalar calls" in result.stdout
     assert (tmp_path / "logger.md").read_text().strip() == result.stdout.strip()
     assert benchmark("logger", "--rounds", "1", cwd=tmp_path).returncode == 2
+
+
+def test_a_place_that_hangs_is_measured(tmp_path: Path):
+    arguments = ("--rounds", "2", "--hang", "0.3", "--out", str(tmp_path))
+    result = benchmark("outputs", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    (answers, hangs) = (next(row for row in rows if row[0] == name) for name in ("answers", "hangs"))
+    assert answers[1] == answers[5]
+    assert hangs[1] == hangs[5]
+    assert (answers[6], hangs[6]) == ("0", "0")
+    assert benchmark("outputs", "--rounds", "1", cwd=tmp_path).returncode == 2
 
 
 def test_a_step_is_measured_part_by_part(tmp_path: Path):

@@ -12,7 +12,7 @@ from torchmetrics.functional.regression import cosine_similarity, explained_vari
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from hjepa_dist_metrics.metrics import Collapse, ModalityAlignment, PredictionQuality, psnr
-from hjepa_dist_metrics.metrics.ssl.gaussianity import directions
+from hjepa_dist_metrics.metrics.ssl.formulas.gaussianity import directions
 from hjepa_dist_metrics.states import Covariance, Moments
 
 with warnings.catch_warnings():  # it compiles by torch.jit, which torch has deprecated

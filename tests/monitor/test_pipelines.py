@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.pipelines import BATCH, train_alone, train_in_stages
+from tests.helpers.pipelines import BATCH, train_alone, train_in_stages, train_undeclared
 
 STEPS, MAX_NORM = 4, 0.05
 SAME = (
@@ -42,3 +42,10 @@ def test_stages_write_the_numbers_of_one_process(gloo, tmp_path, alone, kind: st
             for tag in tags:
                 assert found[tag] == pytest.approx(expected[tag], rel=1e-5), (tag, step)
     assert results[0][-1]["performance/total_samples"] == STEPS * BATCH
+
+
+@pytest.mark.parametrize("clips", [True, False])
+def test_stages_that_are_not_declared_are_an_error_that_shows_the_declaration(gloo, tmp_path, clips: bool):
+    for text in gloo(4).run(train_undeclared, str(tmp_path), clips):
+        assert 'layout = ParallelLayout(mesh, pipeline="pp")' in text
+        assert '[[0, 1], [2, 3]], mesh_dim_names=("pp", "dp")' in text

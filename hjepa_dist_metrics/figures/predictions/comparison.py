@@ -7,7 +7,7 @@ import torch
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures.inputs import ArrayLike, Floats, host, tokens
-from hjepa_dist_metrics.metrics.ssl.rows import unit_rows
+from hjepa_dist_metrics.metrics.ssl.formulas.rows import unit_rows
 
 
 def cosines(predictions: ArrayLike, targets: ArrayLike) -> Floats:

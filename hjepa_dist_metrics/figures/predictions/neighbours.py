@@ -11,7 +11,7 @@ import torch
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures.gather import gather_rows
 from hjepa_dist_metrics.figures.inputs import Floats, host
-from hjepa_dist_metrics.metrics.ssl.rows import unit_rows
+from hjepa_dist_metrics.metrics.ssl.formulas.rows import unit_rows
 from hjepa_dist_metrics.parallel import ProcessContext
 
 _QUERY, _RANK, _INDEX, _COSINE = range(4)

@@ -51,7 +51,7 @@ from hjepa_dist_metrics.figures.style import (
 )
 from hjepa_dist_metrics.metrics import Collapse
 from hjepa_dist_metrics.metrics.reconstruction.image_quality import psnr
-from hjepa_dist_metrics.metrics.ssl.spectrum import covariance_spectrum
+from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import covariance_spectrum
 from hjepa_dist_metrics.parallel import ProcessContext
 
 if TYPE_CHECKING:

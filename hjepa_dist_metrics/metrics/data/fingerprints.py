@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.parallel.sharding.placement import local_piece
+from hjepa_dist_metrics.parallel.sharding.placement import is_dense, local_piece
 from hjepa_dist_metrics.states.base import to_device
 from hjepa_dist_metrics.states.sketches.hashing import mix
 
@@ -58,12 +58,10 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     pending, met = [batch], 0
     while pending and met < _MOST_OBJECTS:
         item, met = pending.pop(), met + 1
-        if isinstance(item, Tensor):
-            readable = not (item.is_nested or item.is_quantized) and item.layout is torch.strided
-            if readable and item.numel():
-                yield item
-        else:
+        if not isinstance(item, Tensor):
             pending += reversed(_parts(item))
+        elif is_dense(item) and item.numel():
+            yield item
 
 
 def _parts(item: Any) -> list[Any]:

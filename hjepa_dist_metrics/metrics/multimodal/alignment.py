@@ -17,7 +17,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows, modality_names
 from hjepa_dist_metrics.metrics.multimodal.retrieval import diagonal_contrast, heatmap, recall_at
-from hjepa_dist_metrics.metrics.ssl.rows import cosines, row_norms, unit_rows
+from hjepa_dist_metrics.metrics.ssl.formulas.rows import cosines, row_norms, unit_rows
 from hjepa_dist_metrics.states import Lazy, Moments, Sample, Sum, of_width, resolved
 
 RECALLS = (1, 5)

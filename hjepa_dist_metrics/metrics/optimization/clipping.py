@@ -15,7 +15,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric
 from hjepa_dist_metrics.metrics.kernels.norms import scale_
-from hjepa_dist_metrics.metrics.optimization.copy_check import CopyCheck, Gather, gather_over
+from hjepa_dist_metrics.metrics.optimization.copy_check import CopyCheck, Gather
 from hjepa_dist_metrics.metrics.optimization.group_norms import GroupNorms
 from hjepa_dist_metrics.metrics.optimization.tracked_parameters import Groups, Parameters, TrackedParameters
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
@@ -67,8 +67,7 @@ class GradientClipping(BufferedMetric[_Step]):
         self.watched = TrackedParameters(parameters, groups)
         self.window, self.skip_nonfinite, self._context = window, skip_nonfinite, context
         self._norms = GroupNorms(self.watched, layout)
-        device = self.watched.slots[0].parameter.device
-        self._check = None if layout else CopyCheck(self.watched, gather or gather_over(context, device))
+        self._check = None if layout else CopyCheck(self.watched, context, gather)
         self.add_state("latest", Replicated(shape=(3,)))  # norm before, after, whether clipped
         self.add_state("totals", Replicated(shape=(3,)))  # finite steps, clipped steps, nonfinite steps
         self.add_state("recent", Replicated(shape=(window,)))  # 1 clipped, 0 not, NaN unknown

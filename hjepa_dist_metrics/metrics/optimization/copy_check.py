@@ -36,8 +36,6 @@ def gather_over(context: ProcessContext | None, device: torch.device) -> Gather:
 
     def gather(row: Rows) -> tuple[Rows, Sequence[int]]:
         here = context or ProcessContext.current()
-        if here.world_size == 1 or not here.is_member:
-            return row[None], [here.rank]
         place = torch.device("cpu") if here.channel is not None else device
         rows = all_gather_tensors(torch.from_numpy(row).to(place), here)
         return rows.cpu().numpy(), range(here.world_size)
@@ -48,23 +46,34 @@ def gather_over(context: ProcessContext | None, device: torch.device) -> Gather:
 class CopyCheck:
     """Raise where ranks hold different parameters, or different gradients of what would count as copies.
 
-    A collective call at the first time, and nothing afterwards.
+    A collective call at the first time over the ranks of `context`, by `gather`, and nothing afterwards.
     """
 
-    def __init__(self, watched: TrackedParameters, gather: Gather) -> None:
-        self._watched, self._gather = watched, gather
+    def __init__(
+        self, watched: TrackedParameters, context: ProcessContext | None, gather: Gather | None = None
+    ) -> None:
+        self._watched, self._context = watched, context
+        self._gather = gather or gather_over(context, watched.slots[0].parameter.device)
         self._done = False
 
     def __call__(self) -> None:
         """Compare names, shapes and norms. DesyncError, the same on every rank, where they differ."""
-        if self._done:
+        if self._done or self._is_alone():
             return
         self._done = True
-        self._require_same_parameters([_described(slot) for slot in self._watched.slots])
+        self.require_same_parameters()
         rows, ranks = self._gather(self._whole_norms().cpu().numpy())
         _require_same_norms(self._watched, rows, ranks)
 
-    def _require_same_parameters(self, own: Sequence[str]) -> None:
+    def _is_alone(self) -> bool:
+        here = self._context or ProcessContext.current()
+        return here.world_size == 1 or not here.is_member
+
+    def require_same_parameters(self) -> None:
+        """Compare names and shapes alone. A collective call. DesyncError where they differ."""
+        if self._is_alone():
+            return
+        own = [_described(slot) for slot in self._watched.slots]
         text = "\n".join(own).encode()
         digest = int.from_bytes(hashlib.sha256(text).digest()[:6], "big")  # what a float64 holds
         rows, ranks = self._gather(np.array([digest, len(text)], dtype=np.float64))

@@ -147,10 +147,11 @@ class HeadParameters(DistributedMetric):
         self.watched.require_unchanged()
         local = torch.stack([_moments(column) for column in self._columns], dim=-1)
         shards = [column.shards for column in self._columns]
-        counts, totals, spreads = moments_over_shards(local[0], local[1], local[2], shards)
-        groups = [column.group for column in self._columns]
-        parts = [[i for i, group in enumerate(groups) if group == part] for part in range(len(self.names))]
-        stats = [_mean_and_std(counts[places], totals[places], spreads[places]) for places in parts]
+        merged = torch.stack(moments_over_shards(local[0], local[1], local[2], shards))
+        by_part: list[list[Tensor]] = [[] for _ in self.names]
+        for column, moments_of in zip(self._columns, merged.unbind(-1), strict=True):
+            by_part[column.group].append(moments_of)
+        stats = [_mean_and_std(*torch.stack(found, dim=-1).unbind()) for found in by_part]
         self.stats.update(torch.stack(stats, dim=-1))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import psnr_gap_limits, similarity_gap_limits, similarity_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.reconstruction.per_frame import Floats, FrameMetric
-from hjepa_dist_metrics.metrics.ssl.rows import cosines, row_norms, unit_rows
-from hjepa_dist_metrics.metrics.ssl.sampled import SIMILARITY_EDGES
+from hjepa_dist_metrics.metrics.ssl.formulas.rows import cosines, row_norms, unit_rows
+from hjepa_dist_metrics.metrics.ssl.formulas.sampled import SIMILARITY_EDGES
 from hjepa_dist_metrics.states import Max, Min
 from hjepa_dist_metrics.states.rows import row_weights
 

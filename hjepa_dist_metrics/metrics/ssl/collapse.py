@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.metrics.ssl.gaussianity import DIRECTIONS, KNOTS, characteristic_sums, sigreg
-from hjepa_dist_metrics.metrics.ssl.rows import feature_blocks, pool, row_norms, unit_rows
-from hjepa_dist_metrics.metrics.ssl.sampled import cosine_numbers, pair_numbers
-from hjepa_dist_metrics.metrics.ssl.spectrum import (
+from hjepa_dist_metrics.metrics.ssl.formulas.gaussianity import DIRECTIONS, KNOTS, characteristic_sums, sigreg
+from hjepa_dist_metrics.metrics.ssl.formulas.rows import feature_blocks, pool, row_norms, unit_rows
+from hjepa_dist_metrics.metrics.ssl.formulas.sampled import cosine_numbers, pair_numbers
+from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import (
     dead_features,
     discriminability,
     entropy_rank,

@@ -16,9 +16,9 @@ from hjepa_dist_metrics.catalog.limits import NOTHING, rankme_limits
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.histograms import histogram_value
-from hjepa_dist_metrics.metrics.ssl.cka import debiased_cka, linear_cka
-from hjepa_dist_metrics.metrics.ssl.rows import feature_blocks, pool, row_norms
-from hjepa_dist_metrics.metrics.ssl.spectrum import entropy_rank, squared_length, without_noise
+from hjepa_dist_metrics.metrics.ssl.formulas.cka import debiased_cka, linear_cka
+from hjepa_dist_metrics.metrics.ssl.formulas.rows import feature_blocks, pool, row_norms
+from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import entropy_rank, squared_length, without_noise
 from hjepa_dist_metrics.states import Covariance, Histogram, Max, Min, Moments, PairedCovariance, Sum
 from hjepa_dist_metrics.states.scales import times_power_of_two
 

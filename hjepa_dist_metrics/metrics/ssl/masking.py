@@ -15,7 +15,7 @@ from torch import Tensor
 from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric
-from hjepa_dist_metrics.metrics.ssl.connected_components import count_components
+from hjepa_dist_metrics.metrics.ssl.formulas.connected_components import count_components
 from hjepa_dist_metrics.metrics.validation import require_mask
 from hjepa_dist_metrics.states import Distinct, Sum
 from hjepa_dist_metrics.states.rows import row_weights

@@ -16,8 +16,8 @@ from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.histograms import histogram_value
-from hjepa_dist_metrics.metrics.ssl.cka import correlation, debiased_cka, linear_cka
-from hjepa_dist_metrics.metrics.ssl.rows import cosines, feature_blocks, row_norms, unit_rows
+from hjepa_dist_metrics.metrics.ssl.formulas.cka import correlation, debiased_cka, linear_cka
+from hjepa_dist_metrics.metrics.ssl.formulas.rows import cosines, feature_blocks, row_norms, unit_rows
 from hjepa_dist_metrics.states import BottomK, Histogram, Max, Min, Moments, PairedCovariance
 from hjepa_dist_metrics.values import Text
 

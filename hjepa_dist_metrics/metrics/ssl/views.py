@@ -14,8 +14,8 @@ from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
-from hjepa_dist_metrics.metrics.ssl.rows import feature_blocks, pool, unit_rows
-from hjepa_dist_metrics.metrics.ssl.spectrum import discriminability
+from hjepa_dist_metrics.metrics.ssl.formulas.rows import feature_blocks, pool, unit_rows
+from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import discriminability
 from hjepa_dist_metrics.metrics.validation import require_features
 from hjepa_dist_metrics.states import ClassScatter, Moments
 from hjepa_dist_metrics.states.rows import row_mask

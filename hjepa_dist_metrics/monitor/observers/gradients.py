@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics import GradientClipping, GradientFlow
+from hjepa_dist_metrics.metrics.optimization.copy_check import CopyCheck
 from hjepa_dist_metrics.metrics.optimization.gradients import Report
-from hjepa_dist_metrics.metrics.optimization.tracked_parameters import optimizer_groups
+from hjepa_dist_metrics.metrics.optimization.tracked_parameters import TrackedParameters, optimizer_groups
 from hjepa_dist_metrics.monitor.observer import Observer
 
 Update = Callable[[], None]
@@ -22,6 +23,7 @@ class Gradients(Observer):
     def __init__(self) -> None:
         self._clips = False
         self._before_clipping: list[Update] = []
+        self._check: CopyCheck | None = None
 
     def before_clipping(self, observe: Update) -> None:
         """Call `observe` in every `clip_`, when the gradients are whole and not yet clipped."""
@@ -36,6 +38,8 @@ class Gradients(Observer):
         """Read the gradients if the coming step logs them."""
         if not self.scope.config.gradients.enabled:
             return
+        if not self._clips:
+            self._compare_copies()
         flows = []
         if self.scope.is_due("scalars"):
             flows.append(self._flow("gradient_flow", "numbers", "scalars"))
@@ -43,6 +47,21 @@ class Gradients(Observer):
             flows.append(self._flow("gradient_histograms", "histograms", "histograms"))
         if flows:
             self.scope.run(lambda: flows[0].update(*flows[1:]))
+
+    def _compare_copies(self) -> None:
+        """Compare the parameters over the ranks, at the first log of a loop that has not clipped yet.
+
+        Not their gradients, which may be those of a micro-batch and not reduced; the sync compares these.
+        """
+        scope = self.scope
+        if (
+            self._check is None
+            and scope.layout is None
+            and scope.gather is not None
+            and scope.is_due("scalars")
+        ):
+            self._check = CopyCheck(TrackedParameters(scope.model), scope.context, scope.gather)
+            self._check.require_same_parameters()
 
     def clip_(self, max_norm: float) -> Tensor:
         """Read the gradients, then clip them; return the norm before."""

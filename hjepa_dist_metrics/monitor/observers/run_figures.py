@@ -24,8 +24,8 @@ from hjepa_dist_metrics.figures.training.spectrum import (
 )
 from hjepa_dist_metrics.metrics import DistributedMetric
 from hjepa_dist_metrics.metrics.ssl.collapse import token_ids
+from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import covariance_spectrum
 from hjepa_dist_metrics.metrics.ssl.prediction import gram_matrices
-from hjepa_dist_metrics.metrics.ssl.spectrum import covariance_spectrum
 from hjepa_dist_metrics.states import BottomK, Covariance, Sample, Sum
 from hjepa_dist_metrics.values import Drawing
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hjepa_dist_metrics.errors import ConfigError
 
@@ -113,6 +114,17 @@ def is_dtensor(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor, without importing them where nobody has."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor has its elements in memory, or is a DTensor of such pieces.
+
+    Classes of tensors that do their own arithmetic, as quantised weights do, may have none.
+    """
+    if is_dtensor(tensor):
+        return True
+    plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and not is_lazy(tensor)
+    return plain and tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
 
 
 def local_piece(tensor: Tensor) -> Tensor:

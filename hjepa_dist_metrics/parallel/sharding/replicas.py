@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from hjepa_dist_metrics.parallel.compat import ignored_by_ddp
 from hjepa_dist_metrics.parallel.sharding.fully_sharded import fsdp_units
 from hjepa_dist_metrics.parallel.sharding.parameter_shards import clean_name, has_flat_parameters
-from hjepa_dist_metrics.parallel.sharding.placement import is_dtensor
+from hjepa_dist_metrics.parallel.sharding.placement import is_dense, is_dtensor
 
 NamedTensors = list[tuple[str, Tensor]]
 
@@ -45,16 +43,10 @@ def replicated_tensors(model: nn.Module) -> dict[str, NamedTensors]:
         ignored.update(_path(place, name) for name in ignored_by_ddp(module))
         for held, kind in ((module._parameters, "parameters"), (module._buffers, "buffers")):
             for name, tensor in held.items():
-                if tensor is not None and _is_dense(tensor):
+                if tensor is not None and is_dense(tensor):
                     found[kind].setdefault(id(tensor), (_path(place, name), tensor))
     return {kind: [item for item in held.values() if item[0] not in ignored] for kind, held in found.items()}
 
 
 def _path(place: str, name: str) -> str:
     return clean_name(f"{place}.{name}" if place else name)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    if is_lazy(tensor) or is_dtensor(tensor):
-        return False
-    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch.testing._internal.two_tensor import TwoTensor
 
 from hjepa_dist_metrics import BatchContent, MetricCollection
 from hjepa_dist_metrics.metrics.data.fingerprints import fingerprint, inputs_of, is_constant
@@ -74,6 +75,16 @@ def test_sparse_and_nested_tensors_are_left_out():
     dense = images(0)
     assert key([dense.view(12, 64).to_sparse(), dense]) == key(dense)
     assert key([torch.nested.nested_tensor([images(1), images(2)], layout=torch.jagged), dense]) == key(dense)
+
+
+class Image(torch.Tensor):
+    """As torchvision's `tv_tensors.Image`."""
+
+
+def test_classes_of_tensors():
+    dense = images(0)
+    assert key([TwoTensor(images(1), images(2)), dense]) == key(dense)
+    assert key(dense.as_subclass(Image)) == key(dense)
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,10 +14,13 @@ from hjepa_dist_metrics import (
     DesyncError,
     GradientClipping,
     GradientFlow,
+    GradientNoise,
     MetricCollection,
     ParallelLayout,
     Updates,
 )
+from hjepa_dist_metrics.metrics import ReplicaAgreement
+from hjepa_dist_metrics.metrics.optimization.noise import signal_and_noise
 from hjepa_dist_metrics.values import Histogram, Scalar
 from tests.helpers.declared import CASES, UNDECLARED, mesh_of, whole_gradients, whole_values
 
@@ -170,3 +173,44 @@ def test_bad_declarations_are_errors(gloo):
         assert "['pp'] have several" in texts[1]
         assert "got expert['experts']=['ep']" in texts[2]
         assert "model.named_parameters()" in texts[3]
+
+
+def replicas_of_experts(declared: bool) -> dict[str, float]:
+    held = CASES["ep_dp"]()
+    metric = ReplicaAgreement(held.model, held.layout if declared else None)
+    metric.update(0)
+    values = MetricCollection({"replicas": metric}).compute()
+    return {tag: v.value for tag, v in values.items() if isinstance(v, Scalar)}
+
+
+def test_experts_are_no_replicas_that_drifted(gloo):
+    for values in gloo(4).run(replicas_of_experts, True):
+        assert values["parameters/replica_disagreement"] == 0
+    for values in gloo(4).run(replicas_of_experts, False):
+        assert values["parameters/replica_disagreement"] > 0
+
+
+def stage_gradient(stage: int, data: int) -> torch.Tensor:
+    return torch.tensor([1.0, 2.0 + stage, 0.5 - data, 3.0 * data - stage])
+
+
+def noise_over_stages() -> dict[str, float]:
+    """Measure the noise of two stages by two data-parallel ranks, each stage in DDP."""
+    mesh = mesh_of((2, 2), ("pp", "dp"))
+    stage, data = mesh.get_local_rank("pp"), mesh.get_local_rank("dp")
+    linear = torch.nn.Linear(4, 1, bias=False)
+    model = torch.nn.parallel.DistributedDataParallel(linear, process_group=mesh.get_group("dp"))
+    noise = GradientNoise(model, layout=ParallelLayout(mesh, pipeline="pp"))
+    with noise.measuring(8):
+        model(stage_gradient(stage, data)[None]).sum().backward()
+    values = MetricCollection({"noise": noise}).compute()
+    return {tag: v.value for tag, v in values.items() if isinstance(v, Scalar)}
+
+
+def test_gradient_noise_adds_up_over_stages(gloo):
+    gradients = [torch.cat([stage_gradient(stage, data) for stage in (0, 1)]) for data in (0, 1)]
+    small = sum(float(g.square().sum()) for g in gradients) / 2
+    large = float((sum(gradients) / 2).square().sum())
+    signal, noise = signal_and_noise(small, 1 / 8, large, 1 / 16)
+    for values in gloo(4).run(noise_over_stages):
+        assert values["gradients/noise_scale"] == pytest.approx(noise / signal, rel=1e-6)

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.two_tensor import TwoTensor
 
 from hjepa_dist_metrics import MetricCollection, ReplicaAgreement, TrainingMonitor
 from tests.helpers.ranks import run_ranks
@@ -129,6 +130,16 @@ def test_the_lowest_of_several_ranks_is_named():
 def test_stages_of_a_pipeline_and_a_single_rank_report_nothing():
     assert run_ranks(2, lambda context: one(context, nn.Linear(3, 3 + context.rank))) == [{}, {}]
     assert numbers(ReplicaAgreement(nn.Linear(3, 3)).compute()) == {}
+
+
+def test_parameters_without_memory_of_their_own_are_left_out():
+    def body(context):
+        model = nn.LazyLinear(2)
+        model.register_parameter("made_up", nn.Parameter(TwoTensor(torch.ones(2), torch.ones(2))))
+        model.register_buffer("table", torch.full((3,), float(context.rank)))
+        return one(context, model)
+
+    assert run_ranks(2, body) == [{"buffer_disagreement": 1.0, "buffer_disagreement_rank": 1.0}] * 2
 
 
 def test_a_buffer_of_another_shape_begins_anew():

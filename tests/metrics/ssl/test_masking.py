@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hjepa_dist_metrics import ConfigError, Masking, MetricCollection
-from hjepa_dist_metrics.metrics.ssl.connected_components import count_components
+from hjepa_dist_metrics.metrics.ssl.formulas.connected_components import count_components
 from tests.helpers.ranks import run_ranks
 
 

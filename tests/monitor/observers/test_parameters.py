@@ -45,12 +45,12 @@ def train(monitor, model, optimizers, steps=1, zero=lambda model, optimizers: No
 
 
 def published(log_dir):
-    """Return `parameters/*` by step."""
+    """Return what the optimizers hold, by step."""
     return {
         line["step"]: {
             tag.removeprefix("parameters/"): value["text"] if isinstance(value, dict) else value
             for tag, value in line.items()
-            if tag.startswith("parameters/")
+            if tag.startswith(("parameters/unoptimized", "parameters/teacher"))
         }
         for line in read_jsonl(log_dir / "metrics" / "run.jsonl")
     }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.metrics.ssl.spectrum import mean_similarity
+from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import mean_similarity
 from hjepa_dist_metrics.values import Histogram
 
 SIMILARITY_EDGES = np.linspace(-1.0, 1.0, 65)

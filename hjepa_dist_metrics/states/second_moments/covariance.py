@@ -1,7 +1,7 @@
 """Count, mean and centred second moments of rows, merged after Chan et al. (1983) in float64.
 
-Batches are shifted by one of their own rows before anything is squared, as in `moments.py`, and squares are
-those of rows divided by a power of two where float64 could not hold them: `Covariance.scaled`.
+Batches are shifted by one of their own rows before anything is squared, as in `states/moments.py`, and
+squares are those of rows divided by a power of two where float64 could not hold them: `Covariance.scaled`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing_extensions import Self
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
-from hjepa_dist_metrics.states.decompositions import symmetric_eigenvalues
 from hjepa_dist_metrics.states.rows import blocks, row_weights
 from hjepa_dist_metrics.states.scales import power_of_two, scale_exponent
+from hjepa_dist_metrics.states.second_moments.decompositions import symmetric_eigenvalues
 
 Tensors = dict[str, Tensor]
 

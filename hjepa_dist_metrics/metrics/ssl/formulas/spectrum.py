@@ -166,12 +166,15 @@ def lidar(spectrum: Tensor, eps: float = 1e-8) -> float:
 
 
 def discriminability(classes: ClassScatter) -> dict[str, float]:
-    """Return `lidar` and `between_within_ratio` of classes against their rows; {} where none has two rows."""
+    """Return `lidar` and `between_within_ratio` of classes against their rows; {} where none has two rows.
+
+    The ratio is 0 where all rows are the same, infinite where rows differ between classes alone.
+    """
     between, scatter, _ = classes.scaled()
     if scatter is None:
         return {}
     if not bool(torch.isfinite(between).all() and torch.isfinite(scatter).all()):
         return {"lidar": math.nan, "between_within_ratio": math.nan}
-    inside = float(scatter.trace())
-    ratio = float(between.trace()) / inside if inside > 0 else math.inf
+    outside, inside = float(between.trace()), float(scatter.trace())
+    ratio = outside / inside if inside > 0 else math.inf if outside > 0 else 0.0
     return {"lidar": lidar(classes.spectrum()), "between_within_ratio": ratio}

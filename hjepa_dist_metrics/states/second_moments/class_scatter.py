@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.states.base import State, require_same_signature
-from hjepa_dist_metrics.states.covariance import Covariance
-from hjepa_dist_metrics.states.decompositions import discriminant_eigenvalues
+from hjepa_dist_metrics.states.second_moments.covariance import Covariance
+from hjepa_dist_metrics.states.second_moments.decompositions import discriminant_eigenvalues
 
 _DELTA = 1e-4  # LiDAR's (2312.04000)
 _MOST = 600  # an exponent beyond which delta is either nothing or all, and still has an inverse

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states.covariance import Covariance, Tensors, mirrored
 from hjepa_dist_metrics.states.scales import power_of_two
+from hjepa_dist_metrics.states.second_moments.covariance import Covariance, Tensors, mirrored
 
 
 class PairedCovariance(Covariance):

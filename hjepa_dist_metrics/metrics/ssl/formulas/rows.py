@@ -15,7 +15,7 @@ from hjepa_dist_metrics.states.scales import unit_scale
 
 # Elements of a block, of which a float64 copy is made.
 _ELEMENTS = {"cpu": 1 << 20}
-_ELEMENTS_ON_DEVICE = 1 << 23
+_ELEMENTS_ON_DEVICE = 1 << 22
 
 Block = tuple[Tensor, Tensor | None, Tensor | None]
 

@@ -1,0 +1,1 @@
+"""Formulas of representation metrics on rows, pairs of rows and merged moments."""
