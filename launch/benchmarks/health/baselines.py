@@ -15,6 +15,7 @@ from benchmarks.health.traces import Trace
 from hjepa_dist_metrics.catalog.limits import effective_rank_limits, mean_similarity_limits, mean_std_limits
 
 _PATIENCE = 3
+_COMMON = 0.2  # of the healthy runs must have a number that is judged by itself
 _COLLAPSE = re.compile(
     r"collapse/(?:\w+?_)??(mean_std_per_dim|min_std_per_dim|mean_similarity|effective_rank)"
 )
@@ -179,6 +180,7 @@ def single_metrics(traces: Sequence[Trace]) -> list[SingleMetric]:
     found = [
         _best(tag, side, np.array(row[i]), np.array(row[i + 2]), failing, healthy)
         for tag, row in reach.items()
+        if len(row[2]) >= _COMMON * healthy
         for i, side in enumerate(("above", "below"))
     ]
     return sorted(found, key=lambda metric: metric.alarmed - metric.detected)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.health.facts import Facts
-from benchmarks.health.recipe import Recipe
+from benchmarks.health.recipe import Recipe, Step
 from hjepa_dist_metrics import ProcessContext, TrainingMonitor
 
 Hook = Callable[..., Any]
@@ -23,9 +24,9 @@ class Job:
     """Train a recipe; at `planted_at` `plant` is called, which turns the recipe's knobs or adds hooks.
 
     Hooks go by the moment at which they are called: "batch" with a batch, which they may replace, and
-    "loss" with the loss to differentiate, likewise; "data", "forward", "backward" in the time that the
-    monitor counts for these, "gradients" at the end of the backward pass, when they are averaged over ranks;
-    "step" after the optimizer's step.
+    "loss" with the loss to differentiate, likewise; "data" and "forward" in the time that the monitor counts
+    for these, "gradients" at the end of the backward pass, when they are averaged over ranks; "step" after
+    the optimizer's step.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class Job:
         self.optimizer_steps = True
         self.step = 0
         self.stops_early = False
-        self.averages_over: Any = None
+        self.trains_alone = False
+        self.model = Replica(recipe) if context.world_size == 1 else DistributedDataParallel(Replica(recipe))
         self.random = torch.Generator().manual_seed(99 + recipe.setting.seed)
         self.facts = Facts(recipe)
 
@@ -62,7 +64,7 @@ class Job:
         if self.plant is not None and self.planted_at == 0:
             self.plant(self)
         with TrainingMonitor(
-            recipe.model,
+            recipe.model if self.context.world_size == 1 else self.model,
             recipe.optimizer,
             config,
             context=self.context,
@@ -93,18 +95,15 @@ class Job:
         recipe, begun = self.recipe, time.perf_counter()
         for group in recipe.optimizer.param_groups:
             group["lr"] = recipe.base_rate * recipe.factor(self.step) * group.get("factor", 1.0)
-        self._broadcast_buffers()
         recipe.logs_features = monitor.due("representations")
         with monitor.forward():
-            result = recipe.forward(batch)
+            result = self._forward(batch)
             self._call("forward")
         loss = result.loss
         for hook in self.hooks["loss"]:
             loss = hook(loss)
         with monitor.backward():
             loss.backward()  # type: ignore[no-untyped-call]
-            self._call("backward")
-            self._average_gradients()
             self._call("gradients")
         recipe.logs_features, logged = False, monitor.due("scalars")
         if logged:
@@ -135,31 +134,35 @@ class Job:
                 published["val/knn_accuracy"] = accuracy
             monitor.log(published)
 
+    def _forward(self, batch: Any) -> Step:
+        """Return the loss of a batch; a rank that the others have left averages with none of them."""
+        model: nn.Module = self.model
+        if self.trains_alone and isinstance(model, DistributedDataParallel):
+            model = model.module
+        result: Step = model(batch)
+        return result
+
     def _call(self, moment: str) -> None:
         for hook in self.hooks[moment]:
             hook()
 
     @torch.no_grad()
     def _broadcast_buffers(self) -> None:
-        """Give every rank the first one's buffers, running means for instance, in one message."""
-        buffers = [b for b in self.recipe.model.buffers() if b.is_floating_point()]
-        if self.context.world_size == 1 or not buffers:
-            return
-        flat = torch.cat([buffer.flatten() for buffer in buffers])
-        dist.broadcast(flat, 0, group=self.averages_over)
-        parts = torch.split(flat, [buffer.numel() for buffer in buffers])
-        for buffer, part in zip(buffers, parts, strict=True):
-            buffer.copy_(part.view_as(buffer))
+        """Give every rank the first one's buffers, running means for instance: a validation needs them."""
+        if self.context.world_size > 1 and not self.trains_alone:
+            for buffer in self.recipe.model.buffers():
+                dist.broadcast(buffer, 0)
 
-    def _average_gradients(self) -> None:
-        """Average the gradients over ranks, in one message."""
-        if self.context.world_size == 1:
-            return
-        group = self.averages_over
-        gradients = [p.grad for p in self.recipe.model.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=group)
-        flat /= dist.get_world_size(group)
-        parts: tuple[Tensor, ...] = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+
+class Replica(nn.Module):
+    """A recipe's modules with its forward pass, for DistributedDataParallel."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        for name, child in recipe.model.named_children():
+            self.add_module(name, child)
+        self.step = recipe.forward
+
+    def forward(self, batch: Any) -> Step:
+        """Return the loss of a batch."""
+        return self.step(batch)

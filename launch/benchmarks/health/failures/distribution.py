@@ -42,7 +42,7 @@ def growing_wait(job: Job, strength: float) -> None:
     job.on("forward", lambda: time.sleep(strength * job.since))
 
 
-@failure("memory_growth", "vicreg", "classifier", strengths=(1.0, 0.3), measure="memory")
+@failure("memory_growth", "vicreg", "classifier", strengths=(4.0, 2.5), measure="memory")
 def kept_tensors(job: Job, strength: float) -> None:
     """Keep a tensor of so many MiB from each step, as a list of losses with their graphs does."""
     kept: list[Tensor] = []
