@@ -17,7 +17,7 @@ class Description:
         cause: what usually makes it.
         advice: what to try next.
         explains: names of findings that follow from this one and are shown with it.
-        is_event: it begins with an event, and lasts until the number is back within its limit.
+        is_event: it lasts until its number is back within its limit, and what followed from it has ended.
     """
 
     group: str
@@ -133,7 +133,6 @@ FINDINGS: dict[str, Description] = {
         "the features' norm goes to zero",
         "a loss that a small output serves best, or a weight decay that is too strong",
         "normalise the targets; lower the weight decay",
-        explains=("dead_features",),
         is_event=True,
     ),
     "ignored_input": Description(
@@ -166,6 +165,7 @@ FINDINGS: dict[str, Description] = {
         "an optimizer moves the teacher",
         "the optimizer was given the parameters of the whole model",
         "set requires_grad_(False) on the teacher and leave it out of the optimizer",
+        explains=("point_collapse", "partial_collapse", *_COLLAPSES),
     ),
     "repeated_masks": Description(
         "masks",
@@ -195,6 +195,7 @@ FINDINGS: dict[str, Description] = {
         "a learning rate that is too high, or a warm-up that is missing",
         "lower the learning rate tenfold, or warm it up",
         explains=_DIVERGENCE,
+        is_event=True,
     ),
     "learning_rate_too_low": Description(
         "optimization",
@@ -266,7 +267,7 @@ FINDINGS: dict[str, Description] = {
         "the loss jumped and stays up",
         "a change of data or settings, a checkpoint that was restored in part, or a lost optimizer state",
         "compare what changed at that step: data, learning rate, resumed state",
-        explains=("norm_vanishing",),
+        explains=("norm_vanishing", "dead_features"),
         is_event=True,
     ),
     "loss_drop": Description(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from hjepa_dist_metrics.logging.output import Output
-from hjepa_dist_metrics.monitor.convergence import Convergence
+from hjepa_dist_metrics.metrics.ssl.convergence import Convergence
 from hjepa_dist_metrics.monitor.figure_renderer import FINISH_SECONDS, FigureRenderer
 from hjepa_dist_metrics.monitor.health.health_log import HealthLog
 from hjepa_dist_metrics.parallel import ProcessContext

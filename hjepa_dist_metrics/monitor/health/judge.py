@@ -174,7 +174,7 @@ class Judge:
         new = step > watch.judged
         watch.judged = step
         if not evidence and watch.firing and describe(name).is_event:
-            evidence = [old for old in watch.evidence if old.holds_for(self._history.value(old.tag))]
+            evidence = self._that_lasts(name, watch)
         if not evidence:
             watch.bad, watch.good = 0, watch.good + new
             if watch.firing and watch.good >= self.config.recovery:
@@ -185,6 +185,13 @@ class Judge:
         watch.bad, watch.good, watch.evidence = watch.bad + new, 0, evidence
         watch.firing = watch.firing or self._is_enough(watch, step - patience_steps)
         watch.has_fired = watch.has_fired or watch.firing
+
+    def _that_lasts(self, name: str, watch: _Watch) -> list[Evidence]:
+        """Return the evidence of an event while its number is beyond its limit, or what followed lasts."""
+        after = (other for n in describe(name).explains if (other := self._watches.get(n)) is not None)
+        if any(other.firing and other.since >= watch.since for other in after):
+            return watch.evidence
+        return [old for old in watch.evidence if old.holds_for(self._history.value(old.tag))]
 
     def _is_enough(self, watch: _Watch, from_step: int) -> bool:
         if any(evidence.at_once for evidence in watch.evidence):

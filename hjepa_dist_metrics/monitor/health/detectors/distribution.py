@@ -15,7 +15,7 @@ _SLOW, _SLOWEST = "performance/slow_ranks", "performance/slowest_rank"
 _SCORE, _WAIT = "performance/straggler_score", "performance/collective_wait_time_ms"
 _MEMORY = r"system/ram_gb|performance/gpu_memory_allocated_gb"
 
-_SLOWER, _FALLING = 0.5, 0.6  # of the speed at the start; of all pairs of logs, less those that rise
+_SLOWER, _FALLING = 0.55, 0.7  # of the speed at the start; of all pairs of logs, less those that rise
 _SLOW_LOGS = 8
 _GROWTH, _LEAST_GROWTH = 0.15, 0.02  # of the memory at the start; GB
 _RISING = 0.85
@@ -55,7 +55,8 @@ def throughput_decay(history: History) -> list[Evidence] | None:
         return None
     speeds = [value for _, value in series.outline]
     start, now = statistics.median(speeds[: len(speeds) // 3]), series.median(5)
-    if now >= _SLOWER * start or rank_correlation(speeds) > -_FALLING:
+    late = speeds[len(speeds) // 2 :]  # a machine that got busy at once is no decay
+    if now >= _SLOWER * start or max(rank_correlation(speeds), rank_correlation(late)) > -_FALLING:
         return []
     reason = f"it was {start:.4g} in the first third of the run, and falls from log to log"
     return [Evidence(_SPEED, series.newest, reason, limit=_SLOWER * start, best=start)]

@@ -153,7 +153,7 @@ def learning_rate_too_high(history: History) -> list[Evidence] | None:
             reason = f"above {_VIOLENT:g}: most of the weights are replaced in a step"
             found.append(Evidence(tag, series.newest, reason, limit=_VIOLENT))
         elif now > _HIGH and _loss_rises(history):
-            reason = f"above {_HIGH:g}, and the loss is above its start"
+            reason = f"above {_HIGH:g}, and the loss is above its best"
             found.append(Evidence(tag, series.newest, reason, limit=_HIGH))
         elif peak > _LARGE and _loss_is_damaged(history):
             reason = f"it was {peak:.2g}, and the loss has not recovered since"
@@ -171,8 +171,9 @@ def _loss_rises(history: History) -> bool:
     named = first_of(history, _LOSSES)
     if named is None or named[1].count < 2:
         return False
-    start, now = named[1].start[0][1], min(named[1].last(2))
-    return now > start + (_WORSE - 1.0) * abs(start)
+    series = named[1]
+    best = series.lowest[1] if series.lowest else series.start[0][1]
+    return min(series.last(2)) > best + (_WORSE - 1.0) * abs(best)
 
 
 def _loss_is_damaged(history: History) -> bool:

@@ -24,7 +24,12 @@ _BETTER = 1.5  # times the start, for a bad start that is being left
 _INDEPENDENT = 0.2  # of the variance between images that independent tokens would give
 _RESHAPED = 1.15  # times the rank about the mean, or its inverse
 _RANK_KEPT = 0.6  # of the run's own level
-_WITNESS_KEPT = 0.8  # of the level of the rank of the rows as they are
+_WITNESS_KEPT = 0.8  # of the level of another rank, which has to fall too
+_WITNESS = {
+    "effective_rank": "rankme_centered",
+    "pooled_effective_rank": "rankme_centered",
+    "rankme_centered": "effective_rank",
+}
 _RANK_OF_START = 0.12  # networks rightly lose most of the rank of their random features, but not all
 _RANK_LEAST = 2.0  # dimensions, from the start on
 _PROBE_KEPT = 0.97  # of the best accuracy of a probe
@@ -80,7 +85,7 @@ def point_collapse(stream: Stream) -> list[Evidence] | None:
 
 
 def _is_reshaped(stream: Stream) -> bool:
-    """Return whether the rank about the mean has changed too: an offset alone, which models pass, leaves it."""
+    """Return whether the rank about the mean has changed too: an offset alone leaves it."""
     rank = stream.series("rankme_centered")
     if rank is None:
         return True
@@ -107,7 +112,7 @@ def dimensional_collapse(stream: Stream) -> list[Evidence] | None:
     """Find a rank far below the run's own best that does not come back, or next to none since the start."""
     if stream.is_small:
         return None
-    found = [*_rank(stream, "effective_rank"), *_rank(stream, "pooled_effective_rank")]
+    found = [evidence for name in _WITNESS for evidence in _rank(stream, name)]
     return [] if found and _probe_holds(stream.history) else found
 
 
@@ -121,7 +126,7 @@ def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
     level = rank.sustained(_HELD)
     if _is_early(rank) and not now < _RANK_GONE * level:
         return
-    if now < _RANK_KEPT * level and has_stopped(rank) and _agrees(stream):
+    if now < _RANK_KEPT * level and has_stopped(rank) and _has_fallen(stream, _WITNESS[name]):
         reason = f"{now / level:.2g} of the {level:.3g} dimensions that the run had"
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_KEPT * level, best=level)
     elif now < _RANK_OF_START * rank.start[0][1] and has_stopped(rank) and not _is_early(rank):
@@ -133,12 +138,10 @@ def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_LEAST, best=level)
 
 
-def _agrees(stream: Stream) -> bool:
-    """Return whether the rank of the rows as they are, about their mean, has fallen too."""
-    witness = stream.series("rankme_centered")
-    if witness is None:
-        return True
-    return witness.median(2) < _WITNESS_KEPT * witness.sustained(_HELD)
+def _has_fallen(stream: Stream, name: str) -> bool:
+    """Return whether another rank of the stream has fallen too, if by less; True where it is not logged."""
+    witness = stream.series(name)
+    return witness is None or witness.median(2) < _WITNESS_KEPT * witness.sustained(_HELD)
 
 
 def partial_collapse(history: History) -> list[Evidence] | None:
@@ -149,7 +152,9 @@ def partial_collapse(history: History) -> list[Evidence] | None:
     ranks = [
         (stream.prefix + "effective_rank", rank)
         for stream in streams(history)
-        if (rank := stream.series("effective_rank")) is not None and not stream.is_small and _agrees(stream)
+        if (rank := stream.series("effective_rank")) is not None
+        and not stream.is_small
+        and _has_fallen(stream, "rankme_centered")
     ]
     fallen = [
         Evidence(tag, rank.newest, f"{level:.3g} before the loss dropped", _RANK_KEPT * level, level)
