@@ -28,7 +28,6 @@ def huge_rate(job: Job, strength: float) -> None:
 
 @failure(
     "learning_rate_too_high",
-    "language",
     "classifier",
     strengths=(100, 30),
     measure="loss",

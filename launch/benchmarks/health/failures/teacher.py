@@ -57,14 +57,6 @@ def copied_teacher(job: Job, strength: float) -> None:
     job.on("step", lambda: teacher.load_state_dict(student.state_dict()))
 
 
-@failure("constant_momentum", "byol", strengths=(0.95, 0.98), measure="momentum_gap", from_start=True)
-def constant_momentum(job: Job, strength: float) -> None:
-    """Let the momentum stay where its schedule starts."""
-    recipe = job.recipe
-    assert isinstance(recipe, BYOL)
-    recipe.momentum_start, recipe.momentum_rises = strength, False
-
-
 @failure("teacher_gets_gradients", "byol", strengths=(1.0, 0.3), from_start=True)
 def learning_teacher(job: Job, strength: float) -> None:
     """Give the teacher's parameters to the optimizer, and no stop to the gradient."""
