@@ -174,7 +174,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write values that are the job's already, a probe's accuracy for instance: numbers or values by tag.
 
-        They are written at the last finished step by default, and the alert rules see them. Every rank calls
+        They are written at the last finished step by default, and the judge sees them. Every rank calls
         this with the same values.
         """
         self.run.log(values, step)

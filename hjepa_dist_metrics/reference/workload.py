@@ -43,7 +43,7 @@ class Workload(Protocol):
         """Return the optimizer steps of an epoch."""
 
     def attach(self, monitor: TrainingMonitor) -> None:
-        """Add metrics, alert rules and second names of its own to the monitor, before the first step."""
+        """Add metrics, rules and second names of its own to the monitor, before the first step."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups."""

@@ -166,7 +166,7 @@ class Judge:
         except Exception:
             if name not in self._broken:
                 self._broken.add(name)
-                logger.exception("the alert rule %r failed; what it cannot judge is passed over", name)
+                logger.exception("the rule %r failed; what it cannot judge is passed over", name)
             return None
 
     def _weigh(self, name: str, step: int, evidence: list[Evidence], patience_steps: int) -> None:

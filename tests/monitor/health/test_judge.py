@@ -111,7 +111,7 @@ def test_a_users_rule_is_judged_and_one_that_fails_is_reported_once(caplog):
         judge.update(step, {"x": 2.0})
     assert judge.firing() == {"high"}
     assert [r.message for r in caplog.records] == [
-        "the alert rule 'broken' failed; what it cannot judge is passed over"
+        "the rule 'broken' failed; what it cannot judge is passed over"
     ]
     for name in ("high", "nonfinite"):
         with pytest.raises(ConfigError, match=f"a finding named '{name}' already"):
