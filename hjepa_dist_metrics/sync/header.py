@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAGIC = 0x686A657061_05  # "hjepa", layout 5
-_WORDS, _CHECK = struct.Struct("=19q"), struct.Struct("=q")
+WORDS = 19
+_WORDS, _CHECK = struct.Struct(f"={WORDS}q"), struct.Struct("=q")
 SIZE = _WORDS.size + _CHECK.size
 NO_WAIT = (1 << 63) - 1
 

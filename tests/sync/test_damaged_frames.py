@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from hjepa_dist_metrics import MetricCollection, ProcessContext, RankFailureError, WeightedMean
 from hjepa_dist_metrics.parallel.transport import MemoryChannel, MemoryWorld
-from hjepa_dist_metrics.sync.header import SIZE, DamagedHeaderError, Header
+from hjepa_dist_metrics.sync.header import SIZE, WORDS, DamagedHeaderError, Header
 
 
 class FlippingChannel(MemoryChannel):
@@ -78,7 +78,7 @@ def test_no_bytes_pass_for_a_header(data):
         Header.read(memoryview(data))
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=18, max_size=18))
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=WORDS, max_size=WORDS))
 def test_a_header_reads_as_it_was_written(words):
     frame = np.zeros(SIZE, np.uint8)
     Header(tuple(words)).write(frame.data)
