@@ -120,7 +120,8 @@ def names_of_a_group(rank, log_dir):
     context = ProcessContext.current(group)
     with MetricsLogger("run", log_dir, context=context) as logger:
         logger.log_metrics({"a": rank}, 0)
-        return logger.run_name
+    dist.barrier()  # rank 0 hosts the job's store, and has nothing to do
+    return logger.run_name
 
 
 def test_a_run_of_some_ranks_has_one_name(tmp_path):
