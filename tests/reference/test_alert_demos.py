@@ -66,7 +66,7 @@ def test_every_tag_that_a_run_writes_is_in_the_catalog(written):
     assert sorted(tag for tag in written if catalog.find(tag) is None) == []
 
 
-# Of other workloads, of loops that hand over views, of ill runs, and of levels that are no means of the finest.
+# Of other workloads, of loops with views, of ill runs, and of levels that are no means of the finest.
 ELSEWHERE = (
     "loss/train/",
     "loss/val/",
