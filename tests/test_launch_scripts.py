@@ -221,7 +221,7 @@ def test_every_check_runs_from_the_root_and_pytest_comes_last(checkout: Checkout
 
 @pytest.mark.parametrize("failing", ["ruff check", "ruff format", "mypy", "pytest"])
 def test_a_failed_check_fails_the_run_after_all_have_run(checkout: Checkout, failing: str):
-    checkout.run("setup.sh", "train,figures,wandb,parquet,system,huggingface,lightning,dev")
+    checkout.run("setup.sh", "train,figures,wandb,mlflow,trackio,parquet,system,huggingface,lightning,dev")
     checkout.calls()
     run = checkout.run("test.sh", STUB_FAIL_ON=f"-m {failing}")
     assert run.returncode == 1
