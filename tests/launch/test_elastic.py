@@ -32,7 +32,7 @@ SETTINGS = {
     "training.resume": "true",
 }
 # What compares the teacher's weights with those of the step before, of which a checkpoint has no copy.
-COMPARISONS = {"ema/update_magnitude", "ema/target_weight_stability"}
+COMPARISONS = {"ema/update_magnitude", "ema/target_weight_stability", "ema/weight_move"}
 
 
 def test_a_killed_rank_is_replaced_and_the_run_goes_on_from_its_checkpoint(tmp_path: Path):
