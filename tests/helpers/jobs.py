@@ -32,6 +32,8 @@ TINY: dict[str, object] = {
 }
 # What differs between two runs of the same job: clocks and the machine.
 TIMED = ("performance/", "system/", "memory/", "sync/", "wall_time")
+# What compares ranks with each other, and is not there on one.
+OF_MANY_RANKS = ("data/shared_batches", "parameters/replica_disagreement", "parameters/buffer_disagreement")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Job:
     def untimed(self) -> dict[int, dict[str, float]]:
         """Return the scalars that a repetition of the job must reproduce."""
         return {
-            step: {tag: value for tag, value in values.items() if not tag.startswith(TIMED)}
+            step: {
+                tag: value for tag, value in values.items() if not tag.startswith((*TIMED, *OF_MANY_RANKS))
+            }
             for step, values in self.metrics.items()
         }
 
