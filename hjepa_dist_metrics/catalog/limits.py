@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import math
 
-from hjepa_dist_metrics.catalog.entry import Limits, LimitsOf
+from hjepa_dist_metrics.catalog.entry import Limits
 
 # Of counts that are 0 in a healthy run: one is bad, or, for what training survives, a warning.
 NOTHING = Limits(warn=0.0, bad=0.0, low_is_bad=False)
 LITTLE = Limits(warn=0.0, bad=math.inf, low_is_bad=False)
 CLIPPED_PERCENT = Limits(warn=10.0, bad=math.inf, low_is_bad=False)
 OVERHEAD_PERCENT = Limits(warn=5.0, bad=math.inf, low_is_bad=False)
-
-
-def is_fixed(limits: LimitsOf) -> bool:
-    """Return whether limits are the same for any width and any number of rows."""
-    return limits(2, 2) == limits(1 << 12, 1 << 20)
 
 
 def best_rank(dim: int, count: int) -> float:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, Series
 
+# The total loss, by the tags that one loop or another has.
+TOTAL_LOSSES = ("loss/total", "Train/Loss/total_loss")
+
 # Evidence, the most telling first; none where all is well, None where the history cannot tell.
 Detect = Callable[[History], "list[Evidence] | None"]
 

@@ -101,9 +101,10 @@ class HealthLog:
 
     def _notify(self, begun: list[Alert]) -> None:
         """Call the user's function; what goes wrong in it is reported and does not end the run."""
-        for alert in begun if self._on_alert else ():
+        if self._on_alert is None:
+            return
+        for alert in begun:
             try:
-                assert self._on_alert is not None
                 self._on_alert(alert)
             except Exception:
                 logger.exception("on_alert failed on the alert: %s", alert)

@@ -13,7 +13,7 @@ from typing import Any
 
 from hjepa_dist_metrics.catalog.findings import FINDINGS, Description
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.monitor.health.detector import Detector, any_of
+from hjepa_dist_metrics.monitor.health.detector import TOTAL_LOSSES, Detector, any_of
 from hjepa_dist_metrics.monitor.health.detectors import DETECTORS
 from hjepa_dist_metrics.monitor.health.findings import Evidence, Finding, Health, Severity
 from hjepa_dist_metrics.monitor.health.series import History
@@ -27,7 +27,6 @@ Rule = Callable[[Numbers], "list[Evidence] | None"]
 
 # Counts how often the loss got another meaning; a run whose objective never changed does not log it.
 _OBJECTIVE = "loss/objective"
-_OF_THE_LOSS = ("loss/total", "Train/Loss/total_loss")
 _OWN = Description("own", "warning", "a rule of this run", "", "")
 _UNSEEN = -1
 _SETS_OF_TAGS = 64
@@ -136,7 +135,7 @@ class Judge:
         objective = numbers.get(_OBJECTIVE, self._objective)
         if objective != self._objective:
             self._objective = objective
-            self._history.forget(_OF_THE_LOSS)
+            self._history.forget(TOTAL_LOSSES)
 
     def _look(self, numbers: Numbers) -> Iterable[tuple[str, list[Evidence]]]:
         """Yield the evidence for each finding that the log can tell of."""

@@ -11,6 +11,7 @@ from typing import Any
 
 RECENT = 16  # newest points of a tag
 START = 5  # first points of a tag
+HELD = 0.4  # of the run so far: what was held for as long is the run's own level
 OUTLINE = 32  # points spread over the whole run, at most twice as many in between
 
 Point = tuple[int, float]

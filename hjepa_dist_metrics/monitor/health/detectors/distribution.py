@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
 
 from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.findings import Evidence
-from hjepa_dist_metrics.monitor.health.series import History, rank_correlation
+from hjepa_dist_metrics.monitor.health.series import History, median, rank_correlation
 
 _SPEED = "performance/samples_per_second"
 _SLOW, _SLOWEST = "performance/slow_ranks", "performance/slowest_rank"
@@ -54,7 +53,7 @@ def throughput_decay(history: History) -> list[Evidence] | None:
     if series is None or series.count < 2 * _SLOW_LOGS:
         return None
     speeds = [value for _, value in series.outline]
-    start, now = statistics.median(speeds[: len(speeds) // 3]), series.median(5)
+    start, now = median(speeds[: len(speeds) // 3]), series.median(5)
     late = speeds[len(speeds) // 2 :]  # a machine that got busy at once is no decay
     if now >= _SLOWER * start or max(rank_correlation(speeds), rank_correlation(late)) > -_FALLING:
         return []

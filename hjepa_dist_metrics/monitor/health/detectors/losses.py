@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from itertools import product
 
-from hjepa_dist_metrics.monitor.health.detector import Detector, first_of
+from hjepa_dist_metrics.monitor.health.detector import TOTAL_LOSSES, Detector, first_of
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History, median, scatter
 
-TOTALS = ("loss/total", "Train/Loss/total_loss")
 _SCORE, _HEIGHT = "stability/worst_spike_score", "stability/worst_spike_height"
 _RANGE = "stability/loss_max_spike"
 _VALIDATION = "val/loss"
@@ -31,7 +30,7 @@ _IMBALANCE = 98.0
 def loss_spike(history: History) -> list[Evidence] | None:
     """Find a step since the last log whose loss stands far above those before it."""
     score, ratio = history.value(_SCORE), history.value(_RANGE, math.inf)
-    height, named = history.value(_HEIGHT), first_of(history, TOTALS)
+    height, named = history.value(_HEIGHT), first_of(history, TOTAL_LOSSES)
     floor = _SPIKE_SHARE * abs(named[1].start_median()) if named else 0.0
     loss = abs(named[1].median(3)) if named else math.inf
     far = score > _SPIKE_SCORE and ratio > _SPIKE_RANGE
@@ -53,7 +52,7 @@ def loss_drop(history: History) -> list[Evidence] | None:
 
 def _jump(history: History, sign: float, share: float, words: str) -> list[Evidence] | None:
     """Find a step between steady levels of the total loss, the newer one at least `_AFTER` logs long."""
-    named = first_of(history, TOTALS)
+    named = first_of(history, TOTAL_LOSSES)
     if named is None or len(named[1].recent) < _BEFORE + 2:
         return None
     tag, series = named
@@ -81,7 +80,7 @@ def _is_step(older: list[float], newer: list[float], sign: float, share: float) 
 
 def plateau(history: History) -> list[Evidence] | None:
     """Find a loss that has not fallen since the start although the weights move."""
-    named = first_of(history, TOTALS)
+    named = first_of(history, TOTAL_LOSSES)
     if named is None or named[1].count < _PLATEAU_LOGS or named[1].steps < _PLATEAU_STEPS:
         return None
     tag, series = named
@@ -99,7 +98,7 @@ def plateau(history: History) -> list[Evidence] | None:
 
 def overfitting(history: History) -> list[Evidence] | None:
     """Find a validation loss above its best while the training loss is below what it was then."""
-    validation, named = history.get(_VALIDATION), first_of(history, TOTALS)
+    validation, named = history.get(_VALIDATION), first_of(history, TOTAL_LOSSES)
     if validation is None or named is None or validation.count < 3:
         return None
     points = (*validation.outline, *validation.recent)
@@ -124,10 +123,10 @@ def level_imbalance(history: History) -> list[Evidence] | None:
 
 
 DETECTORS = (
-    Detector("loss_spike", loss_spike, (_SCORE,), (_HEIGHT, _RANGE, *TOTALS)),
-    Detector("loss_level_shift", loss_level_shift, TOTALS),
-    Detector("loss_drop", loss_drop, TOTALS),
-    Detector("plateau", plateau, TOTALS, (_RATIO,)),
-    Detector("overfitting", overfitting, (_VALIDATION,), TOTALS),
+    Detector("loss_spike", loss_spike, (_SCORE,), (_HEIGHT, _RANGE, *TOTAL_LOSSES)),
+    Detector("loss_level_shift", loss_level_shift, TOTAL_LOSSES),
+    Detector("loss_drop", loss_drop, TOTAL_LOSSES),
+    Detector("plateau", plateau, TOTAL_LOSSES, (_RATIO,)),
+    Detector("overfitting", overfitting, (_VALIDATION,), TOTAL_LOSSES),
     Detector("level_imbalance", level_imbalance, (_SHARES,)),
 )

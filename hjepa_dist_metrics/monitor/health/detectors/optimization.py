@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 
-from hjepa_dist_metrics.monitor.health.detector import Detector, first_of
+from hjepa_dist_metrics.monitor.health.detector import TOTAL_LOSSES, Detector, first_of
 from hjepa_dist_metrics.monitor.health.findings import Evidence
-from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
+from hjepa_dist_metrics.monitor.health.series import HELD, History, Series, rank_correlation
 
 _NORMS = (
     "gradient/global_norm_before_clip",
@@ -15,7 +15,6 @@ _NORMS = (
     "Train/Gradients/total_norm",
     "optimization/grad_norm",
 )
-_LOSSES = ("loss/total", "Train/Loss/total_loss")
 _RATIO, _WEIGHTS = r"update/.+_ratio", r"weights/.+_norm"
 _COUNTS = r".*[/_]nonfinite"
 _BAD_STEPS, _SKIPPED = "gradient/nonfinite_steps", "gradient/skipped_steps"
@@ -24,7 +23,6 @@ _COEFFICIENT = "gradient/clipping_ratio"
 _UNOPTIMIZED = "parameters/unoptimized"
 
 _JUMP = 100.0  # times the recent median
-_HELD = 0.4  # of the run so far: what was held for as long is the run's own level
 _GROWTH = 5.0  # times the norm that was held, in steps that lead upwards
 _RISING = 0.6  # of all pairs of recent norms, less those that fall
 _VANISHED, _FADED = 1e-3, 0.02  # of the usual norm, and while it falls from log to log
@@ -47,7 +45,7 @@ def nonfinite(history: History) -> list[Evidence] | None:
         level = history.value(_BAD_LEVEL)
         reason = "the first level that is NaN or infinite"
         found.append(Evidence(f"loss/h{int(level)}", math.nan, reason, at_once=True))
-    for tag, series in history.matching("|".join(_LOSSES)):
+    for tag, series in history.matching("|".join(TOTAL_LOSSES)):
         if not math.isfinite(series.newest):
             found.append(Evidence(tag, series.newest, "the loss is NaN or infinite", at_once=True))
     for tag, series in history.matching(_COUNTS):
@@ -94,8 +92,7 @@ def gradient_explosion(history: History) -> list[Evidence] | None:
 
 
 def _jump(tag: str, series: Series) -> list[Evidence]:
-    outline = sorted(value for _, value in series.outline)
-    usual = max(outline[len(outline) // 2], series.start_median())
+    usual = max(_middle(series), series.start_median())
     now = min(series.last(2))
     if usual <= 0 or now <= _JUMP * usual:
         return []
@@ -106,7 +103,7 @@ def _jump(tag: str, series: Series) -> list[Evidence]:
 def _growth(tag: str, series: Series) -> list[Evidence]:
     if series.count < 2 * _LEAST_LOGS or rank_correlation(series.last(12)) < _RISING:
         return []
-    level, now = series.sustained(_HELD, -1.0), series.median(3)
+    level, now = series.sustained(HELD, -1.0), series.median(3)
     if not now > _GROWTH * level > 0:
         return []
     reason = f"it was {level:.3g} for long, has grown {now / level:.0f} times and still grows"
@@ -120,7 +117,7 @@ def gradient_vanishing(history: History) -> list[Evidence] | None:
         return None
     tag, series = named
     falls = rank_correlation(series.last(12)) < -_RISING
-    level, now = series.sustained(_HELD), series.median(3)
+    level, now = series.sustained(HELD), series.median(3)
     usual = max(level if math.isfinite(level) else 0.0, series.start_median(), _middle(series))
     limit = (_FADED if falls else _VANISHED) * usual
     if usual <= 0 or now >= limit or not _has_loss_left(history):
@@ -135,7 +132,7 @@ def _middle(series: Series) -> float:
 
 
 def _has_loss_left(history: History) -> bool:
-    named = first_of(history, _LOSSES)
+    named = first_of(history, TOTAL_LOSSES)
     if named is None:
         return True
     return abs(named[1].median(3)) > _LOSS_LEFT * abs(named[1].start_median())
@@ -168,7 +165,7 @@ def _second_highest(series: Series) -> float:
 
 
 def _loss_rises(history: History) -> bool:
-    named = first_of(history, _LOSSES)
+    named = first_of(history, TOTAL_LOSSES)
     if named is None or named[1].count < 2:
         return False
     series = named[1]
@@ -178,7 +175,7 @@ def _loss_rises(history: History) -> bool:
 
 def _loss_is_damaged(history: History) -> bool:
     """Return whether the loss is near its start, or far from what it can be after it has risen above it."""
-    named = first_of(history, _LOSSES)
+    named = first_of(history, TOTAL_LOSSES)
     if named is None or named[1].count < 2:
         return False
     series = named[1]
@@ -194,8 +191,7 @@ def learning_rate_too_low(history: History) -> list[Evidence] | None:
 
     A rate that rises is in its warm-up, and is judged later.
     """
-    least = _LEAST_LOGS
-    ratios = [(tag, series) for tag, series in history.matching(_RATIO) if series.count >= least]
+    ratios = [pair for pair in history.matching(_RATIO) if pair[1].count >= _LEAST_LOGS]
     if not ratios:
         return None
     tag, series = max(ratios, key=lambda pair: pair[1].median(3))
@@ -209,7 +205,7 @@ def learning_rate_too_low(history: History) -> list[Evidence] | None:
 
 
 def _loss_has_moved(history: History) -> bool:
-    named = first_of(history, _LOSSES)
+    named = first_of(history, TOTAL_LOSSES)
     if named is None or named[1].lowest is None:
         return True
     start = named[1].start[0][1]
@@ -223,7 +219,7 @@ def weights_vanishing(history: History) -> list[Evidence] | None:
         return None
     found = []
     for tag, series in series_of:
-        level, now = series.sustained(_HELD), series.median(3)
+        level, now = series.sustained(HELD), series.median(3)
         if 0 < now < _SHRUNK * level and rank_correlation(series.last(8)) < -_RISING:
             reason = f"it was {level:.3g} for long, and still shrinks"
             found.append(Evidence(tag, series.newest, reason, limit=_SHRUNK * level, best=level))
@@ -253,11 +249,11 @@ def unoptimized_parameters(history: History) -> list[Evidence]:
 
 _ANY_NORM = tuple(re.escape(tag) for tag in _NORMS)
 DETECTORS = (
-    Detector("nonfinite", nonfinite, (_COUNTS, *_LOSSES, _BAD_STEPS, _BAD_LEVEL)),
-    Detector("learning_rate_too_high", learning_rate_too_high, (_RATIO,), _LOSSES),
+    Detector("nonfinite", nonfinite, (_COUNTS, *TOTAL_LOSSES, _BAD_STEPS, _BAD_LEVEL)),
+    Detector("learning_rate_too_high", learning_rate_too_high, (_RATIO,), TOTAL_LOSSES),
     Detector("gradient_explosion", gradient_explosion, _ANY_NORM),
-    Detector("gradient_vanishing", gradient_vanishing, _ANY_NORM, _LOSSES),
-    Detector("learning_rate_too_low", learning_rate_too_low, (_RATIO,)),
+    Detector("gradient_vanishing", gradient_vanishing, _ANY_NORM, TOTAL_LOSSES),
+    Detector("learning_rate_too_low", learning_rate_too_low, (_RATIO,), TOTAL_LOSSES),
     Detector("skipped_steps", skipped_steps, (_SKIPPED,)),
     Detector("weights_vanishing", weights_vanishing, (_WEIGHTS,)),
     Detector("clipping_every_step", clipping_every_step, (_COEFFICIENT,)),

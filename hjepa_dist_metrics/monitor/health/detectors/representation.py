@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from hjepa_dist_metrics.monitor.health.detector import Detect, Detector
-from hjepa_dist_metrics.monitor.health.detectors.losses import TOTALS, loss_drop
+from hjepa_dist_metrics.monitor.health.detector import TOTAL_LOSSES, Detect, Detector
+from hjepa_dist_metrics.monitor.health.detectors.losses import loss_drop
 from hjepa_dist_metrics.monitor.health.detectors.streams import WIDTHS, Stream, has_stopped, streams
 from hjepa_dist_metrics.monitor.health.findings import Evidence
-from hjepa_dist_metrics.monitor.health.series import History, Series, rank_correlation
+from hjepa_dist_metrics.monitor.health.series import HELD, History, Series, rank_correlation
 
-_HELD = 0.4  # of the run so far: what was held for as long is the run's own level
 _LEAST = 4  # logs
 _FEW, _EARLY = 6, 50  # logs and steps before which there is no such level: networks leave their start
 _ALIKE, _ONE = 0.75, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
@@ -68,7 +67,7 @@ def point_collapse(stream: Stream) -> list[Evidence] | None:
     now = similarity.median(2)
     if now <= _ALIKE:
         return []
-    level = similarity.sustained(_HELD, -1.0)
+    level = similarity.sustained(HELD, -1.0)
     if _is_early(similarity) and not now > max(_POINT, 1.0 - _APART_GONE * (1.0 - level)):
         return None
     limit = 1.0 - _APART_KEPT * (1.0 - level)
@@ -90,7 +89,7 @@ def _is_reshaped(stream: Stream) -> bool:
     if rank is None:
         return True
     now = rank.median(2)
-    return now < rank.sustained(_HELD) / _RESHAPED or now > _RESHAPED * rank.sustained(_HELD, -1.0)
+    return now < rank.sustained(HELD) / _RESHAPED or now > _RESHAPED * rank.sustained(HELD, -1.0)
 
 
 def image_collapse(stream: Stream) -> list[Evidence] | None:
@@ -123,7 +122,7 @@ def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
     now = rank.median(2)
     if now >= max(_RANK_KEPT * _best(rank), _RANK_LEAST):
         return
-    level = rank.sustained(_HELD)
+    level = rank.sustained(HELD)
     if _is_early(rank) and not now < _RANK_GONE * level:
         return
     if now < _RANK_KEPT * level and has_stopped(rank) and _has_fallen(stream, _WITNESS[name]):
@@ -141,7 +140,7 @@ def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
 def _has_fallen(stream: Stream, name: str) -> bool:
     """Return whether another rank of the stream has fallen too, if by less; True where it is not logged."""
     witness = stream.series(name)
-    return witness is None or witness.median(2) < _WITNESS_KEPT * witness.sustained(_HELD)
+    return witness is None or witness.median(2) < _WITNESS_KEPT * witness.sustained(HELD)
 
 
 def partial_collapse(history: History) -> list[Evidence] | None:
@@ -159,7 +158,7 @@ def partial_collapse(history: History) -> list[Evidence] | None:
     fallen = [
         Evidence(tag, rank.newest, f"{level:.3g} before the loss dropped", _RANK_KEPT * level, level)
         for tag, rank in ranks
-        if rank.median(2) < _RANK_KEPT * (level := rank.sustained(_HELD))
+        if rank.median(2) < _RANK_KEPT * (level := rank.sustained(HELD))
     ]
     return [*fallen, *drop] if fallen else []
 
@@ -170,7 +169,7 @@ def cluster_collapse(stream: Stream) -> list[Evidence] | None:
     if nearest is None or rank is None or stream.is_small or _is_early(nearest):
         return None
     usual = stream.rows ** (-1.0 / max(rank.median(2) - 1.0, 1.0))  # unit rows have a dimension less
-    level = nearest.sustained(_HELD)
+    level = nearest.sustained(HELD)
     limit = min(_CLUSTERED * usual, _NEARER * level)
     if not nearest.median(2) < limit or _probe_holds(stream.history):
         return []
@@ -224,7 +223,7 @@ def _norms(history: History, sign: float, words: str) -> list[Evidence] | None:
 
 def _usual_size(series: Series, sign: float) -> float:
     """Return the size to compare with: held for long, or most of the peak before a fall."""
-    held = series.sustained(_HELD, -sign)
+    held = series.sustained(HELD, -sign)
     return max(held, _PEAK * series.highest[1]) if sign < 0 and series.highest else held
 
 
@@ -245,7 +244,7 @@ def _alike_predictions(history: History, meets: Callable[[float], bool], words: 
         if tag not in history.fresh or not math.isfinite(match) or _is_early(series):
             continue
         judged = True
-        now, level = series.median(2), series.sustained(_HELD, -1.0)
+        now, level = series.median(2), series.sustained(HELD, -1.0)
         limit = 1.0 - _APART_KEPT * (1.0 - level)
         if now > max(limit, _CONSTANT) and meets(match):
             reason = (
@@ -307,7 +306,7 @@ DETECTORS = (
         (*_reads("mean_similarity", "is_constant", "rankme_centered"), _PREDICTIONS, _MATCHES),
     ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
-    Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTALS)),
+    Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTAL_LOSSES)),
     Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), _PROBES)),
     Detector(
         "dimensional_collapse",
