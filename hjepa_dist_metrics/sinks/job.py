@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,18 +59,23 @@ def mark(directory: Path) -> None:
 def join(directory: Path) -> bool:
     """Take over a run's directory where an earlier attempt of this job left it; return whether that is so.
 
-    Of several processes that try, one succeeds: the one that moves the mark away.
+    Of several processes that try, one succeeds: the one that moves the mark away. It looks again at what it
+    moved, because a quicker one may have left its own mark there, and puts that back.
     """
     attempt = Attempt.current()
     earlier = _read(directory / _MARK)
     if attempt is None or earlier is None or not attempt.follows(earlier):
         return False
+    moved = directory / f"{_MARK}.{uuid.uuid4().hex}"
     try:
-        os.rename(directory / _MARK, directory / f"{_MARK}.{attempt.process}")
+        os.rename(directory / _MARK, moved)
     except OSError:
         return False
+    if _read(moved) != earlier:
+        os.rename(moved, directory / _MARK)
+        return False
     mark(directory)
-    (directory / f"{_MARK}.{attempt.process}").unlink(missing_ok=True)
+    moved.unlink(missing_ok=True)
     return True
 
 
