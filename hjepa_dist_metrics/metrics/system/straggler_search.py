@@ -64,14 +64,15 @@ class Times:
         return total
 
     def beyond(self, rank: int) -> tuple[Floats, Floats]:
-        """Return a rank's parts beyond the others' medians [S, 5], and what the others wait beyond it [S]."""
+        """Return a rank's parts beyond the others' medians [S, 5], and what the others wait beyond it [S].
+
+        Waits that no clock sees lie in some part of the others' steps, but never in that of the data, which
+        holds no collective: there a longer one is what they wait for, as far as they take longer elsewhere.
+        """
         surplus = self.own[rank] - np.median(np.delete(self.own, rank, axis=0), axis=0)
-        if self.known:
-            return surplus, np.median(np.delete(self.wait, rank, axis=0), axis=0) - self.wait[rank]
-        # Ranks may wait in any part but that of the data: there a longer one is the others' wait, as far as
-        # this rank's data took longer.
-        elsewhere = -np.delete(surplus, _DATA, axis=1).sum(axis=1)
-        return surplus, np.minimum(elsewhere, surplus[:, _DATA[0]])
+        waited = np.median(np.delete(self.wait, rank, axis=0), axis=0) - self.wait[rank]
+        elsewhere = waited - np.delete(surplus, _DATA, axis=1).sum(axis=1)
+        return surplus, np.maximum(waited, np.minimum(elsewhere, surplus[:, _DATA[0]]))
 
 
 def score(times: Times) -> tuple[float, int]:
