@@ -40,7 +40,7 @@ ENTRIES = (
         "data/steps_missing",
         "steps missing on a rank",
         "Steps by which the rank with the fewest steps since the start is behind the one with most, written "
-        "at the end of an epoch or of the run where there are any.",
+        "where there are any: while a rank waits for the others, and at the end of an epoch or of the run.",
         unit="steps",
         healthy="0, and not written; others are batches that a rank's loader did not have",
     ),
