@@ -118,8 +118,9 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         accumulation those of all micro-batches or of one; `momentum`, of the target encoder's update in this
         step, and `momentum_target`, where its schedule ends; `scalars` are numbers that are the same on every
         rank, by tag; `more` is what observers of your own take, and `views` [B, V, D] with `views_valid` bool
-        [B, V], embeddings of augmented views of the samples. Raises the errors of syncs: `DesyncError` where
-        ranks disagree.
+        [B, V], embeddings of augmented views of the samples, `context_mask` and `target_mask` in the form of
+        `mask`, the patches that the context encoder is given and those that are predicted: without them the
+        unmasked and the masked ones. Raises the errors of syncs: `DesyncError` where ranks disagree.
         """
         given = locals() | more
         del given["self"], given["more"]
