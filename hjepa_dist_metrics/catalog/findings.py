@@ -180,6 +180,7 @@ FINDINGS: dict[str, Description] = {
         "the context sees patches that it has to predict",
         "context and target masks overlap",
         "take the targets' patches out of the context",
+        explains=("loss_drop", "loss_spike"),
     ),
     "degenerate_masks": Description(
         "masks",
@@ -187,6 +188,7 @@ FINDINGS: dict[str, Description] = {
         "masks hide nothing or everything",
         "a ratio or block size that does not fit the grid",
         "check the mask generator's settings against the number of patches",
+        explains=("repeated_masks", "loss_drop", "loss_level_shift"),
     ),
     "learning_rate_too_high": Description(
         "optimization",

@@ -34,7 +34,7 @@ _IDLE, _NEARLY_IDLE = 2e-6, 1e-5  # of the weights in a step, at best; where the
 _MOVED = 0.02  # of the loss at the start
 _WARM_UP_LOGS = 20
 _SHRUNK = 0.5  # of the norm that the weights had for long
-_STRONGLY, _CLIPPED_LOGS = 0.05, 4  # of the gradient that clipping leaves, at as many logs in a row
+_STRONGLY, _CLIPPED_LOGS = 0.05, 3  # of the gradient that clipping leaves, at as many logs in a row
 _LEAST_LOGS = 5
 
 
