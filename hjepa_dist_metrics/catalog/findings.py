@@ -292,8 +292,9 @@ FINDINGS: dict[str, Description] = {
         "loss",
         "warning",
         "the validation loss rises while the training loss falls",
-        "the model learns its training data by heart",
-        "stop at the best validation loss; augment or regularise more",
+        "the model learns its training data by heart, or a shortcut that the training data alone has",
+        "stop at the best validation loss; augment or regularise more; look for labels that leak into inputs",
+        explains=("loss_drop",),
     ),
     "level_imbalance": Description(
         "loss",
