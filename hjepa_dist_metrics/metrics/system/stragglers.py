@@ -28,7 +28,7 @@ from hjepa_dist_metrics.metrics.system.straggler_search import (
     Straggler,
     Times,
     score,
-    stragglers,
+    search,
 )
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 from hjepa_dist_metrics.values import Image, Text
@@ -132,14 +132,14 @@ def _row(step: StepTimes) -> tuple[float, ...]:
 
 
 def _numbers(times: Times, ranks: Sequence[int], hosts: Mapping[int, str]) -> dict[str, Any]:
-    least, slowest = score(times)
+    judged, found = search(times, ranks)
+    least, slowest = score(judged)
     tags: dict[str, Any] = {
         "performance/straggler_score": least,
         "performance/slowest_rank": ranks[slowest],
     }
     if times.known:
         tags["performance/collective_wait_time_ms"] = 1e3 * times.wait.mean()
-    found = stragglers(times, ranks)
     tags["performance/slow_ranks"] = len(found)
     if found:
         tags["performance/straggler"] = Text("; ".join(_sentences(found, hosts)))
