@@ -90,7 +90,7 @@ def score(times: Times) -> tuple[float, int]:
 
 
 def search(times: Times, ranks: Sequence[int]) -> tuple[Times, list[Straggler]]:
-    """Return the slow ranks and the steps in which they are: all, or the newest ones where it began lately."""
+    """Return the slow ranks and the steps in which they are: all, or the newest where it began lately."""
     for part in (times, times.newest(_NEWEST)):
         if found := stragglers(part, ranks):
             return part, found

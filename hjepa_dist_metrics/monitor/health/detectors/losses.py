@@ -69,13 +69,13 @@ def _jump(history: History, sign: float, share: float, words: str) -> list[Evide
 
 
 def _is_step(older: list[float], newer: list[float], sign: float, share: float) -> bool:
-    before = median(older)
     extreme = max(sign * value for value in older[-4:])
     gap = min(sign * value for value in newer) - extreme
+    if gap <= share * abs(median(older)):
+        return False
     noise = max(scatter(older), scatter(newer) if len(newer) > 2 else 0.0)
     drift = sign * (median(older[-3:]) - median(older[-6:-3] or older[:3]))
-    steady = gap > 2.0 * drift
-    return steady and gap > share * abs(before) and gap > _CLEAR * noise
+    return gap > 2.0 * drift and gap > _CLEAR * noise
 
 
 def plateau(history: History) -> list[Evidence] | None:
