@@ -248,6 +248,13 @@ FINDINGS: dict[str, Description] = {
         "a threshold far below the usual norm: it sets the size of all steps",
         "set the threshold near gradient/global_norm_before_clip, or lower the learning rate",
     ),
+    "clipped_unseen": Description(
+        "optimization",
+        "warning",
+        "gradients are clipped before they are looked at",
+        "another clip_grad_norm_ runs before monitor.observe_gradients(), so that the norm is the threshold",
+        "clip with monitor.clip_grad_norm_, or call monitor.observe_gradients() before the clipping",
+    ),
     "unoptimized_parameters": Description(
         "optimization",
         "warning",
