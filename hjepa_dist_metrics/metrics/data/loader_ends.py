@@ -15,6 +15,11 @@ class LoaderEnds(DistributedMetric):
     """Report `data/steps_missing`, the most steps that a rank took fewer than another, and whose they are.
 
     `data/ended_early_rank` is the lowest rank with the fewest steps.
+
+    >>> ends = LoaderEnds()
+    >>> ends.update(missing=3)  # this rank ran out of batches three steps before the others
+    >>> ends.compute()
+    {'data/steps_missing': 3.0, 'data/ended_early_rank': 0.0}
     """
 
     def __init__(self) -> None:

@@ -70,6 +70,11 @@ class Stragglers(DistributedMetric):
     `straggler`, a text that names ranks, causes and what the job loses; `straggler_map`, an image with a row
     for each rank and a column for each step: white as fast as the fastest, red twice as slow. Of more than
     256 ranks the 32 slowest are compared.
+
+    >>> stragglers = Stragglers()
+    >>> stragglers.update(forward_s=0.1, backward_s=0.2, wait_s=0.0)
+    >>> stragglers.compute()  # with one rank there is nobody to compare with
+    {}
     """
 
     def __init__(self, window: int = 32, *, report: Report = "all") -> None:
