@@ -1,9 +1,9 @@
 """Float64 products of rows on devices whose float64 is slow, made of exact float32 products.
 
-Consumer cards do a 64th of their float32 operations in float64. A product in float32 would not do: rounding at
-6e-8 of the largest eigenvalue drowns the small ones, of which RankMe is the sum of the roots. So each column is
-written with digits of 8 bits ("Ozaki scheme", Ozaki et al. 2012): products of digits, added up over at most 1,024
-rows, are whole numbers below 2^24, which float32 holds exactly, TF32 included.
+Consumer cards do a 64th of their float32 operations in float64. A float32 product would not do: rounding at
+6e-8 of the largest eigenvalue drowns the small ones, of whose roots RankMe is made. So each column is written
+with digits of 8 bits ("Ozaki scheme", Ozaki et al. 2012): products of digits, added up over at most 1,024
+rows, are whole numbers up to 2^24, which float32 holds exactly, TF32 included.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def gram(rows: Tensor) -> Tensor:
 def sliced_gram(rows: Tensor) -> Tensor:
     """Return X^T X of float64 rows X [n, D] from float32 products, without synchronising.
 
-    Each element is rounded to 2^-41 of the largest in its column; all that follows is exact up to float64. Columns
-    with a nonfinite element are NaN.
+    Each element is rounded to 2^-41 of the largest in its column; all that follows is exact up to float64.
+    Rows and columns of a nonfinite element are NaN.
     """
     peaks = _peaks(rows)
     usable = torch.isfinite(peaks) & (peaks > 0)
     exponent = torch.frexp(torch.where(usable, peaks, torch.ones_like(peaks))).exponent
     scale = torch.exp2(exponent.to(torch.float64))
     total = rows.new_zeros((rows.shape[1], rows.shape[1]))
-    for block in rows.split(_ROWS):
+    for block in torch.split(rows, _ROWS):
         total += _block_gram(torch.where(usable, block / scale, torch.zeros_like(block)))
     lost = torch.where(torch.isfinite(peaks), 0.0, float("nan"))
     return total * scale[:, None] * scale + (lost[:, None] + lost)
@@ -72,7 +72,7 @@ def _block_gram(block: Tensor) -> Tensor:
 
 
 def _digits(block: Tensor) -> list[Tensor]:
-    """Return whole numbers d_i between -128 and 128, float32, with X = sum_i d_i 2^-(7 + 8 i) but for the rest."""
+    """Return d_i, whole numbers of float32 between -128 and 128: X is the sum of d_i 2^-(7 + 8 i)."""
     digits, rest = [], block * 2.0**_FIRST
     for _ in range(_DIGITS):
         digit = rest.round()

@@ -57,7 +57,7 @@ def test_a_nonfinite_element_makes_its_row_and_column_nan():
 
 
 def test_rank_deficient_rows_keep_their_rank():
-    """Eigenvalues of no variance stay below what counts as noise, 1e-13 of the largest; float32 leaves 1e-8."""
+    """Eigenvalues of no variance stay below 1e-13 of the largest, which is noise; float32 leaves 1e-8."""
     rows = (normal(900, 3) @ normal(3, 40)).to(torch.float32).to(torch.float64)
     ours = torch.linalg.eigvalsh(sliced.sliced_gram(rows))
     best = torch.linalg.eigvalsh(rows.T @ rows)
