@@ -14,6 +14,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric, Values
 from hjepa_dist_metrics.metrics.validation import as_number, device_of
 from hjepa_dist_metrics.states import Mean, Replicated
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.sync import Merged
 from hjepa_dist_metrics.values import Scalar
 
@@ -77,7 +78,7 @@ class ReplicatedScalars(DistributedMetric):
             raise ConfigError(f"expected values for {self.tags}, got {sorted(values)}")
         parts = [as_number(repr(tag), values[tag]) for tag in self.tags]
         device = device_of(parts)
-        self.values.update(torch.stack([part.to(device, non_blocking=True) for part in parts]))
+        self.values.update(torch.stack([moved(part, device) for part in parts]))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return one value a tag; {} before the first update."""

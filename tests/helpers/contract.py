@@ -153,7 +153,8 @@ def _feed_total(metric: Any, piece: slice) -> None:
 def _feed_gradients(metric: Any, piece: slice) -> None:
     for step in range(piece.start, piece.stop):
         for slot in metric.segments.slots:
-            slot.parameter.grad = torch.randn(slot.parameter.shape, generator=_generator(step))
+            drawn = torch.randn(slot.parameter.shape, generator=_generator(step))
+            slot.parameter.grad = drawn.to(slot.parameter)
         metric.update()
 
 

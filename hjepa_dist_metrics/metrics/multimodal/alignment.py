@@ -19,6 +19,7 @@ from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows, modal
 from hjepa_dist_metrics.metrics.multimodal.retrieval import diagonal_contrast, heatmap, recall_at
 from hjepa_dist_metrics.metrics.ssl.formulas.rows import cosines, row_norms, unit_rows
 from hjepa_dist_metrics.states import Lazy, Moments, Sample, Sum, of_width, resolved
+from hjepa_dist_metrics.states.base import moved
 
 RECALLS = (1, 5)
 DEFAULT_PAIRS = 256
@@ -152,7 +153,7 @@ class ModalityAlignment(DistributedMetric):
 def _column(valid: Tensor, rows: Tensor) -> Tensor:
     if tuple(valid.shape) != tuple(rows.shape[:1]):
         raise ConfigError(f"expected a valid mask of shape {[len(rows)]}, got {list(valid.shape)}")
-    return valid.to(rows.device, torch.bool, non_blocking=True)[:, None, None]
+    return moved(valid, rows.device, torch.bool)[:, None, None]
 
 
 _embedding = partial(Entry, dashboard="multimodal_embeddings")

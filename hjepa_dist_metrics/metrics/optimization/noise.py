@@ -19,6 +19,7 @@ from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel import ParallelLayout
 from hjepa_dist_metrics.parallel.reduction import sum_over_shards
 from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook, LocalGradients, watch_gradients
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 
 
@@ -139,12 +140,12 @@ class GradientNoise(DistributedMetric):
                 f"the small batch must be smaller than the large one, got {small_batch} and {large_batch}"
             )
         large = as_number("sq_norm_large_batch", sq_norm_large_batch)
-        small = as_number("sq_norm_small_batch", sq_norm_small_batch).to(large.device, non_blocking=True)
+        small = moved(as_number("sq_norm_small_batch", sq_norm_small_batch), large.device)
         sizes = [torch.full_like(large, 1.0 / size) for size in (small_batch, large_batch)]
         row = torch.stack([small.reshape(()), sizes[0], large.reshape(()), sizes[1]])
         # a step whose norm is not finite would spoil the mean for good
         finite = torch.isfinite(row).all()
-        past = self.smoothed.row.to(row.device, non_blocking=True)
+        past = moved(self.smoothed.row, row.device)
         known = torch.where(past.isnan(), row, past)
         mixed = self.decay * known + (1 - self.decay) * row
         self.smoothed.update(torch.where(finite, mixed, past))

@@ -19,7 +19,7 @@ from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel.reduction import moments_over_shards
 from hjepa_dist_metrics.parallel.sharding.square_ranges import root_sum_square
 from hjepa_dist_metrics.states import Replicated, Sum
-from hjepa_dist_metrics.states.base import to_device
+from hjepa_dist_metrics.states.base import moved, to_device
 
 
 class HeadLosses(DistributedMetric):
@@ -58,7 +58,7 @@ class HeadLosses(DistributedMetric):
             if sorted(given) != sorted(self.names):
                 raise ConfigError(f"expected {kind} of the heads {self.names}, got {sorted(given)}")
         values = torch.stack([as_number(f"{name!r} of losses", losses[name]) for name in self.names])
-        counted = as_number("count", count).to(values.device, non_blocking=True)
+        counted = moved(as_number("count", count), values.device)
         factors = [float(weight[name]) for name in self.names]
         both = torch.stack([values, torch.stack([v * f for v, f in zip(values, factors, strict=True)])])
         # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
@@ -122,7 +122,7 @@ class HeadGradients(DistributedMetric):
         self.watched.require_unchanged()
         norms = self._group_norms()
         step = torch.cat([norms[:-1], root_sum_square(norms)[None], torch.ones_like(norms[:1])])
-        seen = self.norms.data.to(step.device, non_blocking=True)
+        seen = moved(self.norms.data, step.device)
         self.norms.update(torch.where(seen[1] > 0, seen[0] + step, step))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import (
 )
 from hjepa_dist_metrics.metrics.validation import require_features
 from hjepa_dist_metrics.states import ClassScatter, Covariance, Moments, Sample, Sum
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.rows import row_mask
 from hjepa_dist_metrics.states.scales import times_power_of_two
 
@@ -96,7 +97,7 @@ class Collapse(DistributedMetric):
             raise ConfigError(f"expected features [N, {self.dim}] or [B, N, {self.dim}], got shape {shape}")
         x = features.detach()
         kept = None if valid is None else row_mask(valid, x.shape[:-1], x.device)
-        numbers = None if ids is None else token_ids(ids.to(x.device, non_blocking=True), features)
+        numbers = None if ids is None else token_ids(moved(ids, x.device), features)
         for block, mask, named in feature_blocks(x, kept, numbers):
             unit = unit_rows(block)
             self.unit.update(unit, mask)

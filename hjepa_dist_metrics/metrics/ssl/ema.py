@@ -22,6 +22,7 @@ from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
 from hjepa_dist_metrics.parallel.sharding.placement import LayoutReader, local_piece
 from hjepa_dist_metrics.parallel.sharding.square_ranges import root, square_ranges
 from hjepa_dist_metrics.states import Moments, Replicated, Sum
+from hjepa_dist_metrics.states.base import moved
 
 _CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model
 
@@ -226,7 +227,7 @@ def _norms(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None) 
 
 def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return everything in one vector, float32 or better: one kernel for many small tensors."""
-    flat = flatten([tensor.to(device, non_blocking=True) for tensor in tensors])
+    flat = flatten([moved(tensor, device) for tensor in tensors])
     return flat if flat.dtype == torch.float64 else flat.to(torch.float32)
 
 
