@@ -52,6 +52,7 @@ class RunOptions:
     level_weights: Sequence[float] | None = None
     start_step: int | None = None
     steps_per_epoch: int | None = None
+    total_steps: int | None = None
     resume: bool = False
     hparams: Mapping[str, HParam] | None = None
     encoders: Encoders | None = None
@@ -72,7 +73,8 @@ class MonitoredRun:
         self.options, context = options, options.context
         self.failed = False
         self.name, self.first_step = agree_on_run(config, context, options.resume, options.start_step)
-        self.schedule = Schedule(config.cadences(options.steps_per_epoch).every(), self.first_step)
+        cadences = config.cadences(options.steps_per_epoch)
+        self.schedule = Schedule(cadences.every(), self.first_step, options.total_steps)
         self.collection = MetricCollection(
             context=context, sync_timeout=config.sync_timeout, name=f"monitor of {self.name}"
         )

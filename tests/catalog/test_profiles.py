@@ -5,7 +5,6 @@ import pytest
 from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, load_dashboard, observed_layout
 
-
 BAND = ("mean", "min", "max")
 
 
