@@ -33,7 +33,7 @@ _GROUPS = (
     *("patches", "gradients", "gradient", "learning_rate", "update", "weights", "parameters"),
     *("data", "stability"),
     *("Train", "Train_Batch", "Model", "Eval", "embeddings", "optimization", "alignment", "samples"),
-    *("performance", "system", "sync", "alerts", "notes", "training"),
+    *("performance", "system", "sync", "health", "alerts", "notes", "training"),
 )
 
 

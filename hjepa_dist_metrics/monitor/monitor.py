@@ -34,9 +34,10 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
     `logging`. `step` 0 is the first optimizer step. With `resume` the run goes on in the same files: from
     `start_step`, where what was written at that step and later is replaced, or by default behind the last
     step. Making the object is a collective call. `level_weights` are the objective's weights of its
-    hierarchy levels. `hparams` are settings by name, for TensorBoard's table that compares runs. `encoders`
-    are the context and the target encoder, where they are not the model's attributes `context_encoder` and
-    `target_encoder`. With several optimizers, a list of them, parameter groups are numbered through, or go by
+    hierarchy levels. `total_steps` is the number of the run's steps, where it is known: the last one logs
+    every family, figures among them. `hparams` are settings by name, for TensorBoard's table that compares
+    runs. `encoders` are the context and the target encoder, where they are not the model's attributes
+    `context_encoder` and `target_encoder`. With several optimizers, a list of them, parameter groups are numbered through, or go by
     their "name". `on_alert` is called with each alert that begins, on every rank, at times on the thread that
     runs the syncs: it may not wait for one, as `state_dict` does. `layout` declares pipeline stages, experts,
     and ranks that see the same samples: with it, all ranks call everything alike, a rank hands over the
@@ -53,6 +54,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         level_weights: Iterable[float] | None = None,
         start_step: int | None = None,
         steps_per_epoch: int | None = None,
+        total_steps: int | None = None,
         resume: bool = False,
         hparams: Mapping[str, HParam] | None = None,
         encoders: Encoders | None = None,
@@ -66,6 +68,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
             None if level_weights is None else [float(weight) for weight in level_weights],
             start_step,
             steps_per_epoch,
+            total_steps,
             resume,
             hparams,
             encoders,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.catalog import how_to_read
+from hjepa_dist_metrics.catalog.headline import shown_names
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
 from hjepa_dist_metrics.logging.profile import profile_of
@@ -50,6 +52,7 @@ class RunOptions:
     level_weights: Sequence[float] | None = None
     start_step: int | None = None
     steps_per_epoch: int | None = None
+    total_steps: int | None = None
     resume: bool = False
     hparams: Mapping[str, HParam] | None = None
     encoders: Encoders | None = None
@@ -70,7 +73,8 @@ class MonitoredRun:
         self.options, context = options, options.context
         self.failed = False
         self.name, self.first_step = agree_on_run(config, context, options.resume, options.start_step)
-        self.schedule = Schedule(config.cadences(options.steps_per_epoch).every(), self.first_step)
+        cadences = config.cadences(options.steps_per_epoch)
+        self.schedule = Schedule(cadences.every(), self.first_step, options.total_steps)
         self.collection = MetricCollection(
             context=context, sync_timeout=config.sync_timeout, name=f"monitor of {self.name}"
         )
@@ -91,7 +95,10 @@ class MonitoredRun:
         for observer in self.built_in.all:
             self.add_observer(observer)
         levels = None if options.level_weights is None else len(options.level_weights)
-        self.sink = open_output(config, context, self.name, self.first_step, levels)
+        # The judge's numbers must be in one of the files, for the verdict on a finished run.
+        everything = config.detail == "full" or not config.jsonl.enabled
+        names = partial(shown_names, everything=everything)
+        self.sink = open_output(config, context, self.name, self.first_step, levels, names=names)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
         health_log = self.health_log if config.alerts.enabled else None
         explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hjepa_dist_metrics.catalog.headline import is_second_name
 from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
 
 # tag -> [(step, value), ...], by rising step.
@@ -35,7 +36,7 @@ def event_scalars(path: str | Path) -> ScalarTable:
             if event.HasField("session_log") and event.session_log.status == event.session_log.START:
                 _take_back(points, int(event.step))
             for value in event.summary.value:
-                number = _scalar(file, value)
+                number = None if is_second_name(value.tag) else _scalar(file, value)
                 if number is not None:
                     points.setdefault(value.tag, {})[int(event.step)] = number
     return {tag: sorted(values.items()) for tag, values in points.items() if values}

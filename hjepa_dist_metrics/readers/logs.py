@@ -20,15 +20,15 @@ def read_scalars(path: str | Path) -> dict[str, ScalarTable]:
     """Return the scalars by run and tag of an event file, a JSON-lines file, or all of them in a directory.
 
     A run is named by its place below `path`. Where a run has both kinds, as in a log directory, the event
-    files count. Raises ConfigError for a path that is not there or holds no scalars, and for a damaged file.
+    files count for the tags that they have. Raises ConfigError for a path that is not there or holds no
+    scalars, and for a damaged file.
     """
     root = Path(path)
     if not root.exists():
         raise ConfigError(f"there is no file or directory {root}")
     runs = {name: event_scalars(place) for name, place in _event_runs(root)}
     for name, file in _jsonl_runs(root):
-        if not runs.get(name):
-            runs[name] = jsonl_scalars(file)
+        runs[name] = jsonl_scalars(file) | runs.get(name, {})
     runs = {name: table for name, table in runs.items() if table}
     if not runs:
         raise ConfigError(

@@ -35,6 +35,7 @@ from hjepa_dist_metrics.settings.run_name import check_run_name
 
 SyncMode = Literal["background", "inline"]
 Projection = Literal["pca", "tsne", "umap"]
+Detail = Literal["standard", "full"]
 ProfileName = Literal["auto", "ssl", "supervised", "language"]
 
 _OTHER_SECTIONS = frozenset({"model", "data", "training"})
@@ -203,6 +204,9 @@ class LoggingConfig:
     """Rules that watch the run."""
     profile: ProfileName = "auto"
     """Kind of training, for the dashboards and texts that it gets: `auto` tells it from what is measured."""
+    detail: Detail = "standard"
+    """Numbers in TensorBoard: `standard` leaves out what is read rarely (at most 200 tags for H-JEPA), `full`
+    does not. JSON lines have all numbers; without them event files do."""
     dashboards: list[str] | Literal["default"] = "default"
     """Dashboards in TensorBoard: `default` is what fits the profile, a list names files of
     configs/dashboards/ (without `.yaml`) or paths, an empty list is none."""
@@ -216,7 +220,8 @@ class LoggingConfig:
             require(interval is None or interval >= 1, key, interval, "null or 1 or more")
         require(self.sync_timeout > 0, "sync_timeout", self.sync_timeout, "more than 0 (seconds)")
         require(self.sync in ("background", "inline"), "sync", self.sync, "'background' or 'inline'")
-        profiles = get_args(ProfileName)
+        details, profiles = get_args(Detail), get_args(ProfileName)
+        require(self.detail in details, "detail", self.detail, "one of " + ", ".join(details))
         require(self.profile in profiles, "profile", self.profile, "one of " + ", ".join(profiles))
 
     def cadences(self, steps_per_epoch: int | None = None) -> Cadences:

@@ -137,6 +137,26 @@ def _rank(stream: Stream, name: str) -> Iterator[Evidence]:
         yield Evidence(stream.prefix + name, rank.newest, reason, limit=_RANK_LEAST, best=level)
 
 
+def rank_limits(history: History) -> dict[str, float]:
+    """Return the limits of the ranks that the newest log holds, of the stream without a name.
+
+    `health/{name}_limit`, below which `dimensional_collapse` asks for witnesses.
+    """
+    names = ("effective_rank", "pooled_effective_rank")
+    ranks = {name: history.get(f"collapse/{name}") for name in names if f"collapse/{name}" in history.fresh}
+    limits = {
+        f"health/{name}_limit": _rank_limit(rank) for name, rank in ranks.items() if rank and rank.count
+    }
+    return {tag: limit for tag, limit in limits.items() if math.isfinite(limit)}
+
+
+def _rank_limit(rank: Series) -> float:
+    level = rank.sustained(HELD)
+    if _is_early(rank):
+        return _RANK_GONE * level
+    return max(_RANK_KEPT * level, _RANK_OF_START * rank.start[0][1])
+
+
 def _has_fallen(stream: Stream, name: str) -> bool:
     """Return whether another rank of the stream has fallen too, if by less; True where it is not logged."""
     witness = stream.series(name)
