@@ -35,6 +35,8 @@ def test_others_have_those_that_they_can_fill(profile):
     titles = ["Loss", "Gradient flow", "Learning rate", "Stability", "Performance"]
     assert list(profile_layout(profile, ["loss/total"])) == titles
     assert list(profile_layout(profile, ["collapse/rankme"])) == ["Loss", "Collapse", *titles[1:]]
+    probed = profile_layout(profile, ["probe/encoder_knn_top1"])
+    assert list(probed) == ["Loss", "Probes", *titles[1:]]
     charts = profile_layout(profile, ["loss/total"])["Loss"]
     assert "By level" not in charts
     assert charts["Total and unweighted"] == ["Multiline", ["^loss/total$"]]
