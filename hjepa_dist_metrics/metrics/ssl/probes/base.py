@@ -29,7 +29,6 @@ class Probe(DistributedMetric):
     """
 
     persistent: ClassVar[bool] = True
-    kind: ClassVar[str]
 
     def __init__(
         self,
@@ -79,13 +78,29 @@ class Probe(DistributedMetric):
             names = token_ids(ids.to(marks.device, non_blocking=True), rows).reshape(-1)
         self.rows.update(scaled_rows(given.rows), marks, given.counted, names, step)
 
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[SingleProbe, ...]:
+        """Return the probes of one classifier each whose numbers this one reports."""
+
+
+class SingleProbe(Probe):
+    """A probe of one classifier; a subclass says which."""
+
+    kind: ClassVar[str]
+
+    @property
+    def parts(self) -> tuple[SingleProbe, ...]:
+        """Return the probe itself."""
+        return (self,)
+
     @abstractmethod
     def classifier_of(self, rows: Tensor, labels: Tensor) -> Classifier:
         """Return the classifier that learns from scaled rows."""
 
     @abstractmethod
-    def numbers(self, scores: Tensor) -> dict[str, float]:
-        """Return tags without their prefix from the sums of `Classifier.scores`, of one row or more."""
+    def numbers(self, scores: Any) -> dict[str, float]:
+        """Return tags without their prefix from the five sums of `Classifier.scores`, of a row or more."""
 
     def classifier(self, states: Mapping[str, Any]) -> Classifier | None:
         """Return the classifier that merged states give; None where they hold nothing to learn from."""

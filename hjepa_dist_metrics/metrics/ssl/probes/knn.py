@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import NOTHING
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.metrics.ssl.probes.base import Probe
+from hjepa_dist_metrics.metrics.ssl.probes.base import SingleProbe
 from hjepa_dist_metrics.metrics.ssl.probes.classifiers import Classifier, NearestNeighbours
 from hjepa_dist_metrics.states.sketches.recent_sample import UNIFORM
 
 
-class KNNProbe(Probe):
+class KNNProbe(SingleProbe):
     """Tell how well the nearest neighbours of a row tell its class: nothing to train, nothing to choose.
 
     Tag `probe/{stream}_knn_top1`: the share of held-out rows of which the `k` most similar ones of the queue
@@ -46,7 +46,7 @@ class KNNProbe(Probe):
         """Return the vote of the rows nearest to another."""
         return NearestNeighbours(rows, labels, self.k, self.temperature)
 
-    def numbers(self, scores: Tensor) -> dict[str, float]:
+    def numbers(self, scores: Any) -> dict[str, float]:
         """Return the accuracy."""
         return {"top1": float(scores[0] / scores[-1])}
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.catalog.limits import NOTHING
-from hjepa_dist_metrics.metrics.ssl.probes.base import Probe
+from hjepa_dist_metrics.metrics.ssl.probes.base import SingleProbe
 from hjepa_dist_metrics.metrics.ssl.probes.classifiers import Classifier, LinearClassifier
 from hjepa_dist_metrics.states.sketches.recent_sample import UNIFORM
 
 
-class LinearProbe(Probe):
+class LinearProbe(SingleProbe):
     """Tell how well a linear classifier tells the classes of features, which get no gradient from it.
 
     Tags `probe/{stream}_linear_top1`, `_top5`, `_loss` (cross-entropy in nats) over held-out rows, `_rows`
@@ -46,9 +46,9 @@ class LinearProbe(Probe):
         """Return logistic regression on the rows."""
         return LinearClassifier(rows, labels, self.l2)
 
-    def numbers(self, scores: Tensor) -> dict[str, float]:
+    def numbers(self, scores: Any) -> dict[str, float]:
         """Return accuracies and the loss; NaN where no row has a known label."""
-        hits, among_five, loss, known, count = scores.tolist()
+        hits, among_five, loss, known, count = (float(part) for part in scores)
         nats = loss / known if known else float("nan")
         return {"top1": hits / count, "top5": among_five / count, "loss": nats}
 
