@@ -35,6 +35,7 @@ DASHBOARDS = (
     "hierarchy",
     "prediction",
     "collapse",
+    "probes",
     "gradient_flow",
     "learning_rate",
     "stability",

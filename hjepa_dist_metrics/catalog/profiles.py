@@ -18,6 +18,7 @@ _SELF_SUPERVISED = re.compile(
 )
 _TOKENS = "performance/tokens_per_second"
 _FEATURES = re.compile(r"collapse/|val/linear_")
+_PROBES = re.compile(r"probe/")
 # Groups of findings that a run of another kind cannot have.
 _GROUPS = frozenset({"teacher", "masks", "matching", "reconstruction"})
 _LEVELS = frozenset({"level_imbalance", "loss_drop"})
@@ -35,8 +36,9 @@ def shows(profile: Profile, pattern: str, observed: Collection[str]) -> bool:
     """Return whether a run of the profile, which has written `observed`, shows a tag or pattern."""
     if profile == "ssl":
         return True
-    if _FEATURES.match(pattern):
-        return any(_FEATURES.match(tag) for tag in observed)
+    for needed in (_FEATURES, _PROBES):
+        if needed.match(pattern):
+            return any(needed.match(tag) for tag in observed)
     if pattern == _TOKENS and profile == "supervised":
         return False
     return not _SELF_SUPERVISED.match(pattern)

@@ -29,7 +29,18 @@ TAGS_FILE = ENTRIES_FILE.with_name("TAGS.md")
 
 # Groups of tags in reading order; others come after them.
 _GROUPS = (
-    *("loss", "train", "train_epoch", "val", "ema", "masking", "hierarchy", "prediction", "collapse"),
+    *(
+        "loss",
+        "train",
+        "train_epoch",
+        "val",
+        "ema",
+        "masking",
+        "hierarchy",
+        "prediction",
+        "collapse",
+        "probe",
+    ),
     *("patches", "gradients", "gradient", "learning_rate", "update", "weights", "parameters"),
     *("data", "stability"),
     *("Train", "Train_Batch", "Model", "Eval", "embeddings", "optimization", "alignment", "samples"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.observer_list import ObserverList
 from hjepa_dist_metrics.monitor.observers import BuiltIn
+from hjepa_dist_metrics.monitor.observers.probing.evaluation import Batch, evaluate
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders
 from hjepa_dist_metrics.monitor.publishing import Publisher
 from hjepa_dist_metrics.monitor.sample_share import own_share
@@ -36,7 +37,7 @@ from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
 from hjepa_dist_metrics.sinks.signals import SignalFlush
 from hjepa_dist_metrics.sync import drain_syncs
-from hjepa_dist_metrics.values import Scalar
+from hjepa_dist_metrics.values import Scalar, Value
 
 # What TensorBoard's table of runs shows beside their settings.
 COMPARED = ("loss/total", "collapse/effective_rank", "val/knn_accuracy", "performance/samples_per_second")
@@ -121,6 +122,7 @@ class MonitoredRun:
         timing = self.built_in.timing
         timing.begin_step()
         self.collection.raise_errors()
+        given = self.built_in.watched.add_to(given)
         arguments = step_arguments(given, self.observers.arguments)
         self.observers.observe(own_share(arguments, self.options.layout))
         self.cycle.end_step()
@@ -135,6 +137,15 @@ class MonitoredRun:
             self.built_in.losses.validate(validation.value)
         self.publisher.write(self.schedule.last_step if step is None else step, ready)
         self.cycle.decide_stop()
+
+    def evaluate(self, batches: Iterable[Batch], prefix: str, step: int | None) -> dict[str, Value]:
+        """Score held-out batches with the run's probes, write what they give, and return it."""
+        self.cycle.settle()
+        watched = self.built_in.watched
+        with self.built_in.timing.pause(), watched.evaluating():
+            values = evaluate(self.collection, batches, prefix, watched.take)
+        self.log(values, step)
+        return values
 
     def reset_losses(self) -> None:
         """Judge no loss by those of earlier steps."""

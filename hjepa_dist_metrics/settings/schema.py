@@ -149,6 +149,27 @@ class GradientsConfig:
 
 
 @dataclass(frozen=True)
+class ProbesConfig:
+    """Classifiers of features, where the training loop hands `labels` to `TrainingMonitor.step`."""
+
+    enabled: bool = True
+    """Make a linear and a kNN probe of each stream of features that comes with labels."""
+    num_classes: int | None = None
+    """Classes: labels beyond are an error; null takes the labels that occur."""
+    queue: int | None = None
+    """Labelled rows that a probe keeps of all ranks; null takes 16384, fewer of more than 128 features."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_classes is None or self.num_classes >= 2,
+            "probes.num_classes",
+            self.num_classes,
+            "null or 2 or more",
+        )
+        require(self.queue is None or self.queue >= 8, "probes.queue", self.queue, "null or 8 or more")
+
+
+@dataclass(frozen=True)
 class FiguresConfig:
     """Pictures of the run, at the cadence of figures (extra `figures`)."""
 
@@ -198,6 +219,8 @@ class LoggingConfig:
     """How often each family of metrics is written."""
     gradients: GradientsConfig = field(default_factory=GradientsConfig)
     """Gradient flow and updates."""
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    """Classifiers of features."""
     figures: FiguresConfig = field(default_factory=FiguresConfig)
     """Pictures of the run."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
@@ -246,6 +269,7 @@ _SECTIONS = (
     CadenceConfig,
     AlertsConfig,
     GradientsConfig,
+    ProbesConfig,
     FiguresConfig,
     LoggingConfig,
 )
