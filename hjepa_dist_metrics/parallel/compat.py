@@ -109,3 +109,11 @@ def ddp_times(ddp: Any) -> ReducerTimes | None:
 def sample_ddp_times(ddp: Any, every: bool) -> None:
     """Have the reducer measure every backward, or one in a hundred as it does by itself (torch 1.9)."""
     ddp._set_ddp_runtime_logging_sample_rate(1 if every else 100)
+
+
+def in_backward() -> bool:
+    """Return whether this thread runs a backward pass: `_current_graph_task_id` (torch 2.0).
+
+    A forward that activation checkpointing repeats runs in one.
+    """
+    return bool(torch._C._current_graph_task_id() != -1)
