@@ -38,6 +38,8 @@ DASHBOARDS = (
     "performance",
 )
 
+# Shown where what they are about is measured, which is on request.
+REQUESTED_DASHBOARDS = ("internals",)
 # Shown where a run's configuration names them: they are about one workload.
 MULTIMODAL_DASHBOARDS = (
     "multimodal_training",
@@ -53,7 +55,7 @@ DUAL_HEAD_DASHBOARDS = (
     "dual_head_statistics",
     "dual_head_distributions",
 )
-ALL_DASHBOARDS = (*DASHBOARDS, *DUAL_HEAD_DASHBOARDS, *MULTIMODAL_DASHBOARDS)
+ALL_DASHBOARDS = (*DASHBOARDS, *REQUESTED_DASHBOARDS, *DUAL_HEAD_DASHBOARDS, *MULTIMODAL_DASHBOARDS)
 
 _BAND_KEYS = ("value", "lower", "upper")
 
@@ -117,7 +119,7 @@ def profile_layout(profile: Profile, observed: Collection[str], num_levels: int 
     Lines that the profile does not show are left out, and charts and dashboards that nothing is left of.
     """
     layout: Layout = {}
-    for name in DASHBOARDS:
+    for name in (*DASHBOARDS, *REQUESTED_DASHBOARDS):
         dashboard = load_dashboard(name)
         for chart in (kept for chart in dashboard.charts if (kept := chart.shown(profile, observed))):
             charts = layout.setdefault(dashboard.title, {})

@@ -117,9 +117,10 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked, one a sample, under gradient
         accumulation those of all micro-batches or of one; `momentum`, of the target encoder's update in this
         step, and `momentum_target`, where its schedule ends; `scalars` are numbers that are the same on every
-        rank, by tag; `more` is what observers of your own take, and `views` [B, V, D] with `views_valid` bool
-        [B, V], embeddings of augmented views of the samples. Raises the errors of syncs: `DesyncError` where
-        ranks disagree.
+        rank, by tag; `more` is what observers of your own take, `views` [B, V, D] with `views_valid` bool
+        [B, V], embeddings of augmented views of the samples, and `router_logits` [..., experts] of mixture
+        layers, one, by name or in order, with `experts_per_token` (1) or `expert_choices`, int [..., k].
+        Raises the errors of syncs: `DesyncError` where ranks disagree.
         """
         given = locals() | more
         del given["self"], given["more"]

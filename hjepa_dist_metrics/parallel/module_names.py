@@ -27,16 +27,14 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
 def chosen_modules(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Return the modules whose names the patterns match as a whole, in the model's order.
 
-    A pattern is a name, "encoder.blocks.11", or a regular expression, r"encoder\\.blocks\\.\\d+". None chooses
-    the blocks: what lies in lists of several modules of one class that are in no such list themselves, and
-    without any the children of the model. ConfigError, with the nearest names, for a pattern that matches no
-    module.
+    A pattern is a name, "encoder.blocks.11", or a regular expression, r"encoder\\.blocks\\.\\d+". None
+    chooses the blocks: what lies in lists of several modules of one class that are in no such list
+    themselves, and without any the children of the model. ConfigError, with the nearest names, for a
+    pattern that matches no module.
     """
     named = named_modules(model)
     if patterns is None:
-        return _blocks(named) or {
-            name: module for name, module in named.items() if name.count(".") == 0 < len(name)
-        }
+        return _blocks(named) or {name: m for name, m in named.items() if name and "." not in name}
     if isinstance(patterns, str):
         patterns = [patterns]
     compiled = [(pattern, _compiled(pattern)) for pattern in patterns]

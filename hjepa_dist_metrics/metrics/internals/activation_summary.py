@@ -100,7 +100,7 @@ def _texts(group: str, blocks: Sequence[BlockNumbers]) -> dict[str, Text]:
     widest = max(blocks, key=lambda block: block.outlier_ratio)
     largest = max(blocks, key=lambda block: block.absmax)
     texts = {
-        "outlier": f"`{widest.name}`, unit {widest.outlier}: {widest.outlier_ratio:.3g} times the median unit",
+        "outlier": f"`{widest.name}`, unit {widest.outlier}: {widest.outlier_ratio:.3g} times the median",
         "largest": f"`{largest.name}`, unit {largest.largest}: {largest.absmax:.4g}",
     }
     dead = sorted((block for block in blocks if block.dead), key=lambda block: -block.dead)

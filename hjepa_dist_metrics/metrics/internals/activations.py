@@ -17,7 +17,13 @@ from hjepa_dist_metrics.metrics.internals.activation_summary import (
     per_block_tags,
     summary_tags,
 )
-from hjepa_dist_metrics.metrics.internals.hooks import Hooks, is_repeated_or_compiled, output_hooks
+from hjepa_dist_metrics.metrics.internals.hooks import (
+    Hooks,
+    Run,
+    is_repeated_or_compiled,
+    output_hooks,
+    run_always,
+)
 from hjepa_dist_metrics.metrics.internals.units import Units, units_of
 from hjepa_dist_metrics.metrics.kernels.units import unit_statistics
 from hjepa_dist_metrics.metrics.validation import described
@@ -77,15 +83,18 @@ class ActivationStatistics(DistributedMetric):
 
     def watching(self) -> AbstractContextManager[None]:
         """Have hooks on the modules during the body, and look at what they return."""
-        return self._hooks.during(partial(self.hooks, self))
+        return self._hooks.during(partial(self.hooks, [self]))
 
-    def hooks(self, *metrics: ActivationStatistics) -> Iterator[Any]:
-        """Add hooks that hand outputs to `metrics`, made for the same modules, and yield their handles."""
+    def hooks(self, metrics: Sequence[ActivationStatistics], run: Run = run_always) -> Iterator[Any]:
+        """Add hooks that hand outputs to `metrics`, made for the same modules, and yield their handles.
+
+        `run` runs their updates.
+        """
         try:
             modules = chosen_modules(self.model, self.modules)
         except ConfigError:
             modules = {}  # another pipeline stage has them
-        yield from output_hooks(modules, lambda *seen: _see(metrics, *seen))
+        yield from output_hooks(modules, lambda *seen: _see(metrics, run, *seen))
 
     def update(
         self,
@@ -131,21 +140,23 @@ class ActivationStatistics(DistributedMetric):
         }
 
 
-def _see(metrics: Sequence[ActivationStatistics], name: str, module: nn.Module, output: Tensor) -> None:
+def _see(
+    metrics: Sequence[ActivationStatistics], run: Run, name: str, module: nn.Module, output: Tensor
+) -> None:
     """Hand an output to metrics, and its gradient when that is known."""
-    dimension = unit_dimension(module, output)
+    units = {name: unit_dimension(module, output)}
     if not is_repeated_or_compiled():
         for metric in metrics:
-            metric.update({name: output}, units={name: dimension})
+            run(partial(metric.update, {name: output}, units=units))
     watched = [metric for metric in metrics if metric.gradients]
     # Also in the second forward of activation checkpointing: the reentrant one has no gradients in the first.
     if watched and output.requires_grad:
 
         def look(gradient: Tensor) -> None:
             for metric in watched:
-                metric.update(gradients={name: gradient}, units={name: dimension})
+                run(partial(metric.update, gradients={name: gradient}, units=units))
 
-        output.register_hook(look)
+        output.register_hook(look)  # type: ignore[no-untyped-call]
 
 
 def unit_dimension(module: nn.Module, output: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from hjepa_dist_metrics.metrics.internals.attention_summary import (
     per_layer_tags,
     summary_tags,
 )
-from hjepa_dist_metrics.metrics.internals.hooks import Hooks
+from hjepa_dist_metrics.metrics.internals.hooks import Hooks, Run, run_always
 from hjepa_dist_metrics.metrics.kernels.heads import Scores, head_statistics, scores_of
 from hjepa_dist_metrics.metrics.validation import require_features
 from hjepa_dist_metrics.parallel import ParallelLayout
@@ -64,14 +64,17 @@ class AttentionStatistics(DistributedMetric):
 
     def watching(self) -> AbstractContextManager[None]:
         """Have hooks on the modules during the body, and look at their attention."""
-        return self._hooks.during(partial(self.hooks, self))
+        return self._hooks.during(partial(self.hooks, [self]))
 
-    def hooks(self, *metrics: AttentionStatistics) -> Iterator[Any]:
-        """Add hooks that hand attention to `metrics`, made for the same model, and yield their handles."""
+    def hooks(self, metrics: Sequence[AttentionStatistics], run: Run = run_always) -> Iterator[Any]:
+        """Add hooks that hand attention to `metrics`, made for the same model, and yield their handles.
 
-        def record(name: str, scores: Scores) -> None:
+        `run` runs their updates.
+        """
+
+        def record(layer: str, scores: Scores) -> None:
             for metric in metrics:
-                metric.update_scores(name, scores)
+                run(partial(metric.update_scores, layer, scores))
 
         yield from AttentionCalls(self.model, record).hooks()
 

@@ -20,6 +20,7 @@ from hjepa_dist_metrics.metrics.kernels.heads import Scores, ready_scores, score
 from hjepa_dist_metrics.parallel.module_names import named_modules
 from hjepa_dist_metrics.parallel.sharding.placement import is_dtensor, local_piece
 
+# Takes the name of the module that attends, and its scores.
 Record = Callable[[str, Scores], None]
 
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
@@ -48,7 +49,7 @@ class AttentionCalls:
         self._running.append((name, module))
         if self._mode is None:
             self._mode = _SeeAttention(self._see)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self) -> None:
         if is_repeated_or_compiled() or not self._running:
@@ -56,7 +57,7 @@ class AttentionCalls:
         self._running.pop()
         if not self._running and self._mode is not None:
             mode, self._mode = self._mode, None
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name, module = self._running[-1]
@@ -160,7 +161,7 @@ def _projected(call: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _merged_mask(call: dict[str, Any], batch: int, heads: int, targets: int, keys: int) -> Tensor | None:
-    """Return the additive mask of a call [B, heads, N, M] from those of keys and of pairs; None without any."""
+    """Return the additive mask of a call [B, heads, N, M] from those of keys and pairs; None without any."""
     total: Tensor | None = None
     padding, pairs = call["key_padding_mask"], call["attn_mask"]
     if padding is not None:

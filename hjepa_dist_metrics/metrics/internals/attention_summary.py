@@ -63,8 +63,8 @@ def _of_layer(layer: str, sums: HeadSums, keys: Any) -> Iterable[HeadNumbers]:
         entropy, sink = numbers[ENTROPY] / numbers[QUERIES], numbers[SINK] / numbers[SAMPLES]
         relative = numbers[RELATIVE_ENTROPY] / numbers[SPREAD_QUERIES]
     for head in np.flatnonzero(numbers[QUERIES]):
-        values = (entropy[head], relative[head], numbers[LOGIT][head], sink[head])
-        yield HeadNumbers(layer, int(head), *map(float, values), int(keys[head]))
+        own = [float(values[head]) for values in (entropy, relative, numbers[LOGIT], sink)]
+        yield HeadNumbers(layer, int(head), own[0], own[1], own[2], own[3], int(keys[head]))
 
 
 def summary_tags(heads: Sequence[HeadNumbers]) -> dict[str, Any]:

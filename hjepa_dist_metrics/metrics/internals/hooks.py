@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from hjepa_dist_metrics.parallel import compat
 
 See = Callable[[str, nn.Module, Tensor], None]
+# Runs an update, or leaves it out.
+Run = Callable[[Callable[[], None]], None]
+
+
+def run_always(update: Callable[[], None]) -> None:
+    """Run an update."""
+    update()
 
 
 class Hooks:
@@ -59,7 +66,7 @@ class Hooks:
 
 
 class _EagerStance:
-    """Counts who wants compiled code to run eagerly; the first one asks torch for it, the last takes it back."""
+    """Counts who wants compiled code to run eagerly; the first asks torch for it, the last takes it back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

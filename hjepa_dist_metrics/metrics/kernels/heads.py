@@ -132,7 +132,7 @@ def head_statistics(scores: Scores) -> tuple[Tensor, Tensor]:
 
 
 def _of_rows(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sums over samples and queries [7, heads], sums of weights [b, heads, keys], queries [b, heads]."""
+    """Return sums [7, heads], and by sample sums of weights [b, heads, keys] and queries [b, heads]."""
     visible = scores != _NOTHING
     top = scores.amax(dim=-1, keepdim=True)
     seen = top[..., 0] != _NOTHING  # a query without any key is none
@@ -153,7 +153,7 @@ def _of_rows(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _of_samples(shares: Tensor, rows: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Return each head's samples and their largest mean shares of one key [7, heads], and those keys' counts."""
+    """Return each head's samples and largest mean shares of one key [7, heads], and those keys' counts."""
     counted = rows > 0
     mean = shares / rows.clamp(min=1)[..., None]
     share, key = mean.max(dim=-1)

@@ -15,11 +15,11 @@ from hjepa_dist_metrics.states.row_state import Block, RowState, namespace
 class FourthMoments(RowState):
     """Keep `.count`, `.mean`, `.std` (divided by n), `.skewness`, `.kurtosis` and `.nonfinite` of values.
 
-    Merged after Pebay (2008, "Formulas for robust, one-pass parallel computation of covariances and arbitrary-
-    order statistical moments"). Kept are the root of the sum of squares about the mean, and the sums of third
-    and fourth powers over the third and fourth power of that root, which no size of the values takes out of
-    the range of float64. Kurtosis is n sum (x - m)^4 / (sum (x - m)^2)^2: 3 of a Gaussian. It is NaN of
-    values that are all the same.
+    Merged after Pebay (2008, "Formulas for robust, one-pass parallel computation of covariances and
+    arbitrary-order statistical moments"). Kept are the root of the sum of squares about the mean, and the
+    sums of third and fourth powers over the third and fourth power of that root, which no size of the values
+    takes out of the range of float64. Kurtosis is n sum (x - m)^4 / (sum (x - m)^2)^2: 3 of a Gaussian. It
+    is NaN of values that are all the same.
     """
 
     # Count, mean, root of the sum of squares about the mean, relative third and fourth moment, nonfinite.

@@ -100,7 +100,7 @@ class NamedRows(State):
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         table: list[tuple[str, int]] = json.loads(tensors["names"].cpu().numpy().tobytes())
-        parts = tensors["rows"].to(torch.float64).split([width for _, width in table], dim=1)
+        parts = tensors["rows"].to(torch.float64).split_with_sizes([width for _, width in table], dim=1)
         self._blocks = {name: part for (name, _), part in zip(table, parts, strict=True)}
 
 
