@@ -55,10 +55,11 @@ def block_numbers(units: NamedRows, elements: NamedRows) -> list[BlockNumbers]:
 def _of_block(name: str, ranges: UnitRanges, moments: FourthMoments) -> BlockNumbers:
     total, sizes = ranges.count.sum(), ranges.rms
     magnitudes = np.maximum(np.abs(ranges.low), np.abs(ranges.high))
+    bad = float(moments.nonfinite[0])
     highest, usual = float(sizes.max()), float(np.median(sizes))
     return BlockNumbers(
         name,
-        rms=math.hypot(*ranges.norm) / math.sqrt(total),
+        rms=math.nan if bad else math.hypot(*ranges.norm) / math.sqrt(total),
         absmax=float(magnitudes.max()),
         kurtosis=float(moments.kurtosis[0]),
         zero_fraction=float(ranges.zeros.sum() / total),
@@ -67,7 +68,7 @@ def _of_block(name: str, ranges: UnitRanges, moments: FourthMoments) -> BlockNum
         outlier_ratio=1.0 if highest == usual else float(np.divide(highest, usual)),
         outlier=int(sizes.argmax()),
         largest=int(magnitudes.argmax()),
-        nonfinite=float(moments.nonfinite[0]),
+        nonfinite=bad,
     )
 
 

@@ -59,6 +59,9 @@ class Experts(Observer):
         logits = _by_name(router_logits)
         for name, tensor in logits.items():
             require_features(f"router_logits of {name!r}", tensor)
+        most = min((tensor.shape[-1] for tensor in logits.values()), default=1)
+        if not 1 <= experts_per_token <= most:
+            raise ConfigError(f"expected 1 to {most} experts a token, got {experts_per_token}")
         if expert_choices is None:
             choices = {name: tensor.topk(experts_per_token).indices for name, tensor in logits.items()}
         else:
