@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterable
 
-from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, load_dashboard
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, REQUESTED_DASHBOARDS, load_dashboard
 from hjepa_dist_metrics.catalog.entry import Entry, Limits
 from hjepa_dist_metrics.catalog.findings import FINDINGS
 from hjepa_dist_metrics.catalog.headline import CARDS, GROUP
@@ -124,7 +124,7 @@ def _where_to_look(profile: Profile, observed: Collection[str]) -> str:
 
 def _dashboards(profile: Profile, observed: Collection[str]) -> list[str]:
     """Return the names of the dashboards that have a chart to show."""
-    charts = {name: load_dashboard(name).charts for name in DASHBOARDS}
+    charts = {name: load_dashboard(name).charts for name in (*DASHBOARDS, *REQUESTED_DASHBOARDS)}
     return [name for name, found in charts.items() if any(c.shown(profile, observed) for c in found)]
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from hjepa_dist_metrics.catalog.dashboards import load_dashboards
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, REQUESTED_DASHBOARDS, load_dashboards
 from hjepa_dist_metrics.commands.charts import Points, line_chart
 from hjepa_dist_metrics.commands.runs import Run
 from hjepa_dist_metrics.commands.table import number
@@ -83,7 +83,7 @@ def _findings(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _charts(runs: Sequence[Run]) -> Iterator[str]:
-    for section, charts in load_dashboards("default", _LEVELS).items():
+    for section, charts in load_dashboards((*DASHBOARDS, *REQUESTED_DASHBOARDS), _LEVELS).items():
         drawn = []
         for title, (kind, tags) in charts.items():
             patterns = tags if kind == "Multiline" else [f"^{re.escape(tag)}$" for tag in tags]

@@ -186,6 +186,42 @@ class FiguresConfig:
 
 
 @dataclass(frozen=True)
+class ActivationsConfig:
+    """Activations of the model's blocks, with the representations, and their figure over depth."""
+
+    enabled: bool = False
+    """Measure size, outliers and dead units of each block's output on the steps that log."""
+    modules: list[str] | None = None
+    """Names of modules or regular expressions of whole names; null takes the blocks of the model."""
+    gradients: bool = False
+    """Measure the gradients of these outputs too."""
+    per_block: bool = False
+    """Write every block's numbers too: six tags a block."""
+
+    def __post_init__(self) -> None:
+        for pattern in self.modules or ():
+            require(_compiles(pattern), "activations.modules", pattern, "names or regular expressions")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Attention of the model's heads, with the representations, and their figure."""
+
+    enabled: bool = False
+    """Measure entropy, largest logit and sink of each attention head on the steps that log."""
+    per_layer: bool = False
+    """Write every layer's numbers too: three tags a layer."""
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Load of experts, with the scalars, where the loop hands `router_logits` to `TrainingMonitor.step`."""
+
+    per_layer: bool = False
+    """Write every layer's numbers too: three tags a layer."""
+
+
+@dataclass(frozen=True)
 class LoggingConfig:
     """What a run writes, where, and how often."""
 
@@ -221,6 +257,12 @@ class LoggingConfig:
     """Gradient flow and updates."""
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     """Classifiers of features."""
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
+    """Activations of the model's blocks."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Attention of the model's heads."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """Load of the experts of mixture layers."""
     figures: FiguresConfig = field(default_factory=FiguresConfig)
     """Pictures of the run."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
@@ -270,6 +312,9 @@ _SECTIONS = (
     AlertsConfig,
     GradientsConfig,
     ProbesConfig,
+    ActivationsConfig,
+    AttentionConfig,
+    ExpertsConfig,
     FiguresConfig,
     LoggingConfig,
 )
