@@ -27,11 +27,12 @@ from hjepa_dist_metrics.monitor.observer_list import ObserverList
 from hjepa_dist_metrics.monitor.observers import BuiltIn
 from hjepa_dist_metrics.monitor.observers.probing.evaluation import Batch, evaluate
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders
-from hjepa_dist_metrics.monitor.publishing import Publisher
+from hjepa_dist_metrics.monitor.publishing import Explain, Publisher
 from hjepa_dist_metrics.monitor.sample_share import own_share
 from hjepa_dist_metrics.monitor.schedule import Schedule
 from hjepa_dist_metrics.monitor.validation import step_arguments
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
+from hjepa_dist_metrics.parallel.environment import describe_environment
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
@@ -102,13 +103,19 @@ class MonitoredRun:
         self.sink = open_output(config, context, self.name, self.first_step, levels, names=names)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
         health_log = self.health_log if config.alerts.enabled else None
-        explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags)
-        self.publisher = Publisher(self.sink, context, health_log, explain)
+        self.publisher = Publisher(self.sink, context, health_log, self._notes(config))
         self.cycle = LogCycle(self.registry, self.schedule, self.publisher, config, self.observers.before_log)
         # The last to be registered is the first to be called: before the files close. A signal goes to all
         # ranks, and each is needed for the syncs that all have asked for already.
         atexit.register(self.release)
         self._signals = SignalFlush(lambda: drain_syncs(SIGNAL_FLUSH_SECONDS))
+
+    def _notes(self, config: LoggingConfig) -> Explain:
+        """Return what writes the run's notes; one that is resumed has the page on how to read it."""
+        environment = {"notes/environment": describe_environment(self.options.context)}
+        if self.options.resume:
+            return lambda tags: environment
+        return lambda tags: {"notes/how_to_read": how_to_read(profile_of(config, tags), tags), **environment}
 
     def add_observer(self, observer: Observer) -> None:
         """Let an observer look at each step, and judge by its rules."""
