@@ -273,7 +273,7 @@ def embedded_collapse(history: History) -> list[Evidence] | None:
         limit = 1.0 - _APART_KEPT * (1.0 - level)
         if now > limit and match.median(2) > _MEETS:
             reason = f"predictions meet their targets ({match.newest:.3g}), so that these are all alike too"
-            found.append(Evidence(tag, alike.newest, reason, best=level))
+            found.append(Evidence(tag, alike.newest, reason, limit=limit / match.median(2) ** 2))
     return found if judged else None
 
 
