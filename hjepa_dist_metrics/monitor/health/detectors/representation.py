@@ -336,8 +336,8 @@ DETECTORS = (
     Detector(
         "point_collapse",
         _point,
-        (WIDTHS,),
-        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _PREDICTIONS, _MATCHES),
+        (WIDTHS, _PREDICTIONS),
+        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _MATCHES),
     ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTAL_LOSSES)),
