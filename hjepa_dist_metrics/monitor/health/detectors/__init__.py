@@ -8,6 +8,8 @@ from hjepa_dist_metrics.monitor.health.detectors import (
     masks,
     matching,
     optimization,
+    parameters,
+    probes,
     reconstruction,
     representation,
     teacher,
@@ -23,4 +25,6 @@ DETECTORS: tuple[Detector, ...] = (
     *distribution.DETECTORS,
     *matching.DETECTORS,
     *reconstruction.DETECTORS,
+    *parameters.DETECTORS,
+    *probes.DETECTORS,
 )

@@ -37,7 +37,7 @@ _DEAD = 0.4  # of the features
 _GROWN, _SHRINKING, _SHRUNK = 5.0, 0.33, 0.25  # times the size that the features had: while it goes on, after
 _PEAK = 0.8  # of the largest size, which is the usual one before a fall
 _CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
-_PROBES = r"val/.*accuracy|probe/.*accuracy"
+_PROBES = r"val/.*accuracy|probe/.+_top1"
 _NORMS = (
     r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|embeddings/.+/norm"
     r"|collapse/(?!prediction|level)(?:.+_)?rms_norm"
