@@ -19,6 +19,9 @@ _SELF_SUPERVISED = re.compile(
 _TOKENS = "performance/tokens_per_second"
 _FEATURES = re.compile(r"collapse/|val/linear_")
 _PROBES = re.compile(r"probe/")
+# What is measured on request, and the group of findings that are read from it.
+_REQUESTED = re.compile(r"(activation|activation_gradient|attention|experts)/")
+_INTERNALS = "internals"
 # Groups of findings that a run of another kind cannot have.
 _GROUPS = frozenset({"teacher", "masks", "matching", "reconstruction"})
 _LEVELS = frozenset({"level_imbalance", "loss_drop"})
@@ -34,6 +37,8 @@ def observed_profile(tags: Iterable[str]) -> Profile:
 
 def shows(profile: Profile, pattern: str, observed: Collection[str]) -> bool:
     """Return whether a run of the profile, which has written `observed`, shows a tag or pattern."""
+    if requested := _REQUESTED.match(pattern):
+        return any(tag.startswith(requested[0]) for tag in observed)
     if profile == "ssl":
         return True
     for needed in (_FEATURES, _PROBES):
@@ -46,8 +51,9 @@ def shows(profile: Profile, pattern: str, observed: Collection[str]) -> bool:
 
 def shown_findings(profile: Profile, observed: Collection[str]) -> list[str]:
     """Return the names of the findings that a run of the profile may have."""
+    hidden = set() if any(map(_REQUESTED.match, observed)) else {_INTERNALS}
     if profile == "ssl":
-        return list(FINDINGS)
+        return [name for name, what in FINDINGS.items() if what.group not in hidden]
     groups = {"collapse": "collapse/", "probes": "probe/"}
-    hidden = _GROUPS | {group for group, tag in groups.items() if not shows(profile, tag, observed)}
+    hidden |= _GROUPS | {group for group, tag in groups.items() if not shows(profile, tag, observed)}
     return [name for name, what in FINDINGS.items() if what.group not in hidden and name not in _LEVELS]

@@ -20,7 +20,7 @@ _METRICS = "hjepa_dist_metrics.metrics"
 PACKAGES = (
     *(
         f"{_METRICS}.{name}"
-        for name in ("ssl", "optimization", "data", "reconstruction", "multimodal", "system")
+        for name in ("ssl", "internals", "optimization", "data", "reconstruction", "multimodal", "system")
     ),
     _METRICS,
     "hjepa_dist_metrics.monitor",
@@ -41,10 +41,11 @@ _GROUPS = (
         "collapse",
         "probe",
     ),
-    *("patches", "gradients", "gradient", "learning_rate", "update", "weights", "parameters"),
+    *("patches", "activation", "activation_gradient", "attention", "experts", "gradients", "gradient"),
+    *("learning_rate", "update", "weights", "parameters"),
     *("data", "stability"),
     *("Train", "Train_Batch", "Model", "Eval", "embeddings", "optimization", "alignment", "samples"),
-    *("performance", "system", "sync", "alerts", "notes", "training"),
+    *("performance", "system", "sync", "health", "alerts", "notes", "training"),
 )
 
 

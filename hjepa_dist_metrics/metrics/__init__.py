@@ -4,6 +4,9 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetr
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.data.batches import BatchContent as BatchContent
 from hjepa_dist_metrics.metrics.data.loader_ends import LoaderEnds as LoaderEnds
+from hjepa_dist_metrics.metrics.internals.activations import ActivationStatistics as ActivationStatistics
+from hjepa_dist_metrics.metrics.internals.attention import AttentionStatistics as AttentionStatistics
+from hjepa_dist_metrics.metrics.internals.experts import ExpertLoad as ExpertLoad
 from hjepa_dist_metrics.metrics.multimodal.alignment import (
     ModalityAlignment as ModalityAlignment,
     ModalityEmbeddings as ModalityEmbeddings,

@@ -36,13 +36,14 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
     `logging`. `step` 0 is the first optimizer step. With `resume` the run goes on in the same files: from
     `start_step`, where what was written at that step and later is replaced, or by default behind the last
     step. Making the object is a collective call. `level_weights` are the objective's weights of its
-    hierarchy levels. `hparams` are settings by name, for TensorBoard's table that compares runs. `encoders`
-    are the context and the target encoder, where they are not the model's attributes `context_encoder` and
-    `target_encoder`. With several optimizers, a list of them, parameter groups are numbered through, or go by
-    their "name". `on_alert` is called with each alert that begins, on every rank, at times on the thread that
-    runs the syncs: it may not wait for one, as `state_dict` does. `layout` declares pipeline stages, experts,
-    and ranks that see the same samples: with it, all ranks call everything alike, a rank hands over the
-    losses and features that it has, and samples count once.
+    hierarchy levels. `total_steps` is the number of the run's steps, where it is known: the last one logs
+    every family, figures among them. `hparams` are settings by name, for TensorBoard's table that compares
+    runs. `encoders` are the context and the target encoder, where they are not the model's attributes
+    `context_encoder` and `target_encoder`. With several optimizers, a list of them, parameter groups are
+    numbered through, or go by their "name". `on_alert` is called with each alert that begins, on every rank,
+    at times on the thread that runs the syncs: it may not wait for one, as `state_dict` does. `layout`
+    declares pipeline stages, experts, and ranks that see the same samples: with it, all ranks call everything
+    alike, a rank hands over the losses and features that it has, and samples count once.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         level_weights: Iterable[float] | None = None,
         start_step: int | None = None,
         steps_per_epoch: int | None = None,
+        total_steps: int | None = None,
         resume: bool = False,
         hparams: Mapping[str, HParam] | None = None,
         encoders: Encoders | None = None,
@@ -68,6 +70,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
             None if level_weights is None else [float(weight) for weight in level_weights],
             start_step,
             steps_per_epoch,
+            total_steps,
             resume,
             hparams,
             encoders,
@@ -122,9 +125,12 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked, one a sample, under gradient
         accumulation those of all micro-batches or of one; `momentum`, of the target encoder's update in this
         step, and `momentum_target`, where its schedule ends; `scalars` are numbers that are the same on every
-        rank, by tag; `more` is what observers of your own take, and `views` [B, V, D] with `views_valid` bool
-        [B, V], embeddings of augmented views of the samples. Raises the errors of syncs: `DesyncError` where
-        ranks disagree.
+        rank, by tag; `more` is what observers of your own take, `views` [B, V, D] with `views_valid` bool
+        [B, V], embeddings of augmented views of the samples, `context_mask` and `target_mask` in the form of
+        `mask`, the patches that the context encoder is given and those that are predicted (without them the
+        unmasked and the masked ones), and `router_logits` [..., experts] of mixture layers, one, by name or
+        in order, with `experts_per_token` (1) or `expert_choices`, int [..., k]. Raises the errors of syncs:
+        `DesyncError` where ranks disagree.
         """
         given = locals() | more
         del given["self"], given["more"]

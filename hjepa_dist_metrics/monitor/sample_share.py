@@ -23,6 +23,8 @@ _OF_SAMPLES = frozenset(
         "mask",
         "images",
         "blocks",
+        "router_logits",
+        "expert_choices",
     }
 )
 

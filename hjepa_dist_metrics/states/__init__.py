@@ -8,6 +8,10 @@ from hjepa_dist_metrics.states.extremes import (
 )
 from hjepa_dist_metrics.states.histogram import Histogram as Histogram
 from hjepa_dist_metrics.states.keyed import GroupSums as GroupSums
+from hjepa_dist_metrics.states.layers.fourth_moments import FourthMoments as FourthMoments
+from hjepa_dist_metrics.states.layers.head_sums import HeadSums as HeadSums
+from hjepa_dist_metrics.states.layers.named_rows import NamedRows as NamedRows
+from hjepa_dist_metrics.states.layers.unit_ranges import UnitRanges as UnitRanges
 from hjepa_dist_metrics.states.lazy import Lazy as Lazy, of_width as of_width, resolved as resolved
 from hjepa_dist_metrics.states.moments import Moments as Moments
 from hjepa_dist_metrics.states.named import NamedSums as NamedSums

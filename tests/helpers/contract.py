@@ -160,7 +160,8 @@ def _feed_total(metric: Any, piece: slice) -> None:
 def _feed_gradients(metric: Any, piece: slice) -> None:
     for step in range(piece.start, piece.stop):
         for slot in metric.segments.slots:
-            slot.parameter.grad = torch.randn(slot.parameter.shape, generator=_generator(step))
+            drawn = torch.randn(slot.parameter.shape, generator=_generator(step))
+            slot.parameter.grad = drawn.to(slot.parameter)
         metric.update()
 
 
@@ -303,7 +304,32 @@ def _optimizer() -> torch.optim.Optimizer:
     )
 
 
+def _feed_activations(metric: Any, piece: slice) -> None:
+    rows = torch.relu(FEATURES[piece]) * 3.0 + 0.25
+    metric.update({"blocks.2": rows, "blocks.10": FEATURES[piece] * 1e3}, {"blocks.2": -rows})
+
+
+def _feed_attention(metric: Any, piece: slice) -> None:
+    (features, _), (others, _) = _levels(piece, seed=13), _levels(piece, seed=17)
+    query, key = (f[0].unflatten(-1, (2, 2)).transpose(1, 2) for f in (features, others))
+    metric.update(query, key, causal=True, layer="blocks.0.attn")
+    metric.update(query * 4, key, layer="blocks.1.attn")
+
+
+def _feed_experts(metric: Any, piece: slice) -> None:
+    logits = torch.stack([LOSSES[piece, 0], LOSSES[piece, 1], LOSSES[piece, 2], 0 * LOSSES[piece, 0]], dim=-1)
+    metric.update({"layers.0": logits.topk(2).indices}, {"layers.0": logits}, valid=VALID[piece])
+    metric.update(torch.arange(MOST)[piece] % 5 - 1, layer="layers.1")
+
+
 EXAMPLES: dict[type[DistributedMetric], Example] = {
+    metrics.ActivationStatistics: Example(
+        lambda: metrics.ActivationStatistics(_model(), gradients=True, per_block=True), _feed_activations
+    ),
+    metrics.AttentionStatistics: Example(
+        lambda: metrics.AttentionStatistics(_model(), per_layer=True), _feed_attention
+    ),
+    metrics.ExpertLoad: Example(lambda: metrics.ExpertLoad(4, per_layer=True), _feed_experts, tolerance=1e-9),
     metrics.BatchContent: Example(
         metrics.BatchContent, _feed_batches, tags=(), rank_states=("batches",), tolerance=0.0
     ),

@@ -147,6 +147,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             resume=bool(state.global_step),
             start_step=state.global_step,
             steps_per_epoch=math.ceil(state.max_steps / max(1, state.num_train_epochs)),
+            total_steps=state.max_steps,
             hparams=None if state.global_step else tags.hparams(args),
             on_alert=self._on_alert,
         )

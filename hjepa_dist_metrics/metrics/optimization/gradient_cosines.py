@@ -31,6 +31,13 @@ class GradientCosines(DistributedMetric):
     last log. Where `parameters` have more than `size` elements, a count sketch of them is kept (Charikar et
     al. 2002): it adds up over ranks as gradients do, and the cosine has a standard error of size^-1/2. A loss
     without a gradient has no cosine. Parameters must be whole: those of `fully_shard` are a ConfigError.
+
+    >>> shared = nn.Linear(2, 1, bias=False)
+    >>> cosines = GradientCosines(shared, ["up", "down"])
+    >>> y = shared(torch.tensor([[1.0, 2.0]])).mean()
+    >>> cosines.update({"up": y, "down": -3.0 * y})
+    >>> round(cosines.compute()["gradients/up_to_down_cosine"].value, 6)
+    -1.0
     """
 
     def __init__(

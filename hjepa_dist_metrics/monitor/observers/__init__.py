@@ -9,6 +9,9 @@ from hjepa_dist_metrics.monitor.observer import Observer
 from hjepa_dist_metrics.monitor.observers.batches import Batches
 from hjepa_dist_metrics.monitor.observers.figures import Figures
 from hjepa_dist_metrics.monitor.observers.gradients import Gradients
+from hjepa_dist_metrics.monitor.observers.internals.activations import Activations
+from hjepa_dist_metrics.monitor.observers.internals.attention import Attention
+from hjepa_dist_metrics.monitor.observers.internals.experts import Experts
 from hjepa_dist_metrics.monitor.observers.losses import Losses
 from hjepa_dist_metrics.monitor.observers.masks import MaskGeometry
 from hjepa_dist_metrics.monitor.observers.noise import Noise
@@ -45,6 +48,11 @@ class BuiltIn(NamedTuple):
             others.append(ParameterUpdates())
         teacher = Teacher(encoders)
         others += [teacher, Parameters(teacher), Replicas(), Representations(), Figures()]
+        others.append(Experts())
+        if config.activations.enabled:
+            others.append(Activations())
+        if config.attention.enabled:
+            others.append(Attention())
         noise = Noise(start=config.gradients.noise)
         probes = Probes()
         return cls(

@@ -1,4 +1,7 @@
-"""A nearest-neighbour probe of the frozen target encoder with few labels, the same at every world size."""
+"""A nearest-neighbour probe of the frozen target encoder with few labels, and a map of images.
+
+Both are the same at every world size.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,14 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics import DistributedMetric, KNNProbe, MetricCollection, ProcessContext
+from hjepa_dist_metrics.figures.gather import gather_rows
 from hjepa_dist_metrics.reference.data.images import ImageSet, ImageSplits, stack_images
+from hjepa_dist_metrics.values import Embedding
 
 Encode: TypeAlias = Callable[[Tensor], Tensor]
 
 NEIGHBOURS, DRAWS, _CHUNK = 5, 5, 64
+_MOST_POINTS = 500
 
 
 def draw_labelled(labels: Tensor, per_class: int, draw: int) -> npt.NDArray[np.int64]:
@@ -70,3 +76,36 @@ def _encoded(
 def _mean_accuracy(scores: Mapping[str, DistributedMetric], context: ProcessContext) -> float:
     values = [MetricCollection({"score": score}, context).compute() for score in scores.values()]
     return float(np.mean([float(value["probe/val_knn_top1"]) for value in values]))
+
+
+def held_out_points(encode: Encode, data: ImageSplits, context: ProcessContext) -> Embedding:
+    """Return pooled features of the first 500 held-out images, with their classes and pictures.
+
+    `encode` maps images [B, C, H, W] to token features [B, N, D]. A collective call, the same on every rank.
+    """
+    chosen = np.arange(min(len(data.val), _MOST_POINTS))
+    vectors = _pooled_rows(encode, data.val, chosen, context).astype(np.float32)
+    classes = data.val.labels[: len(chosen)].tolist()
+    labels = tuple(data.class_names[c] for c in classes) if data.class_names else ()
+    return Embedding(vectors, labels, _pictures(stack_images(data.val, torch.from_numpy(chosen))))
+
+
+def _pooled_rows(
+    encode: Encode, images: ImageSet, indices: npt.NDArray[np.int64], context: ProcessContext
+) -> npt.NDArray[np.float64]:
+    """Return pooled features [len(indices), D] of all ranks; every world size gives the same bits."""
+    own = [f.double().mean(dim=1).cpu().numpy() for _, f in _encoded(encode, images, indices, context)]
+    rows = gather_rows(np.concatenate(own) if own else np.zeros((0, 1)), context)
+    chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
+    order = np.concatenate(
+        [c for rank in range(context.world_size) for c in chunks[rank :: context.world_size]]
+    )
+    return rows[np.argsort(order)]  # the indices rise
+
+
+def _pictures(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Return uint8 [N, H, W, 3], stretched to the range of all of them."""
+    low, high = images.min(), images.max()
+    shown = ((images - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
+    rgb = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+    return np.ascontiguousarray(rgb.permute(0, 2, 3, 1).numpy())

@@ -4,6 +4,7 @@ from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.detectors import (
     data,
     distribution,
+    internals,
     losses,
     masks,
     matching,
@@ -27,4 +28,5 @@ DETECTORS: tuple[Detector, ...] = (
     *reconstruction.DETECTORS,
     *parameters.DETECTORS,
     *probes.DETECTORS,
+    *internals.DETECTORS,
 )
