@@ -54,5 +54,6 @@ def shown_findings(profile: Profile, observed: Collection[str]) -> list[str]:
     hidden = set() if any(map(_REQUESTED.match, observed)) else {_INTERNALS}
     if profile == "ssl":
         return [name for name, what in FINDINGS.items() if what.group not in hidden]
-    hidden |= _GROUPS if shows(profile, "collapse/", observed) else _GROUPS | {"collapse"}
+    groups = {"collapse": "collapse/", "probes": "probe/"}
+    hidden |= _GROUPS | {group for group, tag in groups.items() if not shows(profile, tag, observed)}
     return [name for name, what in FINDINGS.items() if what.group not in hidden and name not in _LEVELS]

@@ -37,7 +37,8 @@ _DEAD = 0.4  # of the features
 _GROWN, _SHRINKING, _SHRUNK = 5.0, 0.33, 0.25  # times the size that the features had: while it goes on, after
 _PEAK = 0.8  # of the largest size, which is the usual one before a fall
 _CONSTANT, _MATCH, _MEETS = 0.95, 0.9, 0.8  # mean cosine of two predictions, and of predictions and targets
-_PROBES = r"val/.*accuracy|probe/.*accuracy"
+# Accuracies on held-out batches; where there are none, those on rows of the training.
+_PROBES = (r"val/.*accuracy|probe/val_.+_top1", r"probe/.+_top1")
 _NORMS = (
     r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|embeddings/.+/norm"
     r"|collapse/(?!prediction|level)(?:.+_)?rms_norm"
@@ -324,7 +325,8 @@ def _is_stuck(series: Series, sign: float = 1.0) -> bool:
 
 def _probe_holds(history: History) -> bool:
     """Return whether a probe says that the features are as good as ever."""
-    probes = [series for _, series in history.matching(_PROBES) if series.count > 1]
+    logged = ([s for _, s in history.matching(pattern) if s.count > 1] for pattern in _PROBES)
+    probes = next((found for found in logged if found), [])
     return bool(probes) and all(
         series.newest >= _PROBE_KEPT * max(value for _, value in (*series.outline, *series.recent))
         and history.step - series.recent[-1][0] <= max(series.steps, 1)
@@ -348,12 +350,14 @@ DETECTORS = (
     ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTAL_LOSSES)),
-    Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), _PROBES)),
+    Detector(
+        "cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), *_PROBES)
+    ),
     Detector(
         "dimensional_collapse",
         _each(dimensional_collapse),
         (WIDTHS,),
-        (*_reads("effective_rank", "pooled_effective_rank", "rankme_centered"), _PROBES),
+        (*_reads("effective_rank", "pooled_effective_rank", "rankme_centered"), *_PROBES),
     ),
     Detector("dead_features", _each(dead_features), (WIDTHS,), _reads("dead_features")),
     Detector("norm_explosion", norm_explosion, (_NORMS,)),
