@@ -18,6 +18,7 @@ from tests.helpers.scales import SCALINGS, Size, numbers, read_at
 
 WITHOUT = {
     metrics.BatchContent,
+    metrics.ExpertLoad,
     metrics.LoaderEnds,
     metrics.LearningRate,
     metrics.Masking,

@@ -1,4 +1,4 @@
-"""Attention against direct computation, for every kind of attention; planted sinks are found where they are."""
+"""Attention of every kind against direct computation; planted sinks are found where they are."""
 
 import math
 
