@@ -48,6 +48,7 @@ from hjepa_dist_metrics.catalog.registry import (
     suggest as suggest,
 )
 from hjepa_dist_metrics.catalog.render import (
+    describe as describe,
     explain as explain,
     how_to_read as how_to_read,
     markdown_table as markdown_table,

@@ -18,6 +18,7 @@ _SELF_SUPERVISED = re.compile(
 )
 _TOKENS = "performance/tokens_per_second"
 _FEATURES = re.compile(r"collapse/|val/linear_")
+_PROBES = re.compile(r"probe/")
 # What is measured on request, and the group of findings that are read from it.
 _REQUESTED = re.compile(r"(activation|activation_gradient|attention|experts)/")
 _INTERNALS = "internals"
@@ -40,8 +41,9 @@ def shows(profile: Profile, pattern: str, observed: Collection[str]) -> bool:
         return any(tag.startswith(requested[0]) for tag in observed)
     if profile == "ssl":
         return True
-    if _FEATURES.match(pattern):
-        return any(_FEATURES.match(tag) for tag in observed)
+    for needed in (_FEATURES, _PROBES):
+        if needed.match(pattern):
+            return any(needed.match(tag) for tag in observed)
     if pattern == _TOKENS and profile == "supervised":
         return False
     return not _SELF_SUPERVISED.match(pattern)

@@ -45,6 +45,7 @@ from hjepa_dist_metrics.metrics.ssl.hierarchy import HierarchyFeatures as Hierar
 from hjepa_dist_metrics.metrics.ssl.loss import HierarchicalLoss as HierarchicalLoss
 from hjepa_dist_metrics.metrics.ssl.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.ssl.prediction import PredictionQuality as PredictionQuality
+from hjepa_dist_metrics.metrics.ssl.probes import KNNProbe as KNNProbe, LinearProbe as LinearProbe
 from hjepa_dist_metrics.metrics.ssl.views import ViewAgreement as ViewAgreement
 from hjepa_dist_metrics.metrics.system.memory import Memory as Memory, MemoryGrowth as MemoryGrowth
 from hjepa_dist_metrics.metrics.system.stragglers import Stragglers as Stragglers

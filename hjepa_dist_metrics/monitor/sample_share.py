@@ -12,6 +12,7 @@ _OF_SAMPLES = frozenset(
     {
         "losses",
         "features",
+        "labels",
         "valid",
         "ids",
         "context_features",

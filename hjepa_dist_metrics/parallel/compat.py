@@ -22,6 +22,13 @@ def any_autocast() -> bool:
     return bool(torch._C._is_any_autocast_enabled())
 
 
+def in_backward() -> bool:
+    """Return whether a backward pass is running on this thread: `_current_graph_task_id` (torch 1.13)."""
+    if torch.compiler.is_compiling():  # of the forward pass
+        return False
+    return int(torch._C._current_graph_task_id()) != -1
+
+
 def ignored_by_ddp(module: nn.Module) -> Iterable[str]:
     """Return names of parameters and buffers that DDP leaves alone: `_ddp_params_and_buffers_to_ignore`."""
     names: Iterable[str] = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
@@ -109,11 +116,3 @@ def ddp_times(ddp: Any) -> ReducerTimes | None:
 def sample_ddp_times(ddp: Any, every: bool) -> None:
     """Have the reducer measure every backward, or one in a hundred as it does by itself (torch 1.9)."""
     ddp._set_ddp_runtime_logging_sample_rate(1 if every else 100)
-
-
-def in_backward() -> bool:
-    """Return whether this thread runs a backward pass: `_current_graph_task_id` (torch 2.0).
-
-    A forward that activation checkpointing repeats runs in one.
-    """
-    return bool(torch._C._current_graph_task_id() != -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ def common_rows(outcome: Outcome) -> Iterator[Row]:
 
 
 def show(outcome: Outcome, logging: LoggingConfig, rows: Iterable[Row]) -> None:
-    """Print the table of `rows` and the common ones, what failed, and the command that opens the run."""
+    """Print the table of `rows` and the common ones, what failed, and the commands that show the run."""
     from rich.console import Console
     from rich.table import Table
 
@@ -40,14 +41,23 @@ def show(outcome: Outcome, logging: LoggingConfig, rows: Iterable[Row]) -> None:
     findings = (f"{finding.severity}: {finding}" for finding in outcome.health.findings)
     for line in (*findings, *outcome.failures):
         console.print(line, soft_wrap=True)
+    for line in next_commands(logging, outcome.run_name):
+        console.print(line, soft_wrap=True)
+
+
+def next_commands(logging: LoggingConfig, run_name: str) -> Iterator[str]:
+    """Yield the commands that show the run, as this user can type them; none where it left no files."""
+    logs = shlex.quote(str(logging.log_dir))
+    if logging.tensorboard.enabled or logging.jsonl.enabled:
+        run = f"{logs} --run {shlex.quote(run_name)}"
+        yield f"Verdict:    {_command()} summary {run}"
+        yield f"Report:     {_command()} report {run}"
     if logging.tensorboard.enabled:
-        folder = f"{logging.log_dir}/tensorboard"
-        console.print(f"Event files: {folder}/{outcome.run_name}", soft_wrap=True)
-        console.print(f"Open them:   {_tensorboard()} --logdir {folder}", soft_wrap=True)
+        yield f"Dashboards: {_command()} tensorboard {logs}"
 
 
-def _tensorboard() -> str:
-    """Return the command as this user can type it: by name, or from the environment that runs this."""
-    if shutil.which("tensorboard"):
-        return "tensorboard"
-    return str(Path(sys.executable).with_name("tensorboard"))
+def _command() -> str:
+    """Return the command by name, or from the environment that runs this."""
+    if shutil.which("hjepa-metrics"):
+        return "hjepa-metrics"
+    return str(Path(sys.executable).with_name("hjepa-metrics"))

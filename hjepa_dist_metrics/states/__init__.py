@@ -29,6 +29,7 @@ from hjepa_dist_metrics.states.second_moments.covariance import Covariance as Co
 from hjepa_dist_metrics.states.second_moments.paired_covariance import PairedCovariance as PairedCovariance
 from hjepa_dist_metrics.states.sketches.bottom_k import BottomK as BottomK
 from hjepa_dist_metrics.states.sketches.distinct import Distinct as Distinct
+from hjepa_dist_metrics.states.sketches.recent_sample import RecentSample as RecentSample
 from hjepa_dist_metrics.states.sketches.uniform_sample import Concat as Concat, Sample as Sample
 from hjepa_dist_metrics.states.step_window import StepWindow as StepWindow
 from hjepa_dist_metrics.states.sums import Mean as Mean, Sum as Sum

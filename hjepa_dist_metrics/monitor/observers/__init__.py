@@ -16,6 +16,8 @@ from hjepa_dist_metrics.monitor.observers.losses import Losses
 from hjepa_dist_metrics.monitor.observers.masks import MaskGeometry
 from hjepa_dist_metrics.monitor.observers.noise import Noise
 from hjepa_dist_metrics.monitor.observers.parameters import Parameters, Replicas
+from hjepa_dist_metrics.monitor.observers.probing.probes import Probes
+from hjepa_dist_metrics.monitor.observers.probing.watched_features import WatchedFeatures
 from hjepa_dist_metrics.monitor.observers.representations import Representations
 from hjepa_dist_metrics.monitor.observers.scalars import LearningRates, Scalars
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders, Teacher
@@ -32,6 +34,8 @@ class BuiltIn(NamedTuple):
     gradients: Gradients
     noise: Noise
     losses: Losses
+    probes: Probes
+    watched: WatchedFeatures
     others: tuple[Observer, ...]
 
     @classmethod
@@ -50,10 +54,21 @@ class BuiltIn(NamedTuple):
         if config.attention.enabled:
             others.append(Attention())
         noise = Noise(start=config.gradients.noise)
-        return cls(Timing(), Batches(), Gradients(), noise, Losses(level_weights), tuple(others))
+        probes = Probes()
+        return cls(
+            Timing(),
+            Batches(),
+            Gradients(),
+            noise,
+            Losses(level_weights),
+            probes,
+            WatchedFeatures(probes),
+            tuple(others),
+        )
 
     @property
     def all(self) -> tuple[Observer, ...]:
         """Return all observers, in the order in which they look at a step."""
         first = (self.gradients, self.noise, self.timing, self.batches)
-        return (*first, *self.others[:1], self.losses, *self.others[1:])
+        last = (self.probes, self.watched)
+        return (*first, *self.others[:1], self.losses, *self.others[1:], *last)
