@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
 def new_figure(figsize: FigureSize | None = None, default: FigureSize = (WIDTH, 5.0)) -> Figure:
     """Return an empty figure with its own Agg canvas, unknown to pyplot, so that nothing keeps it alive."""
+    # Matplotlib would say that it builds its list of fonts, on a terminal that shows a progress bar.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

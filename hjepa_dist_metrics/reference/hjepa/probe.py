@@ -1,4 +1,4 @@
-"""A nearest-neighbour probe of the frozen target encoder with few labels, and a map of what it makes of images.
+"""A nearest-neighbour probe of the frozen target encoder with few labels, and a map of held-out images.
 
 Both are the same at every world size.
 """
