@@ -74,7 +74,7 @@ def test_a_failing_sink_is_dropped_and_reported_once(verb, caplog):
     assert failing.calls[-1] == "close"
     (message,) = caplog.messages
     assert group.failures == [message]
-    for part in ("failing (/some/path)", verb, "OSError", "No space left on device", "training"):
+    for part in ("failing (/some/path)", verb, "OSError", "Input/output error", "training"):
         assert part in message
 
 
