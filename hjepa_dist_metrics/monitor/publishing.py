@@ -102,7 +102,8 @@ class Publisher:
         """Return the page on how to read the run, with the first values."""
         with self._lock:
             explain, self._explain = self._explain, None
-        return {} if explain is None or not values else {"notes/how_to_read": Text(explain(values))}
+            tags = {**self.latest, **values}
+        return {} if explain is None or not values else {"notes/how_to_read": Text(explain(tags))}
 
     def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:
         if self._studio is None:

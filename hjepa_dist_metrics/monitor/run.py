@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from hjepa_dist_metrics.catalog import how_to_read
+from hjepa_dist_metrics.catalog import DASHBOARDS, how_to_read
 from hjepa_dist_metrics.catalog.headline import shown_names
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
@@ -101,7 +101,8 @@ class MonitoredRun:
         self.sink = open_output(config, context, self.name, self.first_step, levels, names=names)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
         health_log = self.health_log if config.alerts.enabled else None
-        explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags)
+        named = DASHBOARDS if config.dashboards == "default" else config.dashboards
+        explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags, named)
         self.publisher = Publisher(self.sink, context, health_log, explain)
         self.cycle = LogCycle(self.registry, self.schedule, self.publisher, config, self.observers.before_log)
         # The last to be registered is the first to be called: before the files close. A signal goes to all

@@ -24,7 +24,8 @@ def show_progress(logging: LoggingConfig, show: bool) -> Iterator[Progress]:
         with _bar() as progress:
             yield progress
     else:
-        yield LogLines(logging.cadences().scalars or 1, sys.stderr)
+        every = logging.cadence.resolve(logging.log_interval or logging.log_frequency).scalars
+        yield LogLines(every or 1, sys.stderr)
 
 
 class LogLines:
