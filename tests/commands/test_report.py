@@ -84,7 +84,7 @@ def test_every_chart_and_figure_has_words_for_those_who_do_not_see_it(tmp_path):
     assert len(described) == len(page.data["charts"]) > 2
     assert described[0] == "Loss: loss/total from 1 at step 0 to 0.1 at step 9"
     (image,) = page.having("img")
-    assert image["alt"].endswith("step 10")
+    assert image["alt"] == "mask coverage, drawn once, step 10"
 
 
 def test_the_first_and_the_last_figure_stand_side_by_side(tmp_path):

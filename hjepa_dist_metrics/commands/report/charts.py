@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hjepa_dist_metrics.catalog import Limits
-from hjepa_dist_metrics.commands.headline import healthy_range
+from hjepa_dist_metrics.catalog.run_limits import healthy_range
 from hjepa_dist_metrics.commands.report.markup import attribute, text
 from hjepa_dist_metrics.commands.runs import Run
 from hjepa_dist_metrics.commands.table import number

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hjepa_dist_metrics.commands.headline import CURVES, Curve, limits_of
+from hjepa_dist_metrics.catalog.run_limits import limits_of
+from hjepa_dist_metrics.commands.headline import CURVES, Curve
 from hjepa_dist_metrics.commands.report.charts import Chart, ChartData, Line, healthy, look
 from hjepa_dist_metrics.commands.runs import Run
 
@@ -22,7 +23,7 @@ def curves(runs: Sequence[Run], data: ChartData) -> Iterator[str]:
 
 
 def _chart(curve: Curve, runs: Sequence[Run], lines: Sequence[Line]) -> Chart:
-    ranges = {limits_of(run, curve.limited) for run in runs if curve.limited in run.scalars}
+    ranges = {limits_of(curve.limited, run.latest) for run in runs if curve.limited in run.scalars}
     agreed = healthy(ranges.pop()) if len(ranges) == 1 else {}
     return Chart(curve.title, lines, **agreed)
 

@@ -24,6 +24,8 @@ def verdicts(runs: Sequence[Run], judged: Sequence[Judged], data: ChartData) -> 
             yield f"<p>{text(parting)}.</p>"
     for number, (run, of_run) in enumerate(zip(runs, judged, strict=True)):
         if len(runs) > 1:
+            if not of_run.health.findings and not of_run.ended:
+                continue  # the table says it
             yield f"<h3>{text(run.name)}</h3>"
         yield from _verdict(run, of_run, number, data)
 

@@ -32,7 +32,7 @@ def everything(runs: Sequence[Run], data: ChartData) -> Iterator[str]:
     yield '<input type="search" id="filter" placeholder="Filter by tag" aria-label="Filter by tag">'
     for index, run in enumerate(runs):
         if len(runs) > 1:
-            yield f"<h3>{text(run.name)}</h3>"
+            yield f'<details id="run-{index}"><summary><b>{text(run.name)}</b></summary>'
         for group, rows in itertools.groupby(values(run), key=lambda one: one.tag.partition("/")[0]):
             members = list(rows)
             for member in members:
@@ -45,6 +45,8 @@ def everything(runs: Sequence[Run], data: ChartData) -> Iterator[str]:
             )
             yield from (_member(index, member) for member in members)
             yield "</table></div></details>"
+        if len(runs) > 1:
+            yield "</details>"
 
 
 def _member(index: int, member: Row) -> str:

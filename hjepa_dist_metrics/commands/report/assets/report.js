@@ -62,6 +62,17 @@ function nearest(u, series, at) {
   return at;
 }
 
+// Text on a halo of the page's colour, legible over grid and curves.
+function label(ctx, words, x, y) {
+  ctx.save();
+  ctx.setLineDash([]);
+  ctx.lineWidth = 4 * devicePixelRatio;
+  ctx.strokeStyle = css("--page");
+  ctx.strokeText(words, x, y);
+  ctx.restore();
+  ctx.fillText(words, x, y);
+}
+
 // Healthy range, limits and the step at which a finding began, under the curves.
 function drawLimits(u, chart) {
   const { ctx } = u;
@@ -90,7 +101,7 @@ function drawLimits(u, chart) {
     ctx.lineTo(left + width, y);
     ctx.stroke();
     ctx.textAlign = "right";
-    ctx.fillText(line.label, left + width - 4 * ratio, y < top + 16 * ratio ? y + 13 * ratio : y - 4 * ratio);
+    label(ctx, line.label, left + width - 4 * ratio, y < top + 16 * ratio ? y + 13 * ratio : y - 4 * ratio);
   }
   for (const mark of chart.marks || []) {
     const x = u.valToPos(mark.x, "x", true);
@@ -101,7 +112,7 @@ function drawLimits(u, chart) {
     ctx.stroke();
     const right = x > left + width / 2;
     ctx.textAlign = right ? "right" : "left";
-    ctx.fillText(mark.label, x + (right ? -4 : 4) * ratio, top + height - 6 * ratio);
+    label(ctx, mark.label, x + (right ? -4 : 4) * ratio, top + height - 6 * ratio);
   }
   ctx.restore();
 }
@@ -181,7 +192,7 @@ function sparkline(cell) {
   const [steps, values] = points(cell.dataset.run, cell.dataset.tag);
   const u = new uPlot({
     width: 170, height: 34, legend: { show: false },
-    scales: { x: { time: false } },
+    scales: { x: { time: false }, y: { range: (_, low, high) => range({}, low, high) } },
     axes: [{ show: false }, { show: false }],
     cursor: { y: false, points: { size: 5 }, drag: { x: false, y: false } },
     series: [{}, { stroke: () => css("--muted"), width: 1.3, points: { show: steps.length < 2 } }],
@@ -223,6 +234,12 @@ document.getElementById("theme").addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 addEventListener("beforeprint", () => { printing = true; redraw(); });
 addEventListener("afterprint", () => { printing = false; redraw(); });
+document.querySelectorAll("button.zoom").forEach((button) => {
+  button.addEventListener("click", () => button.classList.toggle("open"));
+});
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.querySelectorAll("button.zoom.open").forEach((b) => b.classList.remove("open"));
+});
 document.getElementById("filter")?.addEventListener("input", (event) => {
   const wanted = event.target.value.toLowerCase();
   document.querySelectorAll("details.group").forEach((group) => {
