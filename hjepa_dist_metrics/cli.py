@@ -193,6 +193,9 @@ def _add_tensorboard(commands: argparse._SubParsersAction[argparse.ArgumentParse
     added.add_argument(
         "--print", dest="only_print", action="store_true", help="print the command, start nothing"
     )
+    added.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="open no browser, where there is a display"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -284,15 +287,19 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _board(options: argparse.Namespace) -> int:
-    from hjepa_dist_metrics.commands.board import find_logs, free_port, server_arguments
+    from hjepa_dist_metrics.catalog.headline import pinned_link
+    from hjepa_dist_metrics.commands import board
 
-    logs = find_logs(options.logdir)
-    port = free_port(options.host, options.port)
-    command = [sys.executable, "-m", "tensorboard.main", *server_arguments(logs, options.host, port)]
-    _say(f"{logs} at http://{options.host}:{port}/")
+    logs = board.find_logs(options.logdir)
+    port = board.free_port(options.host, options.port)
+    command = [sys.executable, "-m", "tensorboard.main", *board.server_arguments(logs, options.host, port)]
+    link = pinned_link(f"http://{options.host}:{port}")
+    _say(f"{logs} at http://{options.host}:{port}/\nHeadline numbers: {link}")
     if options.only_print:
         _say(" ".join(command))
         return EXIT_OK
+    if options.browser and board.has_display():
+        board.open_when_ready(link, options.host, port)
     os.execv(sys.executable, command)
 
 

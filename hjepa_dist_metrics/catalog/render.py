@@ -6,11 +6,12 @@ import itertools
 import math
 from collections.abc import Collection, Iterable
 
-from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, load_dashboard
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, REQUESTED_DASHBOARDS, load_dashboard
 from hjepa_dist_metrics.catalog.entry import Entry, Limits
 from hjepa_dist_metrics.catalog.findings import FINDINGS
+from hjepa_dist_metrics.catalog.headline import CARDS, GROUP
 from hjepa_dist_metrics.catalog.profiles import Profile, shown_findings, shows
-from hjepa_dist_metrics.catalog.registry import entries, find_pattern, suggest
+from hjepa_dist_metrics.catalog.registry import entries, find, find_pattern, suggest
 from hjepa_dist_metrics.errors import ConfigError
 
 
@@ -63,6 +64,19 @@ def explain(tag: str) -> str:
     return "\n".join(lines)
 
 
+def describe(tag: str) -> str:
+    """Return Markdown on a tag: title, unit, meaning, healthy values; "" for an unknown one."""
+    first = CARDS.get(tag.removeprefix(f"{GROUP}/"), tag)
+    entry = find(first)
+    if entry is None:
+        return ""
+    unit = f" ({entry.unit})" if entry.unit else ""
+    parts = [f"**{entry.titled(first)}**{unit}.", entry.meaning]
+    parts += [f"*Healthy:* {entry.healthy}."] if entry.healthy else []
+    parts += [f"The same as `{first}`."] if first != tag else []
+    return " ".join(parts)
+
+
 def how_to_read(profile: Profile = "ssl", observed: Collection[str] = ()) -> str:
     """Return the Markdown page that every run carries in its TEXT tab.
 
@@ -110,7 +124,7 @@ def _where_to_look(profile: Profile, observed: Collection[str]) -> str:
 
 def _dashboards(profile: Profile, observed: Collection[str]) -> list[str]:
     """Return the names of the dashboards that have a chart to show."""
-    charts = {name: load_dashboard(name).charts for name in DASHBOARDS}
+    charts = {name: load_dashboard(name).charts for name in (*DASHBOARDS, *REQUESTED_DASHBOARDS)}
     return [name for name, found in charts.items() if any(c.shown(profile, observed) for c in found)]
 
 

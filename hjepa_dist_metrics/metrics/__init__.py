@@ -4,6 +4,9 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetr
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.data.batches import BatchContent as BatchContent
 from hjepa_dist_metrics.metrics.data.loader_ends import LoaderEnds as LoaderEnds
+from hjepa_dist_metrics.metrics.internals.activations import ActivationStatistics as ActivationStatistics
+from hjepa_dist_metrics.metrics.internals.attention import AttentionStatistics as AttentionStatistics
+from hjepa_dist_metrics.metrics.internals.experts import ExpertLoad as ExpertLoad
 from hjepa_dist_metrics.metrics.multimodal.alignment import (
     ModalityAlignment as ModalityAlignment,
     ModalityEmbeddings as ModalityEmbeddings,
@@ -42,6 +45,7 @@ from hjepa_dist_metrics.metrics.ssl.hierarchy import HierarchyFeatures as Hierar
 from hjepa_dist_metrics.metrics.ssl.loss import HierarchicalLoss as HierarchicalLoss
 from hjepa_dist_metrics.metrics.ssl.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.ssl.prediction import PredictionQuality as PredictionQuality
+from hjepa_dist_metrics.metrics.ssl.probes import KNNProbe as KNNProbe, LinearProbe as LinearProbe
 from hjepa_dist_metrics.metrics.ssl.views import ViewAgreement as ViewAgreement
 from hjepa_dist_metrics.metrics.system.memory import Memory as Memory, MemoryGrowth as MemoryGrowth
 from hjepa_dist_metrics.metrics.system.stragglers import Stragglers as Stragglers

@@ -35,6 +35,8 @@ class Scope:
         self.model, self.optimizers, self.config, self.layout = model, optimizers, config, layout
         # Gathers a row of numbers over the ranks that train, also where some have ended their run.
         self.gather = gather
+        # Whether the loop is within `TrainingMonitor.pause`: an evaluation or a checkpoint.
+        self.paused = False
         self._registry, self._schedule = registry, schedule
 
     @property

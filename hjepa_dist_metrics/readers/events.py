@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hjepa_dist_metrics.catalog.headline import is_second_name
 from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
 from hjepa_dist_metrics.readers.run_log import RunLog, as_table
 
@@ -47,7 +48,7 @@ def event_log(path: str | Path) -> RunLog:
 
 def _add(file: Path, value: Any, step: int, points: dict[str, dict[int, float]], log: RunLog) -> None:
     plugin = value.metadata.plugin_data.plugin_name
-    number = _scalar(file, value)
+    number = None if is_second_name(value.tag) else _scalar(file, value)
     if number is not None:
         points.setdefault(value.tag, {})[step] = number
     elif value.HasField("image"):

@@ -21,15 +21,17 @@ def read_logs(path: str | Path) -> dict[str, RunLog]:
     """Return the runs of an event file, a JSON-lines file, or all of them in a directory, by name.
 
     A run is named by its place below `path`. Where a run has both kinds, as in a log directory, the event
-    files count. Raises ConfigError for a path that is not there or holds no scalars, and for a damaged file.
+    files count for the tags that they have. Raises ConfigError for a path that is not there or holds no
+    scalars, and for a damaged file.
     """
     root = Path(path)
     if not root.exists():
         raise ConfigError(f"there is no file or directory {root}")
     runs = {name: event_log(place) for name, place in _event_runs(root)}
     for name, file in _jsonl_runs(root):
-        if name not in runs or not runs[name].scalars:
-            runs[name] = jsonl_log(file)
+        lines = jsonl_log(file)
+        log = runs.setdefault(name, lines)
+        log.scalars = lines.scalars | log.scalars
     runs = {name: log for name, log in runs.items() if log.scalars}
     if not runs:
         raise ConfigError(

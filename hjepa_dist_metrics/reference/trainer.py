@@ -76,6 +76,7 @@ class Trainer:
             level_weights=self.workload.level_weights,
             start_step=self.start_step,
             steps_per_epoch=self.workload.steps_per_epoch,
+            total_steps=self.last_step,
             resume=self._saved is not None,
             hparams=self.hparams,
             layout=self.workload.layout if isinstance(self.workload, LayoutWorkload) else None,

@@ -51,6 +51,8 @@ SCALINGS: dict[type[DistributedMetric], Scaling] = {
     metrics.HierarchyFeatures: Scaling((0,), FEATURES),
     metrics.PredictionQuality: Scaling((0, 1), {"l2_distance": 1}),
     metrics.ViewAgreement: Scaling((0,), {}, free="lidar"),
+    metrics.LinearProbe: Scaling((0,)),
+    metrics.KNNProbe: Scaling((0,)),
     metrics.EMADynamics: Scaling((0, 1), {"parameter_divergence": 1}),
     metrics.Updates: Scaling((), {"ratio": 0, **ALL}),
     metrics.GradientNoise: Scaling((0, 2)),

@@ -28,7 +28,7 @@ from hjepa_dist_metrics.metrics.system.straggler_search import (
     Straggler,
     Times,
     score,
-    stragglers,
+    search,
 )
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 from hjepa_dist_metrics.values import Image, Text, Value
@@ -73,6 +73,11 @@ class Stragglers(DistributedMetric):
     for each rank and a column for each step: white as fast as the fastest, red twice as slow. Of more than
     256 ranks the 32 slowest are compared. `draw` draws the map with axes, from own times in seconds
     [W, steps] and the ranks' numbers.
+
+    >>> stragglers = Stragglers()
+    >>> stragglers.update(forward_s=0.1, backward_s=0.2, wait_s=0.0)
+    >>> stragglers.compute()  # with one rank there is nobody to compare with
+    {}
     """
 
     def __init__(self, window: int = 32, *, report: Report = "all", draw: DrawMap | None = None) -> None:
@@ -136,14 +141,14 @@ def _row(step: StepTimes) -> tuple[float, ...]:
 
 
 def _numbers(times: Times, ranks: Sequence[int], hosts: Mapping[int, str]) -> dict[str, Any]:
-    least, slowest = score(times)
+    judged, found = search(times, ranks)
+    least, slowest = score(judged)
     tags: dict[str, Any] = {
         "performance/straggler_score": least,
         "performance/slowest_rank": ranks[slowest],
     }
     if times.known:
         tags["performance/collective_wait_time_ms"] = 1e3 * times.wait.mean()
-    found = stragglers(times, ranks)
     tags["performance/slow_ranks"] = len(found)
     if found:
         tags["performance/straggler"] = Text("; ".join(_sentences(found, hosts)))

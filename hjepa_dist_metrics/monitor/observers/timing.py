@@ -100,14 +100,16 @@ class Timing(Observer):
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Keep the body out of the training's throughput."""
-        begun = _clock()
+        begun, inside = _clock(), self.scope.paused
+        self.scope.paused = True
         if self._waits is not None:
             self._waits.paused = True
         try:
             yield
         finally:
+            self.scope.paused = inside
             if self._waits is not None:
-                self._waits.paused = False
+                self._waits.paused = inside
             paused = _clock() - begun
             self._paused_seconds += paused
             if self._last_step_end is not None:

@@ -1,4 +1,7 @@
-"""A nearest-neighbour probe of the frozen target encoder with few labels, the same at every world size."""
+"""A nearest-neighbour probe of the frozen target encoder with few labels, and a map of images.
+
+Both are the same at every world size.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,14 @@ import torch
 from hjepa_dist_metrics import ProcessContext
 from hjepa_dist_metrics.figures.gather import gather_rows
 from hjepa_dist_metrics.reference.data.images import ImageSet, ImageSplits, stack_images
+from hjepa_dist_metrics.values import Embedding
 
 Features: TypeAlias = npt.NDArray[np.float64]
 Labels: TypeAlias = npt.NDArray[np.int64]
 
 NEIGHBOURS, DRAWS, _CHUNK = 5, 5, 64
 _STD_FLOOR = 1e-6
+_MOST_POINTS = 500
 
 
 def knn_predict(features: Features, labels: Labels, queries: Features, k: int = NEIGHBOURS) -> Labels:
@@ -75,6 +80,20 @@ def knn_accuracy(
     return float(np.mean(hits))
 
 
+def held_out_points(
+    encode: Callable[[torch.Tensor], torch.Tensor], data: ImageSplits, context: ProcessContext
+) -> Embedding:
+    """Return pooled features of the first 500 held-out images, with their classes and pictures.
+
+    `encode` maps images [B, C, H, W] to token features [B, N, D]. A collective call, the same on every rank.
+    """
+    chosen = np.arange(min(len(data.val), _MOST_POINTS))
+    vectors = _encode_over_ranks(encode, data.val, chosen, context).astype(np.float32)
+    classes = data.val.labels[: len(chosen)].tolist()
+    labels = tuple(data.class_names[c] for c in classes) if data.class_names else ()
+    return Embedding(vectors, labels, _pictures(stack_images(data.val, torch.from_numpy(chosen))))
+
+
 def _encode_over_ranks(
     encode: Callable[[torch.Tensor], torch.Tensor],
     images: ImageSet,
@@ -94,3 +113,11 @@ def _encode_over_ranks(
 def _pooled(encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> Features:
     pooled: Features = encode(images).double().mean(dim=1).cpu().numpy()
     return pooled
+
+
+def _pictures(images: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Return uint8 [N, H, W, 3], stretched to the range of all of them."""
+    low, high = images.min(), images.max()
+    shown = ((images - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
+    rgb = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+    return np.ascontiguousarray(rgb.permute(0, 2, 3, 1).numpy())

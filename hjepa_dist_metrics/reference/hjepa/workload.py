@@ -24,7 +24,7 @@ from hjepa_dist_metrics.reference.hjepa.data import load_splits
 from hjepa_dist_metrics.reference.hjepa.masking import MaskBatch, MultiBlockMaskGenerator
 from hjepa_dist_metrics.reference.hjepa.model import HJEPA
 from hjepa_dist_metrics.reference.hjepa.objective import HJEPAObjective, ObjectiveResult
-from hjepa_dist_metrics.reference.hjepa.probe import knn_accuracy
+from hjepa_dist_metrics.reference.hjepa.probe import held_out_points, knn_accuracy
 from hjepa_dist_metrics.reference.training import TrainingConfig
 from hjepa_dist_metrics.reference.workload import MicroStep
 
@@ -130,10 +130,13 @@ class HJEPAWorkload:
             "momentum_target": ema.momentum_end,
         }
 
-    def evaluate(self) -> dict[str, float]:
-        """Return the validation loss, and the probe's accuracy where the images have classes."""
+    def evaluate(self) -> dict[str, Any]:
+        """Return the validation loss, a map of held-out images, and the probe's accuracy where these have
+        classes.
+        """
         self.model.eval()
-        values = {"val/loss": self._validation_loss()}
+        points = held_out_points(self._encode, self.splits, self.context)
+        values = {"val/loss": self._validation_loss(), "embeddings/held_out": points}
         accuracy = knn_accuracy(
             self._encode,
             self.splits,

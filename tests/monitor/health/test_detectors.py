@@ -78,6 +78,18 @@ def test_a_straggler_is_one_rank_at_one_log_after_the_other():
     assert after((turns, 10)) == set()
 
 
+def test_norms_that_meet_a_ceiling_were_clipped_before():
+    def clipped(i):
+        return {"gradients/global_norm": min(1.0, 0.95 + 0.05 * (i % 4)) * (1 - 1e-6)}
+
+    def free(i):
+        return {"gradients/global_norm": 1.0 + 0.01 * (i % 7) / (i + 1)}
+
+    assert after((clipped, 10)) == {"clipped_unseen"}
+    assert after((free, 10)) == set()
+    assert after(({"gradients/global_norm": 0.0}, 10)) == set()
+
+
 def test_an_early_end_is_more_than_uneven_shards():
     assert after(({"loss/total": 1.0}, 20), ({"data/steps_missing": 2.0}, 1)) == set()
     assert after(({"loss/total": 1.0}, 20), ({"data/steps_missing": 30.0}, 1)) == {"early_end"}

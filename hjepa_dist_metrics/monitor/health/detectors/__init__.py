@@ -4,6 +4,7 @@ from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.detectors import (
     data,
     distribution,
+    internals,
     losses,
     masks,
     matching,
@@ -23,4 +24,5 @@ DETECTORS: tuple[Detector, ...] = (
     *distribution.DETECTORS,
     *matching.DETECTORS,
     *reconstruction.DETECTORS,
+    *internals.DETECTORS,
 )
