@@ -19,7 +19,7 @@ class Curve:
     """Describe a chart: a title, and the patterns (regular expressions of whole tags) of its lines.
 
     `numbers` are patterns too: the first tag that a run has is among its headline numbers, under `label`.
-    `limited` is the tag whose healthy range the chart shows.
+    `limited` is the tag whose healthy range the chart shows, `limits` are the judge's at each step.
     """
 
     title: str
@@ -27,6 +27,7 @@ class Curve:
     label: str = ""
     numbers: tuple[str, ...] = ()
     limited: str = ""
+    limits: tuple[str, ...] = ()
 
     def tags(self, run: Run) -> list[str]:
         """Return the run's tags that the chart shows, in the order of the patterns."""
@@ -58,6 +59,7 @@ CURVES = (
         "effective rank",
         ("collapse/effective_rank",),
         "collapse/effective_rank",
+        ("health/effective_rank_limit", "health/pooled_effective_rank_limit"),
     ),
     Curve("Rank of pooled features", (), "rank, pooled by image", ("collapse/pooled_effective_rank",)),
     Curve(

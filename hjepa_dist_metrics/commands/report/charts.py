@@ -17,6 +17,8 @@ from hjepa_dist_metrics.commands.table import number
 _BUCKETS = 300
 MOST_LINES = 24
 _COLOURS = 7
+# The colour of what a curve should not cross.
+LIMIT = -1
 
 Points = Sequence[tuple[int, float]]
 

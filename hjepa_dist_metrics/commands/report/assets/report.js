@@ -137,9 +137,9 @@ function axis(more) {
 function options(chart, width) {
   const series = chart.series.map((line) => ({
     label: line.name,
-    stroke: () => PALETTES[theme()][line.colour % 7],
+    stroke: () => (line.colour < 0 ? css("--failing") : PALETTES[theme()][line.colour % 7]),
     dash: DASHES[line.dash % 4],
-    width: 1.8,
+    width: line.colour < 0 ? 1.2 : 1.8,
     value: (u, value, index, at) => text(at == null ? latest(u.data[index]) : value),
     points: { size: 5 },
   }));
