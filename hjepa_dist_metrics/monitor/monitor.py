@@ -42,8 +42,8 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
     `context_encoder` and `target_encoder`. With several optimizers, a list of them, parameter groups are
     numbered through, or go by their "name". `on_alert` is called with each alert that begins, on every rank,
     at times on the thread that runs the syncs: it may not wait for one, as `state_dict` does. `layout`
-    declares pipeline stages, experts, and ranks that see the same samples: with it, all ranks call everything alike,
-    a rank hands over the losses and features that it has, and samples count once.
+    declares pipeline stages, experts, and ranks that see the same samples: with it, all ranks call everything
+    alike, a rank hands over the losses and features that it has, and samples count once.
     """
 
     def __init__(

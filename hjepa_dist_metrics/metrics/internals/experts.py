@@ -74,6 +74,12 @@ class ExpertLoad(DistributedMetric):
     `busiest` and `dead`. `per_layer` adds `{layer}_overload_factor`, `_load_entropy` and `_dead_experts`.
     Counts are exact up to 2^53. With 0 experts or a choice that is no integer it raises ConfigError; numbers
     outside of 0 ... num_experts - 1 count as dropped, as -1 usually says.
+
+    >>> load = ExpertLoad(num_experts=4)
+    >>> load.update(torch.tensor([0, 0, 0, 1]))  # three of four tokens go to the first expert
+    >>> values = load.compute()
+    >>> values["experts/utilization"], values["experts/overload_factor_max"]
+    (0.5, 3.0)
     """
 
     def __init__(self, num_experts: int, *, per_layer: bool = False) -> None:

@@ -25,6 +25,12 @@ class LinearProbe(SingleProbe):
     on all samples, at any number of ranks and any cadence, and needs no learning rate. Between logs a
     training step costs a copy of its rows. `half_life` is the number of steps after
     which a row is half as likely to be in the queue as a new one.
+
+    >>> probe = LinearProbe(dim=2, stream="encoder")
+    >>> labels = torch.arange(512) % 2
+    >>> probe.update(nn.functional.one_hot(labels).float() + 0.1 * torch.randn(512, 2), labels)
+    >>> probe.compute()["probe/encoder_linear_top1"]
+    1.0
     """
 
     kind: ClassVar[str] = "linear"
