@@ -73,48 +73,56 @@ function label(ctx, words, x, y) {
   ctx.fillText(words, x, y);
 }
 
-// Healthy range, limits and the step at which a finding began, under the curves.
-function drawLimits(u, chart) {
-  const { ctx } = u;
-  const { left, top, width, height } = u.bbox;
-  const ratio = devicePixelRatio;
-  ctx.save();
-  ctx.beginPath();
-  ctx.rect(left, top, width, height);
-  ctx.clip();
-  ctx.font = `${11 * ratio}px system-ui, sans-serif`;
-  const place = (y) => Math.min(Math.max(u.valToPos(y, "y", true), top - 1e4), top + height + 1e4);
-  if (chart.band) {
+// Draw within the axes only.
+function within(u, draw) {
+  u.ctx.save();
+  u.ctx.beginPath();
+  u.ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+  u.ctx.clip();
+  draw(u.ctx, u.bbox, devicePixelRatio);
+  u.ctx.restore();
+}
+
+// The healthy range, under grid and curves.
+function drawBand(u, chart) {
+  if (!chart.band) return;
+  within(u, (ctx, { left, top, width, height }) => {
     const [low, high] = chart.band;
-    const upper = high === null ? top : place(high);
-    const lower = low === null ? top + height : place(low);
+    const upper = high === null ? top : u.valToPos(high, "y", true);
+    const lower = low === null ? top + height : u.valToPos(low, "y", true);
     ctx.fillStyle = css("--healthy-band");
     ctx.fillRect(left, upper, width, lower - upper);
-  }
-  ctx.lineWidth = 1.5 * ratio;
-  ctx.setLineDash([6 * ratio, 4 * ratio]);
-  for (const line of chart.limits || []) {
-    const y = place(line.y);
-    ctx.strokeStyle = ctx.fillStyle = css(line.kind === "healthy" ? "--healthy" : "--failing");
-    ctx.beginPath();
-    ctx.moveTo(left, y);
-    ctx.lineTo(left + width, y);
-    ctx.stroke();
-    ctx.textAlign = "right";
-    label(ctx, line.label, left + width - 4 * ratio, y < top + 16 * ratio ? y + 13 * ratio : y - 4 * ratio);
-  }
-  for (const mark of chart.marks || []) {
-    const x = u.valToPos(mark.x, "x", true);
-    ctx.strokeStyle = ctx.fillStyle = css("--failing");
-    ctx.beginPath();
-    ctx.moveTo(x, top);
-    ctx.lineTo(x, top + height);
-    ctx.stroke();
-    const right = x > left + width / 2;
-    ctx.textAlign = right ? "right" : "left";
-    label(ctx, mark.label, x + (right ? -4 : 4) * ratio, top + height - 6 * ratio);
-  }
-  ctx.restore();
+  });
+}
+
+// Limits, and the step at which a finding began.
+function drawLimits(u, chart) {
+  within(u, (ctx, { left, top, width, height }, ratio) => {
+    ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+    ctx.lineWidth = 1.5 * ratio;
+    ctx.setLineDash([6 * ratio, 4 * ratio]);
+    for (const line of chart.limits) {
+      const y = u.valToPos(line.y, "y", true);
+      ctx.strokeStyle = ctx.fillStyle = css(line.kind === "healthy" ? "--healthy" : "--failing");
+      ctx.beginPath();
+      ctx.moveTo(left, y);
+      ctx.lineTo(left + width, y);
+      ctx.stroke();
+      ctx.textAlign = "right";
+      label(ctx, line.label, left + width - 4 * ratio, y < top + 16 * ratio ? y + 13 * ratio : y - 4 * ratio);
+    }
+    for (const mark of chart.marks) {
+      const x = u.valToPos(mark.x, "x", true);
+      ctx.strokeStyle = ctx.fillStyle = css("--failing");
+      ctx.beginPath();
+      ctx.moveTo(x, top);
+      ctx.lineTo(x, top + height);
+      ctx.stroke();
+      const right = x > left + width / 2;
+      ctx.textAlign = right ? "right" : "left";
+      label(ctx, mark.label, x + (right ? -4 : 4) * ratio, top + height - 6 * ratio);
+    }
+  });
 }
 
 // The y range holds all numbers and all limits.
@@ -155,7 +163,7 @@ function options(chart, width) {
     ],
     series: [{ label: "step", value: (u, value) => text(value ?? u.data[0].at(-1)) }, ...series],
     cursor: { sync: { key: "steps", setSeries: false }, drag: { x: true, y: false }, dataIdx: nearest },
-    hooks: { drawClear: [(u) => drawLimits(u, chart)] },
+    hooks: { drawClear: [(u) => drawBand(u, chart)], draw: [(u) => drawLimits(u, chart)] },
   };
 }
 
