@@ -32,4 +32,4 @@ def test_only_commands_that_have_files_to_show(tensorboard, jsonl, commands):
     config = LoggingConfig(
         tensorboard=TensorBoardConfig(enabled=tensorboard), jsonl=JsonlConfig(enabled=jsonl)
     )
-    assert len(list(next_commands(config, "run"))) == commands
+    assert len(next_commands(config, "run")) == commands
