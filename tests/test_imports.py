@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "sinks": CATALOG | {"settings", "sinks"},
     "settings": CATALOG | {"settings"},
     "logging": OUTPUT,
-    "readers": VALUES | {"sinks", "readers"},
+    "readers": CATALOG | {"sinks", "readers"},
     # Figures show the numbers of the library's own metrics, of all ranks, and of files.
     "figures": CORE | {"sinks", "readers", "figures"},
     "monitor": MONITOR,

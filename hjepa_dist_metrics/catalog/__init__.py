@@ -11,6 +11,7 @@ from hjepa_dist_metrics.catalog.dashboards import (
     DASHBOARDS as DASHBOARDS,
     DUAL_HEAD_DASHBOARDS as DUAL_HEAD_DASHBOARDS,
     MULTIMODAL_DASHBOARDS as MULTIMODAL_DASHBOARDS,
+    REQUESTED_DASHBOARDS as REQUESTED_DASHBOARDS,
 )
 from hjepa_dist_metrics.catalog.entry import (
     PLACEHOLDERS as PLACEHOLDERS,
@@ -47,6 +48,7 @@ from hjepa_dist_metrics.catalog.registry import (
     suggest as suggest,
 )
 from hjepa_dist_metrics.catalog.render import (
+    describe as describe,
     explain as explain,
     how_to_read as how_to_read,
     markdown_table as markdown_table,

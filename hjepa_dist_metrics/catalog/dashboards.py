@@ -10,11 +10,13 @@ A file holds a title and charts, each with `lines` (one line for each tag) or `b
         band: {value: ..._mean, lower: ..._min, upper: ..._max}
 
 Tags are patterns of the catalog. In `lines` a placeholder matches all its tags. A band needs exact tags, so
-that a band with {i} is drawn once for each level.
+that a band with {i} is drawn once for each level. TensorBoard opens the first dashboard and leaves the others
+closed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +28,22 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.resources import config_path
 
 DASHBOARDS = (
+    "health",
     "loss",
     "ema",
     "masking",
     "hierarchy",
     "prediction",
     "collapse",
+    "probes",
     "gradient_flow",
     "learning_rate",
     "stability",
     "performance",
 )
 
+# Shown where what they are about is measured, which is on request.
+REQUESTED_DASHBOARDS = ("internals",)
 # Shown where a run's configuration names them: they are about one workload.
 MULTIMODAL_DASHBOARDS = (
     "multimodal_training",
@@ -53,7 +59,7 @@ DUAL_HEAD_DASHBOARDS = (
     "dual_head_statistics",
     "dual_head_distributions",
 )
-ALL_DASHBOARDS = (*DASHBOARDS, *DUAL_HEAD_DASHBOARDS, *MULTIMODAL_DASHBOARDS)
+ALL_DASHBOARDS = (*DASHBOARDS, *REQUESTED_DASHBOARDS, *DUAL_HEAD_DASHBOARDS, *MULTIMODAL_DASHBOARDS)
 
 _BAND_KEYS = ("value", "lower", "upper")
 
@@ -71,7 +77,14 @@ class Chart:
 
     def shown(self, profile: Profile, observed: Collection[str]) -> Chart | None:
         """Return the chart with the lines that a run of the profile shows; None where there are none."""
-        tags = tuple(tag for tag in self.tags if shows(profile, tag, observed))
+        return self._of(tuple(tag for tag in self.tags if shows(profile, tag, observed)))
+
+    def with_data(self, observed: Collection[str]) -> Chart | None:
+        """Return the chart with the lines that match a tag of `observed`; None where there are none."""
+        regexes = {tag: re.compile(chart_regex(tag)) for tag in self.tags}
+        return self._of(tuple(tag for tag in self.tags if any(map(regexes[tag].match, observed))))
+
+    def _of(self, tags: tuple[str, ...]) -> Chart | None:
         if not tags or (self.band and tags != self.tags):
             return None
         return Chart(self.title, tags, self.band)
@@ -111,17 +124,25 @@ def load_dashboards(names: Iterable[str] | Literal["default"] = "default", num_l
     return layout
 
 
-def profile_layout(profile: Profile, observed: Collection[str], num_levels: int = 3) -> Layout:
-    """Return the layout of all dashboards, of a run of the profile that has written the tags `observed`.
+def observed_layout(
+    dashboards: Iterable[Dashboard],
+    observed: Collection[str],
+    num_levels: int = 3,
+    profile: Profile | None = None,
+) -> Layout:
+    """Return the layout of dashboards for a run that has written the tags `observed`: only what has data.
 
-    Lines that the profile does not show are left out, and charts and dashboards that nothing is left of.
+    Lines without a tag are left out, with a `profile` also those that such a run does not show, and charts
+    and dashboards that nothing is left of.
     """
     layout: Layout = {}
-    for name in DASHBOARDS:
-        dashboard = load_dashboard(name)
-        for chart in (kept for chart in dashboard.charts if (kept := chart.shown(profile, observed))):
-            charts = layout.setdefault(dashboard.title, {})
-            charts.update((one.title, _layout_of(one)) for one in chart.unrolled(num_levels))
+    for dashboard in dashboards:
+        charts = [one for chart in dashboard.charts for one in chart.unrolled(num_levels)]
+        for chart in charts:
+            kept = chart.with_data(observed)
+            kept = kept.shown(profile, observed) if kept and profile else kept
+            if kept:
+                layout.setdefault(dashboard.title, {})[kept.title] = _layout_of(kept)
     return layout
 
 

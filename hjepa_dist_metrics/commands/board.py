@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
+import time
+import webbrowser
 from pathlib import Path
 
 from hjepa_dist_metrics.errors import ConfigError
@@ -11,6 +16,7 @@ DEFAULT_PORT = 6006
 # Where `find_logs` looks when no directory is named.
 _PLACES = ("results", "logs", "runs", ".")
 _PORTS_TRIED = 50
+_OPENS_WITHIN = 60.0  # seconds that the server may take to answer
 
 
 def find_logs(place: str | Path | None = None) -> Path:
@@ -63,3 +69,31 @@ def server_arguments(logs: Path, host: str, port: int) -> list[str]:
         *("--logdir", str(logs), "--host", host, "--port", str(port)),
         *("--samples_per_plugin", "scalars=1000000,images=100"),
     ]
+
+
+def has_display() -> bool:
+    """Return whether a person at this terminal would see a browser: not over SSH, not in a job."""
+    if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
+        return False
+    return sys.platform in ("darwin", "win32") or any(
+        os.environ.get(k) for k in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+
+
+def open_when_ready(link: str, host: str, port: int) -> None:
+    """Start a process that opens `link` in the browser once a server listens there."""
+    code = f"from {__name__} import wait_and_open; import sys; wait_and_open(*sys.argv[1:])"
+    quiet = subprocess.DEVNULL
+    subprocess.Popen([sys.executable, "-c", code, link, host, str(port)], stdout=quiet, stderr=quiet)
+
+
+def wait_and_open(link: str, host: str, port: str) -> None:
+    """Open `link` in the browser once a server listens at the address; not at all after a minute."""
+    deadline = time.monotonic() + _OPENS_WITHIN
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((host, int(port)), timeout=1.0):
+                webbrowser.open(link)
+                return
+        except OSError:
+            time.sleep(0.2)

@@ -21,6 +21,7 @@ from hjepa_dist_metrics.sinks import (
     claim_run_name,
     last_logged_step,
 )
+from hjepa_dist_metrics.sinks.tensorboard.sink import Names, own_name
 from hjepa_dist_metrics.values import Value
 
 logger = logging.getLogger("hjepa_dist_metrics.monitor")
@@ -101,8 +102,11 @@ def open_output(
     start_step: int,
     num_levels: int | None = None,
     more: Iterable[Callable[[], Sink]] = (),
+    names: Names = own_name,
 ) -> Output:
     """Open the configured sinks and `more`, behind a writing thread, on the main process; else a null sink.
+
+    `names` gives the names under which TensorBoard shows the scalars of a tag.
 
     Dashboards and the webhook's URL are read on every rank, so that a wrong one is the same ConfigError
     everywhere.
@@ -111,6 +115,6 @@ def open_output(
     config.alerts.webhook.secret_url()
     if not context.is_main:
         return NullSink()
-    factories = {**configured_sinks(config, run_name, start_step, layout)}
+    factories = {**configured_sinks(config, run_name, start_step, layout, names)}
     factories |= {f"output {number}": make for number, make in enumerate(more)}
     return BackgroundSink(SinkGroup.open(factories))

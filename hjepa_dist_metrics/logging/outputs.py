@@ -22,32 +22,36 @@ from hjepa_dist_metrics.sinks import (
     tensorboard_dir,
     wandb_dir,
 )
-from hjepa_dist_metrics.sinks.tensorboard.sink import Layout, MakeLayout
+from hjepa_dist_metrics.sinks.tensorboard.layout import MakeLayout
+from hjepa_dist_metrics.sinks.tensorboard.sink import Names, own_name
 
 Factories = dict[str, Callable[[], Sink]]
 
 
 def configured_sinks(
-    config: LoggingConfig, run_name: str, start_step: int, layout: Layout | MakeLayout
+    config: LoggingConfig, run_name: str, start_step: int, layout: MakeLayout, names: Names = own_name
 ) -> Factories:
     """Return what opens each configured sink, by a name for messages.
 
-    Where a place is behind a network, its sink is opened by the thread that writes to it.
+    `names` gives TensorBoard's names of a tag. Where a place is behind a network, its sink is opened by the
+    thread that writes to it.
     """
     return {
-        **_files(config, run_name, start_step, layout),
+        **_files(config, run_name, start_step, layout, names),
         **_trackers(config, run_name, start_step),
         **_watchers(config, run_name),
     }
 
 
-def _files(config: LoggingConfig, run_name: str, start_step: int, layout: Layout | MakeLayout) -> Factories:
+def _files(
+    config: LoggingConfig, run_name: str, start_step: int, layout: MakeLayout, names: Names
+) -> Factories:
     factories: Factories = {}
     if config.tensorboard.enabled:
         directory = tensorboard_dir(config.log_dir, run_name)
         seconds = config.tensorboard.flush_secs
         factories[f"TensorBoard at {directory}"] = lambda: TensorBoardSink(
-            directory, start_step, seconds, layout
+            directory, start_step, seconds, layout, names
         )
     if config.jsonl.enabled:
         path = jsonl_path(config.log_dir, run_name)

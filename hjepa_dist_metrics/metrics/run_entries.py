@@ -72,7 +72,23 @@ ENTRIES = (
         "verdict",
         "1 for a healthy run, 0.5 for a warning, 0 for a failing one.",
         healthy="1",
-        dashboard="stability",
+        dashboard="health",
+    ),
+    Entry(
+        "health/effective_rank_limit",
+        "rank below which the judge suspects a collapse",
+        "A share of what collapse/effective_rank has been for long, or of its start.",
+        healthy="below collapse/effective_rank",
+        dashboard="health",
+        family="representations",
+    ),
+    Entry(
+        "health/pooled_effective_rank_limit",
+        "rank over images below which the judge suspects a collapse",
+        "A share of what collapse/pooled_effective_rank has been for long, or of its start.",
+        healthy="below collapse/pooled_effective_rank",
+        dashboard="health",
+        family="representations",
     ),
     Entry(
         "alerts/{rule}", "finding", "1 while the finding lasts, else 0.", healthy="0", dashboard="stability"
@@ -83,7 +99,7 @@ ENTRIES = (
         "The findings, their evidence, cause and advice, and all that began.",
         kind="text",
     ),
-    Entry("notes/{name}", "notes", "Text on the run: how to read it, its configuration.", kind="text"),
+    Entry("notes/{name}", "notes", "Text on the run: how to read it, its environment.", kind="text"),
     Entry("training/images/{name}", "training picture", "The same, in a group of its own.", kind="image"),
     Entry(
         "training/{name}",

@@ -22,7 +22,14 @@ _tag = operator.attrgetter("tag")
 
 
 class WeightedMean(DistributedMetric):
-    """Average a number over all samples of all ranks: sum of value * count over sum of counts, as `tag`."""
+    """Average a number over all samples of all ranks: sum of value * count over sum of counts, as `tag`.
+
+    >>> mean = WeightedMean("val/accuracy")
+    >>> mean.update(1.0, count=3)
+    >>> mean.update(0.0, count=1)
+    >>> mean.compute()
+    {'val/accuracy': 0.75}
+    """
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
@@ -54,6 +61,11 @@ class ReplicatedScalars(DistributedMetric):
     """Report the latest values of numbers that are the same on every rank, a momentum schedule for instance.
 
     Ranks whose values differ are named in a `DesyncError`.
+
+    >>> scalars = ReplicatedScalars(["temperature"])
+    >>> scalars.update({"temperature": 0.07})  # the same on every rank: others would be a DesyncError
+    >>> scalars.compute()
+    {'temperature': 0.07}
     """
 
     def __init__(self, tags: Sequence[str]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.catalog import how_to_read
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, REQUESTED_DASHBOARDS
+from hjepa_dist_metrics.catalog.headline import shown_names
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
 from hjepa_dist_metrics.logging.profile import profile_of
@@ -23,18 +26,20 @@ from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.observer_list import ObserverList
 from hjepa_dist_metrics.monitor.observers import BuiltIn
+from hjepa_dist_metrics.monitor.observers.probing.evaluation import Batch, evaluate
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders
-from hjepa_dist_metrics.monitor.publishing import Publisher
+from hjepa_dist_metrics.monitor.publishing import Explain, Publisher
 from hjepa_dist_metrics.monitor.sample_share import own_share
 from hjepa_dist_metrics.monitor.schedule import Schedule
 from hjepa_dist_metrics.monitor.validation import step_arguments
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
+from hjepa_dist_metrics.parallel.environment import describe_environment
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
 from hjepa_dist_metrics.sinks.signals import SignalFlush
 from hjepa_dist_metrics.sync import drain_syncs
-from hjepa_dist_metrics.values import Scalar
+from hjepa_dist_metrics.values import Scalar, Value
 
 # What TensorBoard's table of runs shows beside their settings.
 COMPARED = ("loss/total", "collapse/effective_rank", "val/knn_accuracy", "performance/samples_per_second")
@@ -50,6 +55,7 @@ class RunOptions:
     level_weights: Sequence[float] | None = None
     start_step: int | None = None
     steps_per_epoch: int | None = None
+    total_steps: int | None = None
     resume: bool = False
     hparams: Mapping[str, HParam] | None = None
     encoders: Encoders | None = None
@@ -70,7 +76,8 @@ class MonitoredRun:
         self.options, context = options, options.context
         self.failed = False
         self.name, self.first_step = agree_on_run(config, context, options.resume, options.start_step)
-        self.schedule = Schedule(config.cadences(options.steps_per_epoch).every(), self.first_step)
+        cadences = config.cadences(options.steps_per_epoch)
+        self.schedule = Schedule(cadences.every(), self.first_step, options.total_steps)
         self.collection = MetricCollection(
             context=context, sync_timeout=config.sync_timeout, name=f"monitor of {self.name}"
         )
@@ -91,16 +98,30 @@ class MonitoredRun:
         for observer in self.built_in.all:
             self.add_observer(observer)
         levels = None if options.level_weights is None else len(options.level_weights)
-        self.sink = open_output(config, context, self.name, self.first_step, levels)
+        # The judge's numbers must be in one of the files, for the verdict on a finished run.
+        everything = config.detail == "full" or not config.jsonl.enabled
+        names = partial(shown_names, everything=everything)
+        self.sink = open_output(config, context, self.name, self.first_step, levels, names=names)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
         health_log = self.health_log if config.alerts.enabled else None
-        explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags)
-        self.publisher = Publisher(self.sink, context, health_log, explain)
+        self.publisher = Publisher(self.sink, context, health_log, self._notes(config))
         self.cycle = LogCycle(self.registry, self.schedule, self.publisher, config, self.observers.before_log)
         # The last to be registered is the first to be called: before the files close. A signal goes to all
         # ranks, and each is needed for the syncs that all have asked for already.
         atexit.register(self.release)
         self._signals = SignalFlush(lambda: drain_syncs(SIGNAL_FLUSH_SECONDS))
+
+    def _notes(self, config: LoggingConfig) -> Explain:
+        """Return what writes the run's notes; one that is resumed has the page on how to read it."""
+        environment = {"notes/environment": describe_environment(self.options.context)}
+        if self.options.resume:
+            return lambda tags: environment
+        default = (*DASHBOARDS, *REQUESTED_DASHBOARDS)
+        named = default if config.dashboards == "default" else config.dashboards
+        return lambda tags: {
+            "notes/how_to_read": how_to_read(profile_of(config, tags), tags, named),
+            **environment,
+        }
 
     def add_observer(self, observer: Observer) -> None:
         """Let an observer look at each step, and judge by its rules."""
@@ -114,6 +135,7 @@ class MonitoredRun:
         timing = self.built_in.timing
         timing.begin_step()
         self.collection.raise_errors()
+        given = self.built_in.watched.add_to(given)
         arguments = step_arguments(given, self.observers.arguments)
         self.observers.observe(own_share(arguments, self.options.layout))
         self.cycle.end_step()
@@ -128,6 +150,15 @@ class MonitoredRun:
             self.built_in.losses.validate(validation.value)
         self.publisher.write(self.schedule.last_step if step is None else step, ready)
         self.cycle.decide_stop()
+
+    def evaluate(self, batches: Iterable[Batch], prefix: str, step: int | None) -> dict[str, Value]:
+        """Score held-out batches with the run's probes, write what they give, and return it."""
+        self.cycle.settle()
+        watched = self.built_in.watched
+        with self.built_in.timing.pause(), watched.evaluating():
+            values = evaluate(self.collection, batches, prefix, watched.take)
+        self.log(values, step)
+        return values
 
     def reset_losses(self) -> None:
         """Judge no loss by those of earlier steps."""

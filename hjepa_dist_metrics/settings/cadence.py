@@ -34,9 +34,13 @@ class Every:
         """Return whether it is time at `step`, `now` seconds on any rising clock, and remember if so."""
         if not self.is_due(step, now):
             return False
+        self.mark(step, now)
+        return True
+
+    def mark(self, step: int, now: float = 0.0) -> None:
+        """Remember that it was time at `step`."""
         self.passed = 0 if self.last_step is None else step - self.last_step
         self.last_step, self.last_time = step, now
-        return True
 
     def is_due(self, step: int, now: float = 0.0) -> bool:
         """Return whether it is time at `step`, without remembering that it was asked."""

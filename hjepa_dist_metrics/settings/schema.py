@@ -35,6 +35,7 @@ from hjepa_dist_metrics.settings.run_name import check_run_name
 
 SyncMode = Literal["background", "inline"]
 Projection = Literal["pca", "tsne", "umap"]
+Detail = Literal["standard", "full"]
 ProfileName = Literal["auto", "ssl", "supervised", "language"]
 
 _OTHER_SECTIONS = frozenset({"model", "data", "training"})
@@ -148,6 +149,27 @@ class GradientsConfig:
 
 
 @dataclass(frozen=True)
+class ProbesConfig:
+    """Classifiers of features, where the training loop hands `labels` to `TrainingMonitor.step`."""
+
+    enabled: bool = True
+    """Make a linear and a kNN probe of each stream of features that comes with labels."""
+    num_classes: int | None = None
+    """Classes: labels beyond are an error; null takes the labels that occur."""
+    queue: int | None = None
+    """Labelled rows that a probe keeps of all ranks; null takes 16384, fewer of more than 128 features."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_classes is None or self.num_classes >= 2,
+            "probes.num_classes",
+            self.num_classes,
+            "null or 2 or more",
+        )
+        require(self.queue is None or self.queue >= 8, "probes.queue", self.queue, "null or 8 or more")
+
+
+@dataclass(frozen=True)
 class FiguresConfig:
     """Pictures of the run, at the cadence of figures (extra `figures`)."""
 
@@ -161,6 +183,42 @@ class FiguresConfig:
         require(
             self.projection in allowed, "figures.projection", self.projection, "one of " + ", ".join(allowed)
         )
+
+
+@dataclass(frozen=True)
+class ActivationsConfig:
+    """Activations of the model's blocks, with the representations, and their figure over depth."""
+
+    enabled: bool = False
+    """Measure size, outliers and dead units of each block's output on the steps that log."""
+    modules: list[str] | None = None
+    """Names of modules or regular expressions of whole names; null takes the blocks of the model."""
+    gradients: bool = False
+    """Measure the gradients of these outputs too."""
+    per_block: bool = False
+    """Write every block's numbers too: six tags a block."""
+
+    def __post_init__(self) -> None:
+        for pattern in self.modules or ():
+            require(_compiles(pattern), "activations.modules", pattern, "names or regular expressions")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Attention of the model's heads, with the representations, and their figure."""
+
+    enabled: bool = False
+    """Measure entropy, largest logit and sink of each attention head on the steps that log."""
+    per_layer: bool = False
+    """Write every layer's numbers too: three tags a layer."""
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Load of experts, with the scalars, where the loop hands `router_logits` to `TrainingMonitor.step`."""
+
+    per_layer: bool = False
+    """Write every layer's numbers too: three tags a layer."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +255,23 @@ class LoggingConfig:
     """How often each family of metrics is written."""
     gradients: GradientsConfig = field(default_factory=GradientsConfig)
     """Gradient flow and updates."""
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    """Classifiers of features."""
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
+    """Activations of the model's blocks."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Attention of the model's heads."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """Load of the experts of mixture layers."""
     figures: FiguresConfig = field(default_factory=FiguresConfig)
     """Pictures of the run."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     """Rules that watch the run."""
     profile: ProfileName = "auto"
     """Kind of training, for the dashboards and texts that it gets: `auto` tells it from what is measured."""
+    detail: Detail = "standard"
+    """Numbers in TensorBoard: `standard` leaves out what is read rarely (at most 200 tags for H-JEPA), `full`
+    does not. JSON lines have all numbers; without them event files do."""
     dashboards: list[str] | Literal["default"] = "default"
     """Dashboards in TensorBoard: `default` is what fits the profile, a list names files of
     configs/dashboards/ (without `.yaml`) or paths, an empty list is none."""
@@ -216,7 +285,8 @@ class LoggingConfig:
             require(interval is None or interval >= 1, key, interval, "null or 1 or more")
         require(self.sync_timeout > 0, "sync_timeout", self.sync_timeout, "more than 0 (seconds)")
         require(self.sync in ("background", "inline"), "sync", self.sync, "'background' or 'inline'")
-        profiles = get_args(ProfileName)
+        details, profiles = get_args(Detail), get_args(ProfileName)
+        require(self.detail in details, "detail", self.detail, "one of " + ", ".join(details))
         require(self.profile in profiles, "profile", self.profile, "one of " + ", ".join(profiles))
 
     def cadences(self, steps_per_epoch: int | None = None) -> Cadences:
@@ -241,6 +311,10 @@ _SECTIONS = (
     CadenceConfig,
     AlertsConfig,
     GradientsConfig,
+    ProbesConfig,
+    ActivationsConfig,
+    AttentionConfig,
+    ExpertsConfig,
     FiguresConfig,
     LoggingConfig,
 )

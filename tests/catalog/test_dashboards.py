@@ -42,8 +42,8 @@ def test_each_dashboard_that_an_entry_names_shows_entries_of_its_own():
 def test_the_default_layout_is_in_order_and_narrow():
     layout = load_dashboards()
     assert list(layout) == [
-        *("Loss", "EMA", "Masking", "Hierarchy", "Prediction"),
-        *("Collapse", "Gradient flow", "Learning rate", "Stability", "Performance"),
+        *("Health", "Loss", "EMA", "Masking", "Hierarchy", "Prediction"),
+        *("Collapse", "Probes", "Gradient flow", "Learning rate", "Stability", "Performance"),
     ]
     for charts in layout.values():
         for kind, tags in charts.values():
@@ -103,6 +103,7 @@ def test_tensorboard_reads_the_layout_and_its_regexes_find_the_tags(tmp_path):
     (event,) = accumulator.Tensors("custom_scalars__config__")
     layout = Layout.FromString(event.tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == list(load_dashboards())
+    assert [category.closed for category in layout.category] == [False] + [True] * (len(layout.category) - 1)
     regexes = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
     for tag in accumulator.Tags()["scalars"]:
         assert any(re.match(regex, tag) for regex in regexes), tag

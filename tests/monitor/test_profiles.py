@@ -43,7 +43,7 @@ def board(log_dir, run="run"):
 
 
 def layout(log_dir, run="run"):
-    (event,) = board(log_dir, run).Tensors("custom_scalars__config__")
+    *_, event = board(log_dir, run).Tensors("custom_scalars__config__")  # the last one is shown
     return Layout.FromString(event.tensor_proto.string_val[0])
 
 
@@ -82,16 +82,17 @@ def test_no_word_of_what_the_loop_has_not(tmp_path, loop):
     assert ("Collapse" in titles(tmp_path)) == (loop == "contrastive")
 
 
-def test_a_loop_with_a_mask_has_every_dashboard(tmp_path):
+def test_a_loop_with_a_mask_has_its_dashboard(tmp_path):
     train(tmp_path, mask=torch.rand(5, 8, generator=torch.Generator().manual_seed(0)) < 0.5)
     assert "Masking" in titles(tmp_path)
-    assert "Hierarchy" in titles(tmp_path)
+    assert "Hierarchy" not in titles(tmp_path)  # it would be empty
     assert any("frozen_teacher" in text for text in spoken(tmp_path))
 
 
 def test_the_configuration_may_say_which(tmp_path):
-    train(tmp_path, settings={"profile": "ssl"})
-    assert "Hierarchy" in titles(tmp_path)
+    mask = torch.zeros(5, 8, dtype=torch.bool)
+    train(tmp_path, mask=mask, settings={"profile": "supervised"})
+    assert "Masking" not in titles(tmp_path)
     train(tmp_path, settings={"dashboards": ["stability"], "experiment_name": "named"})
     assert titles(tmp_path, "named") == ["Stability"]
     with pytest.raises(ConfigError, match=r"logging\.profile is 'vision'.*'auto' or 'ssl' or 'supervised'"):
@@ -100,7 +101,7 @@ def test_the_configuration_may_say_which(tmp_path):
 
 def test_a_logger_of_ones_own_numbers_gets_dashboards_at_its_end(tmp_path):
     with MetricsLogger("run", tmp_path) as logger:
-        logger.log_metrics({"accuracy": 0.5}, step=0)
+        logger.log_metrics({"accuracy": 0.5, "val/loss": 1.0}, step=0)
         logger.flush()
         assert "custom_scalars__config__" not in board(tmp_path).Tags()["tensors"]
-    assert titles(tmp_path)[0] == "Loss"
+    assert titles(tmp_path)[0] == "Health"

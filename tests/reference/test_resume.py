@@ -42,8 +42,9 @@ TRAIN = [
 # tag -> the steps that a run without interruptions writes it at
 EXPECTED = {
     "loss/total": [*range(0, STEPS, 2), STEPS - 1],  # and what the last window holds, at the end
-    "train/ema_momentum": list(range(0, STEPS, 2)),  # the teacher is looked at on the steps that log
-    "collapse/effective_rank": list(range(0, STEPS, 3)),
+    # looked at on the steps that log, of which the last one is one
+    "train/ema_momentum": [*range(0, STEPS, 2), STEPS - 1],
+    "collapse/effective_rank": [*range(0, STEPS, 3), STEPS - 1],
     "train_epoch/loss": [9, STEPS - 1],  # an epoch has 10 steps
     "val/loss": [0, STEPS - 1],
 }

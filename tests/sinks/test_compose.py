@@ -1,12 +1,13 @@
 """Sinks together: a failure of one is said once and touches nothing else."""
 
+import errno
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from hjepa_dist_metrics.readers.events import event_scalars
+from hjepa_dist_metrics.readers.events import event_log
 from hjepa_dist_metrics.sinks import JsonlSink, MemorySink, SinkGroup, TensorBoardSink, read_jsonl
 from hjepa_dist_metrics.sinks.base import RunSink
 from hjepa_dist_metrics.values import Scalar, Text
@@ -25,7 +26,7 @@ class FailingSink(MemorySink):
     def _maybe(self, verb):
         self.calls.append(verb)
         if verb in self.verbs:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.EIO, "Input/output error")
 
     def write(self, step, values, wall_time=None):
         self._maybe("write")
@@ -73,7 +74,7 @@ def test_a_failing_sink_is_dropped_and_reported_once(verb, caplog):
     assert failing.calls[-1] == "close"
     (message,) = caplog.messages
     assert group.failures == [message]
-    for part in ("failing (/some/path)", verb, "OSError", "No space left on device", "training"):
+    for part in ("failing (/some/path)", verb, "OSError", "Input/output error", "training"):
         assert part in message
 
 
@@ -136,7 +137,7 @@ def test_tags_and_texts_with_half_a_surrogate_reach_every_sink(tmp_path):
     assert kept.tags() == {"a\\udc80", "t", "ж"}
     assert kept.hparams == {"k\\udc80": "v\\udc80"}
     assert read_jsonl(tmp_path / "x.jsonl")[1]["a\\udc80"] == 1.0
-    assert set(event_scalars(tmp_path / "board")) == {"a\\udc80", "ж"}
+    assert set(event_log(tmp_path / "board").scalars) == {"a\\udc80", "ж"}
 
 
 def test_a_sink_that_cannot_open_leaves_the_others(tmp_path, caplog):
@@ -180,3 +181,28 @@ def test_the_report_reaches_stderr_without_any_logging_set_up():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.count("bad (/p) failed in write") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_one_line(caplog):
+    class Full:
+        def __init__(self, name):
+            self.name = name
+
+        def __str__(self):
+            return self.name
+
+        def write(self, step, values, wall_time=None):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self):
+            pass
+
+        def close(self):
+            pass
+
+    group = SinkGroup([Full("events"), Full("lines")])
+    group.write(0, {"a": Scalar(1.0)})
+    (message,) = group.failures
+    assert "the disk is full (No space left on device): logging to events is switched off" in message
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [message]
+    assert group.sinks == ()

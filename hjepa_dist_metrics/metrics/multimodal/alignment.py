@@ -33,6 +33,12 @@ class ModalityEmbeddings(DistributedMetric):
     (a std over everything stays near 1 for an encoder that is blind to its input); `/norm`: mean L2 norm;
     `embeddings/nonfinite`: rows of any modality with a NaN or an infinity. Widths may differ; `dims` gives
     them, one for all or by name, where ranks may be without a sample and many.
+
+    >>> embeddings = ModalityEmbeddings(["image", "text"])
+    >>> embeddings.update({"image": 2.0 * torch.eye(4), "text": torch.eye(4)})
+    >>> values = embeddings.compute()
+    >>> values["embeddings/image/norm"], values["embeddings/text/norm"]
+    (2.0, 1.0)
     """
 
     def __init__(self, names: Sequence[str], dims: int | Mapping[str, int] | None = None) -> None:
@@ -77,6 +83,12 @@ class ModalityAlignment(DistributedMetric):
     finds its own among the k most similar rows of b, and the other way; `/diagonal_contrast`;
     `/similarity_matrix`, a picture of the first 64; `alignment/recall_at_{k}_chance`. `dim` is the width,
     where ranks may be without a sample and many.
+
+    >>> alignment = ModalityAlignment(["image", "text"])
+    >>> alignment.update({"image": torch.eye(3), "text": torch.eye(3)})  # each pair is one point
+    >>> values = alignment.compute()
+    >>> values["alignment/image_vs_text/diagonal_similarity"]
+    1.0
     """
 
     def __init__(

@@ -35,6 +35,11 @@ class GradientNoise(DistributedMetric):
     `with noise.measuring(samples): loss.backward()` on the steps to measure (with DDP's own hook given here
     as `hook`). In one process the small batch is the first micro-batch: `noise.small(samples, scale)` after
     its backward, where its loss was multiplied by 1 / `scale`, and `noise.large(samples)` before the step.
+
+    >>> noise = GradientNoise(nn.Linear(2, 1))
+    >>> noise.update(sq_norm_small_batch=3.0, small_batch=8, sq_norm_large_batch=2.0, large_batch=16)
+    >>> noise.compute()["gradients/noise_scale"]
+    16.0
     """
 
     persistent = True

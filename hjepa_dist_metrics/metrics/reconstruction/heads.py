@@ -29,6 +29,12 @@ class HeadLosses(DistributedMetric):
     each head but the first: `{prefix}/{name}_loss_weighted`, the ratio `{prefix}/{first}_to_{name}_ratio`
     where that head has a loss, and `{above}/{name}_loss_active`, 1 where its weight is above 0, in the group
     above the prefix.
+
+    >>> losses = HeadLosses(["rgb", "text"])
+    >>> losses.update({"rgb": 2.0, "text": 1.0}, weights={"rgb": 1.0, "text": 0.5}, count=8)
+    >>> values = losses.compute()
+    >>> values["Train/Loss/total_loss"], values["Train/Loss/rgb_to_text_ratio"]
+    (2.5, 2.0)
     """
 
     def __init__(self, names: Sequence[str], prefix: str = "Train/Loss", breakdown: bool = True) -> None:
@@ -88,6 +94,13 @@ class HeadGradients(DistributedMetric):
     Tags: `{prefix}/{part}_norm`, `{prefix}/total_norm` over the whole model, and for each pair of `ratios`
     `{prefix}/{a}_to_{b}_ratio`, without a part's ending "_head", where the second norm is not 0. The norms
     are those of the whole model, also where it is sharded. Call `update` after backward and before clipping.
+
+    >>> model = nn.ModuleDict({"rgb": nn.Linear(2, 1), "text": nn.Linear(2, 1)})
+    >>> gradients = HeadGradients(model, dict(model), ratios=[("rgb", "text")])
+    >>> (3 * model["rgb"](torch.ones(1, 2)) + model["text"](torch.ones(1, 2))).sum().backward()
+    >>> gradients.update()
+    >>> round(gradients.compute()["Train/Gradients/rgb_to_text_ratio"], 4)
+    3.0
     """
 
     def __init__(
@@ -131,6 +144,13 @@ class HeadParameters(DistributedMetric):
 
     Tags: `{prefix}/{part}_mean`, `{prefix}/{part}_std` (divided by n), of whole parameters, also where
     ranks hold shards of them. Ranks whose values differ are named in a `DesyncError`.
+
+    >>> model = nn.ModuleDict({"rgb": nn.Linear(2, 1)})
+    >>> _ = nn.init.constant_(model["rgb"].weight, 3.0), nn.init.zeros_(model["rgb"].bias)
+    >>> parameters = HeadParameters(model, dict(model))
+    >>> parameters.update()
+    >>> parameters.compute()["Model/Params/rgb_mean"]
+    2.0
     """
 
     def __init__(

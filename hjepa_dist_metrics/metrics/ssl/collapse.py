@@ -56,6 +56,12 @@ class Collapse(DistributedMetric):
     With a name the tags read `collapse/{name}_effective_rank` and so on. `short` is "context" or "target" for
     the short list `train/{short}_std`, `_norm`, `_rank`, of images. `full=False` keeps to what follows from
     the unit rows, at half the cost.
+
+    >>> collapse = Collapse(dim=4)
+    >>> collapse.update(torch.eye(4).repeat(16, 1))  # four points, as far apart as they can be
+    >>> values = collapse.compute()
+    >>> round(values["collapse/effective_rank"], 3), round(values["collapse/mean_similarity"], 3)
+    (3.0, 0.238)
     """
 
     def __init__(

@@ -54,6 +54,13 @@ class EMADynamics(DistributedMetric):
     once. Buffers may differ between ranks, a batch norm's running mean does: their squared norms are averaged
     over the ranks. Without a momentum nothing says that the ranks train one model: the squared norms of
     weights are averaged too, and the tags of the momentum left out.
+
+    >>> student, teacher = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> ema = EMADynamics()
+    >>> ema.update(student, teacher, momentum=0.996)
+    >>> values = ema.compute()
+    >>> round(values["ema/momentum_current"], 3), values["ema/weight_distance"] > 0
+    (0.996, True)
     """
 
     def __init__(self) -> None:

@@ -42,6 +42,12 @@ class HierarchyFeatures(DistributedMetric):
 
     Cost is tokens x D^2, a projection of every token, or as `costs` says (one number a level, of an image);
     memory is tokens x D.
+
+    >>> features = HierarchyFeatures(dims=[4, 4])
+    >>> features.update([torch.eye(4).repeat(8, 1, 1), torch.ones(8, 2, 4)])
+    >>> values = features.compute()
+    >>> [round(values[f"hierarchy/level{i}_effective_rank"], 3) for i in (0, 1)]
+    [4.0, 1.0]
     """
 
     def __init__(self, dims: Sequence[int], costs: Sequence[float] | None = None) -> None:

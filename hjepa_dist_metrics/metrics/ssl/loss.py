@@ -40,6 +40,13 @@ class HierarchicalLoss(BufferedMetric[_Step]):
     mapping, "loss_variance" for instance, which become `loss/variance`. Tags: `loss/total`, `loss/h{i}`,
     `loss/unweighted`, `loss/contribution_h{i}`, `loss/nonfinite` (how many losses were NaN or infinite) and,
     where there were any, `loss/first_nonfinite_level`. Without levels there is `loss/total` alone.
+
+    >>> loss = HierarchicalLoss(num_levels=2, weights=[1.0, 0.5])
+    >>> loss.update({"loss": 2.5, "loss_h0": 2.0, "loss_h1": 1.0}, count=32)
+    >>> loss.update({"loss": 5.0, "loss_h0": 4.0, "loss_h1": 2.0}, count=16)  # of 16 samples only
+    >>> values = loss.compute()
+    >>> round(values["loss/total"], 4), values["loss/contribution_h1"]
+    (3.3333, 20.0)
     """
 
     def __init__(

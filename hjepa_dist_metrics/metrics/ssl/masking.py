@@ -39,6 +39,12 @@ class Masking(BufferedMetric[Tensor]):
     ranks that share a seed, or a generator that stands still.
 
     `grid` is (rows, columns) of the patches, the square root of `num_patches` where it is whole.
+
+    >>> masking = Masking(num_patches=4)
+    >>> masking.update(torch.tensor([[True, True, False, False], [False, True, True, False]]))
+    >>> values = masking.compute()
+    >>> values["masking/mask_ratio"], values["masking/context_target_overlap"]
+    (0.5, 0.0)
     """
 
     def __init__(self, num_patches: int, grid: tuple[int, int] | None = None) -> None:

@@ -15,6 +15,7 @@ from hjepa_dist_metrics.catalog.findings import FINDINGS, Description
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.monitor.health.detector import TOTAL_LOSSES, Detector, any_of
 from hjepa_dist_metrics.monitor.health.detectors import DETECTORS
+from hjepa_dist_metrics.monitor.health.detectors.representation import rank_limits
 from hjepa_dist_metrics.monitor.health.findings import Evidence, Finding, Health, Severity
 from hjepa_dist_metrics.monitor.health.series import History
 from hjepa_dist_metrics.settings.schema import AlertsConfig
@@ -108,9 +109,12 @@ class Judge:
         return {name for name, watch in self._watches.items() if watch.firing}
 
     def scalars(self) -> dict[str, float]:
-        """Return `health/score`, and `alerts/{name}` as 0 or 1 for every finding that has begun once."""
+        """Return `health/score`, and `alerts/{name}` as 0 or 1 for every finding that has begun once.
+
+        With a log that has effective ranks, their limits too.
+        """
         states = {f"alerts/{n}": float(w.firing) for n, w in self._watches.items() if w.has_fired}
-        return {"health/score": self.health.score, **states}
+        return {"health/score": self.health.score, **states, **rank_limits(self._history)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been seen, as plain data."""

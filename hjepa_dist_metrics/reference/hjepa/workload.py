@@ -24,7 +24,7 @@ from hjepa_dist_metrics.reference.hjepa.data import load_splits
 from hjepa_dist_metrics.reference.hjepa.masking import MaskBatch, MultiBlockMaskGenerator
 from hjepa_dist_metrics.reference.hjepa.model import HJEPA
 from hjepa_dist_metrics.reference.hjepa.objective import HJEPAObjective, ObjectiveResult
-from hjepa_dist_metrics.reference.hjepa.probe import knn_accuracy
+from hjepa_dist_metrics.reference.hjepa.probe import held_out_points, knn_accuracy
 from hjepa_dist_metrics.reference.training import TrainingConfig
 from hjepa_dist_metrics.reference.workload import MicroStep
 
@@ -95,6 +95,7 @@ class HJEPAWorkload:
         result, output = self._objective(model, images, drawn.mask)
         observed = {
             "features": output["targets"],
+            "labels": batch["label"],
             "ids": index.to(self.context.device, non_blocking=True),
             "context_features": output["context_features"],
             "context_valid": output["context_valid"],
@@ -130,13 +131,17 @@ class HJEPAWorkload:
             "momentum_target": ema.momentum_end,
         }
 
-    def evaluate(self) -> dict[str, float]:
-        """Return the validation loss, and the probe's accuracy where the images have classes."""
+    def evaluate(self) -> dict[str, Any]:
+        """Return the validation loss, a map of held-out images, and the probe's accuracy where these have
+        classes.
+        """
         self.model.eval()
-        values = {"val/loss": self._validation_loss()}
+        points = held_out_points(self._encode, self.splits, self.context)
+        values = {"val/loss": self._validation_loss(), "embeddings/held_out": points}
         accuracy = knn_accuracy(
             self._encode,
             self.splits,
+            self.model.config.embed_dim,
             labels_per_class=self.labels_per_class,
             context=self.context,
         )

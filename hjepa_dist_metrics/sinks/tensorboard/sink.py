@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hjepa_dist_metrics.catalog import describe
 from hjepa_dist_metrics.errors import MetricsError
 from hjepa_dist_metrics.sinks.base import ForkGuard, HParam
+from hjepa_dist_metrics.sinks.tensorboard.layout import Layout, MakeLayout, encode_layout
 from hjepa_dist_metrics.sinks.tensorboard.projector import ProjectorFiles
 from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
 from hjepa_dist_metrics.sinks.tensorboard.summaries import encode
-from hjepa_dist_metrics.values import Embedding, Graph, Notice, Value
+from hjepa_dist_metrics.values import Embedding, Graph, Notice, Scalar, Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
-# category title -> chart title -> ["Multiline", [regex, ...]] or ["Margin", [value, lower, upper]]
-Layout = Mapping[str, Mapping[str, Sequence[Any]]]
-# From the tags that a run has written.
-MakeLayout = Callable[[Collection[str]], Layout]
+# From a tag, the names that its values are written under.
+Names = Callable[[str], tuple[str, ...]]
+
+
+def own_name(tag: str) -> tuple[str, ...]:
+    """Return the tag alone."""
+    return (tag,)
 
 
 class TensorBoardSink:
@@ -29,8 +34,10 @@ class TensorBoardSink:
     All values of a step go out as one Event (40 scalars: 39 us, against 1.4 ms as 40 events). The file is
     opened with `purge_step=start_step`, 0 included, so that what a killed run wrote at that step and later
     is superseded by the resumed run. `layout` becomes the custom-scalars dashboards; where it is a function
-    of the tags written, it is asked with the first values of a loss, or at the end. `writer` is the
-    SummaryWriter underneath, for what this class does not cover (meshes, audio).
+    of the tags written, it is asked with the first values of a loss, whenever new tags come after that, and
+    at the end. `names` gives the names that scalars of a tag are written under, none to leave them out. A
+    tag's first value carries the catalog's description. `writer` is the SummaryWriter underneath, for what
+    this class does not cover (meshes, audio).
     """
 
     local = True
@@ -41,6 +48,7 @@ class TensorBoardSink:
         start_step: int = 0,
         flush_secs: float = 10.0,
         layout: Layout | MakeLayout | None = None,
+        names: Names = own_name,
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -56,6 +64,7 @@ class TensorBoardSink:
         # What a file begins with, for one that must be made again.
         self._flush_secs, self._layout = flush_secs, None if callable(layout) else layout
         self._make_layout = layout if callable(layout) else None
+        self._laid_out, self._names = 0, names
         self._hparams: tuple[Mapping[str, HParam], Sequence[str]] | None = None
         self._open(SummaryWriter, start_step)
         self._projector = ProjectorFiles(self.directory, start_step)
@@ -81,26 +90,18 @@ class TensorBoardSink:
             return
         if not self._path.exists() and self.directory.is_dir():
             self._make_again(int(step))
-        entries = []
-        for tag, value in values.items():
-            tag = tag.lstrip("/")  # a leading slash puts the tag into a group without a name
-            if isinstance(value, Notice) or not self._accepts(tag, value):
-                continue  # of notices, TensorBoard has the log of all alerts
-            try:
-                if isinstance(value, Embedding):
-                    self._projector.add(tag, int(step), value)
-                elif isinstance(value, Graph):
-                    self._add_graph(value)
-                else:
-                    entries.append(encode(tag, value))
-            except (ValueError, TypeError) as error:  # this value is wrong, not the disk
-                self._leave_out(tag, value, str(error))
+        entries = [
+            entry
+            for tag, value in values.items()
+            for name in self._names_of(tag, value)
+            if (entry := self._entry(name, value, int(step))) is not None
+        ]
         if entries:
             from tensorboard.compat.proto.summary_pb2 import Summary
 
             now = time.time() if wall_time is None else wall_time
             self._file.add_summary(Summary(value=entries), int(step), now)
-            if any(tag.startswith("loss/") for tag in values):
+            if self._laid_out or any(tag.startswith("loss/") for tag in values):
                 self._add_fitting_layout()
 
     def write_hparams(self, hparams: Mapping[str, HParam], metrics: Sequence[str] = ()) -> None:
@@ -161,6 +162,28 @@ class TensorBoardSink:
         self._records.raise_failure()
         return False
 
+    def _names_of(self, tag: str, value: Value) -> tuple[str, ...]:
+        tag = tag.lstrip("/")  # a leading slash puts the tag into a group without a name
+        if isinstance(value, Notice):
+            return ()  # TensorBoard has the log of all alerts
+        return self._names(tag) if isinstance(value, Scalar) else (tag,)
+
+    def _entry(self, tag: str, value: Value, step: int) -> Any:
+        """Return the Summary.Value to write; None where there is none, or the value is written already."""
+        is_new = tag not in self._kinds
+        if not self._accepts(tag, value):
+            return None
+        try:
+            if isinstance(value, Embedding):
+                self._projector.add(tag, step, value)
+            elif isinstance(value, Graph):
+                self._add_graph(value)
+            else:
+                return encode(tag, value, describe(tag) if is_new else "")
+        except (ValueError, TypeError) as error:  # this value is wrong, not the disk
+            self._leave_out(tag, value, str(error))
+        return None
+
     def _accepts(self, tag: str, value: Value) -> bool:
         """Return whether TensorBoard can show it: a tag of two kinds makes its server answer with errors."""
         known = self._kinds.setdefault(tag, type(value).__name__)
@@ -193,16 +216,17 @@ class TensorBoardSink:
             self._file.add_event(Event(tagged_run_metadata=tagged))
 
     def _add_fitting_layout(self) -> None:
-        """Write the layout that fits the tags written so far, once: TensorBoard reads the first only."""
-        make, self._make_layout = self._make_layout, None
-        if make is not None and self._kinds:
-            self._layout = make(self._kinds.keys())
-            self._add_layout(self._layout)
+        """Write the layout that fits the tags written so far; TensorBoard shows the last one."""
+        if self._make_layout is None or len(self._kinds) == self._laid_out:
+            return
+        self._laid_out = len(self._kinds)
+        layout = self._make_layout(self._kinds.keys())
+        if layout != self._layout:
+            self._layout = layout
+            self._add_layout(layout)
 
     def _add_layout(self, layout: Layout) -> None:
-        from torch.utils.tensorboard.summary import custom_scalars
-
-        self._file.add_summary(custom_scalars(layout))  # type: ignore[no-untyped-call]
+        self._file.add_summary(encode_layout(layout))
 
 
 def _wait_for_a_later_name(directory: Path) -> None:

@@ -11,11 +11,35 @@ from hjepa_dist_metrics.sinks.tensorboard.png import encode_apng, encode_png
 from hjepa_dist_metrics.values import Histogram, Image, Scalar, Text, Value, Video
 
 
-def encode(tag: str, value: Value) -> Any:
+def encode(tag: str, value: Value, description: str = "") -> Any:
     """Return the Summary.Value of anything but an embedding or a graph.
 
+    `description` is Markdown that TensorBoard shows beside the tag; it reads that of a tag's first value.
     Raises ValueError or TypeError for a value that TensorBoard has no form for.
     """
+    encoded = _encode(tag, value)
+    if description:
+        if not isinstance(value, Text):
+            encoded.metadata.MergeFrom(_metadata(value))
+        encoded.metadata.summary_description = description
+    return encoded
+
+
+def _metadata(value: Value) -> Any:
+    """Return what the plugin of a value's kind is called: without it, its description is not read."""
+    from tensorboard.compat.proto import summary_pb2 as proto
+
+    if isinstance(value, Scalar):
+        name, kind = "scalars", proto.DATA_CLASS_SCALAR
+    elif isinstance(value, Histogram):
+        name, kind = "histograms", proto.DATA_CLASS_TENSOR
+    else:
+        name, kind = "images", proto.DATA_CLASS_BLOB_SEQUENCE
+    plugin = proto.SummaryMetadata.PluginData(plugin_name=name)
+    return proto.SummaryMetadata(plugin_data=plugin, data_class=kind)
+
+
+def _encode(tag: str, value: Value) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     if isinstance(value, Scalar):
