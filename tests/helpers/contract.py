@@ -306,7 +306,7 @@ def _optimizer() -> torch.optim.Optimizer:
 
 def _feed_activations(metric: Any, piece: slice) -> None:
     rows = torch.relu(FEATURES[piece]) * 3.0 + 0.25
-    metric.update({"blocks.2": rows, "blocks.10": FEATURES[piece] * 1e3}, {"blocks.2": -rows})
+    metric.update({"blocks.2": rows, "blocks.10": FEATURES[piece] * 2}, {"blocks.2": -rows})
 
 
 def _feed_attention(metric: Any, piece: slice) -> None:

@@ -78,6 +78,16 @@ def test_a_straggler_is_one_rank_at_one_log_after_the_other():
     assert after((turns, 10)) == set()
 
 
+def test_a_collapse_that_predictions_show_lasts_until_they_part_again():
+    def numbers(alike, match):
+        return {"collapse/prediction0_mean_similarity": alike, "prediction/level0_cosine_sim_mean": match}
+
+    healthy, collapsed = numbers(0.9, 0.6), numbers(0.999, 0.999)
+    assert after((healthy, 20), (collapsed, 8)) == {"point_collapse"}
+    assert after((healthy, 20), (collapsed, 80)) == {"point_collapse"}
+    assert after((healthy, 20), (collapsed, 80), (healthy, 20)) == set()
+
+
 def test_norms_that_meet_a_ceiling_were_clipped_before():
     def clipped(i):
         return {"gradients/global_norm": min(1.0, 0.95 + 0.05 * (i % 4)) * (1 - 1e-6)}

@@ -273,8 +273,11 @@ def embedded_collapse(history: History) -> list[Evidence] | None:
         level = alike.sustained(HELD, -1.0) * match.sustained(HELD, -1.0) ** 2
         limit = 1.0 - _APART_KEPT * (1.0 - level)
         if now > limit and match.median(2) > _MEETS:
-            reason = f"predictions meet their targets ({match.newest:.3g}), so that these are all alike too"
-            found.append(Evidence(tag, alike.newest, reason, best=level))
+            reason = (
+                f"predictions meet their targets and are all alike ({alike.newest:.4g}): so are the targets"
+            )
+            limit = math.sqrt(limit / alike.median(2))
+            found.append(Evidence(_match_of(tag), match.newest, reason, limit=limit))
     return found if judged else None
 
 
@@ -282,11 +285,15 @@ def _judged_predictions(history: History) -> list[tuple[str, Series, Series]]:
     """Return the tags of mean cosines of two predictions, their series, and those of their match."""
     judged = []
     for tag, alike in history.matching(_PREDICTIONS):
-        name = tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS)
-        match = history.get(name)
+        match = history.get(_match_of(tag))
         if tag in history.fresh and match is not None and match.count and not _is_early(alike):
             judged.append((tag, alike, match))
     return judged
+
+
+def _match_of(tag: str) -> str:
+    """Return the tag of the mean cosine to the targets of the predictions that `tag` is about."""
+    return tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS)
 
 
 def _point(history: History) -> list[Evidence] | None:
@@ -338,8 +345,8 @@ DETECTORS = (
     Detector(
         "point_collapse",
         _point,
-        (WIDTHS,),
-        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _PREDICTIONS, _MATCHES),
+        (WIDTHS, _PREDICTIONS),
+        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _MATCHES),
     ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTAL_LOSSES)),
