@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hjepa_dist_metrics import catalog
 from hjepa_dist_metrics.catalog import Limits
+from hjepa_dist_metrics.catalog.run_limits import healthy_range, limits_of
 from hjepa_dist_metrics.commands.runs import Run
 
 MOST_NUMBERS = 12
@@ -18,7 +19,7 @@ class Curve:
     """Describe a chart: a title, and the patterns (regular expressions of whole tags) of its lines.
 
     `numbers` are patterns too: the first tag that a run has is among its headline numbers, under `label`.
-    `limited` is the tag whose healthy range the chart shows.
+    `limited` is the tag whose healthy range the chart shows, `limits` are the judge's at each step.
     """
 
     title: str
@@ -26,6 +27,7 @@ class Curve:
     label: str = ""
     numbers: tuple[str, ...] = ()
     limited: str = ""
+    limits: tuple[str, ...] = ()
 
     def tags(self, run: Run) -> list[str]:
         """Return the run's tags that the chart shows, in the order of the patterns."""
@@ -57,6 +59,7 @@ CURVES = (
         "effective rank",
         ("collapse/effective_rank",),
         "collapse/effective_rank",
+        ("health/effective_rank_limit", "health/pooled_effective_rank_limit"),
     ),
     Curve("Rank of pooled features", (), "rank, pooled by image", ("collapse/pooled_effective_rank",)),
     Curve(
@@ -172,33 +175,10 @@ def headline_numbers(run: Run) -> list[Number]:
     return [_number(run, label, tag) for label, tag in tags if tag][:MOST_NUMBERS]
 
 
-def limits_of(run: Run, tag: str) -> Limits | None:
-    """Return a tag's healthy range for the width and the number of rows that the run has logged last."""
-    entry = catalog.find(tag)
-    if entry is None or entry.limits is None:
-        return None if entry is None else entry.bounds
-    stem, _, name = tag.rpartition("/")
-    latest = run.latest
-    pooled = "pooled_" if "pooled_" in name else ""
-    stream = entry.placeholder_values(tag).get("name", "").removesuffix("_pooled")
-    prefix = f"{stem}/{stream}_" if stream else f"{stem}/"
-    dim, count = latest.get(f"{prefix}num_features"), latest.get(f"{prefix}{pooled}num_samples")
-    if stem != "collapse":  # limits of other groups are the same for every size
-        return entry.limits(0, 0) if stem in ("performance", "Eval/Frame", "Eval/Gap") else None
-    return None if not dim or not count else entry.limits(int(dim), int(count))
-
-
-def healthy_range(limits: Limits) -> str:
-    """Return "above 16" or "below 0.5"; "0" where any other number is a finding."""
-    if limits.warn == 0 and not limits.low_is_bad:
-        return "0"
-    return f"{'above' if limits.low_is_bad else 'below'} {limits.warn:.3g}"
-
-
 def _number(run: Run, label: str, tag: str) -> Number:
     entry, points = catalog.find(tag), run.scalars[tag]
     unit = entry.unit if entry else ""
-    return Number(label, tag, points[0][1], points[-1][1], unit, limits_of(run, tag))
+    return Number(label, tag, points[0][1], points[-1][1], unit, limits_of(tag, run.latest))
 
 
 def _matching(run: Run, patterns: Iterable[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.catalog import how_to_read
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, REQUESTED_DASHBOARDS
 from hjepa_dist_metrics.catalog.headline import shown_names
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
@@ -115,7 +116,12 @@ class MonitoredRun:
         environment = {"notes/environment": describe_environment(self.options.context)}
         if self.options.resume:
             return lambda tags: environment
-        return lambda tags: {"notes/how_to_read": how_to_read(profile_of(config, tags), tags), **environment}
+        default = (*DASHBOARDS, *REQUESTED_DASHBOARDS)
+        named = default if config.dashboards == "default" else config.dashboards
+        return lambda tags: {
+            "notes/how_to_read": how_to_read(profile_of(config, tags), tags, named),
+            **environment,
+        }
 
     def add_observer(self, observer: Observer) -> None:
         """Let an observer look at each step, and judge by its rules."""

@@ -1,27 +1,19 @@
-"""TensorBoard event files, record by record, with damage told apart from the torn end of a killed run.
-
-A record is an 8-byte length, its masked CRC-32C, the bytes of an `Event`, and their masked CRC-32C.
-"""
+"""TensorBoard event files, with damage told apart from the torn end of a killed run."""
 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hjepa_dist_metrics.catalog.headline import is_second_name
 from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
+from hjepa_dist_metrics.readers.records import read_records
 from hjepa_dist_metrics.readers.run_log import RunLog, as_table
 
 # `add_text` of torch's SummaryWriter appends it to the tag.
 _TEXT_SUFFIX = "/text_summary"
-
-_HEADER = struct.Struct("<QI")
-_CHECKSUM = struct.Struct("<I")
-# The checksum runs in Python, byte by byte. Longer records are pictures: for them the header's must do.
-_LONGEST_CHECKED = 65536
 
 
 def event_log(path: str | Path) -> RunLog:
@@ -92,35 +84,11 @@ def _events(file: Path) -> Iterator[Any]:
         from tensorboard.compat.proto.event_pb2 import Event
     except ImportError as error:
         raise MissingExtraError("tensorboard", "figures", "Reading event files") from error
-    for at, record in _records(file):
+    for at, record in read_records(file):
         try:
             yield Event.FromString(record)
         except DecodeError as error:
             raise ConfigError(f"{file} is damaged: the record at byte {at} is no event ({error})") from error
-
-
-def _records(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (place, bytes) of each whole record."""
-    data = file.read_bytes()
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, check = _HEADER.unpack_from(data, at)
-        if _checksum(data[at : at + 8]) != check:
-            raise ConfigError(f"{file} is not an event file, or is damaged at byte {at}")
-        start, end = at + _HEADER.size, at + _HEADER.size + length
-        if end + _CHECKSUM.size > len(data):
-            return
-        body = data[start:end]
-        if length <= _LONGEST_CHECKED and _checksum(body) != _CHECKSUM.unpack_from(data, end)[0]:
-            raise ConfigError(f"{file} is damaged between bytes {start} and {end}")
-        yield start, body
-        at = end + _CHECKSUM.size
-
-
-def _checksum(data: bytes) -> int:
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    return int(masked_crc32c(data))
 
 
 def _decoded(file: Path, tag: str, decode: Callable[[], Any]) -> Any:

@@ -32,6 +32,8 @@ def read_logs(path: str | Path) -> dict[str, RunLog]:
         lines = jsonl_log(file)
         log = runs.setdefault(name, lines)
         log.scalars = lines.scalars | log.scalars
+        log.settings = lines.settings or log.settings  # there booleans are no numbers
+        log.texts = lines.texts | log.texts
     runs = {name: log for name, log in runs.items() if log.scalars}
     if not runs:
         raise ConfigError(

@@ -4,12 +4,15 @@ import base64
 import json
 import math
 import re
+import socket
+from datetime import datetime
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 
-from hjepa_dist_metrics import MetricsLogger
+from hjepa_dist_metrics import MetricsLogger, TrainingMonitor
 from hjepa_dist_metrics.commands.report import keep_fresh, render_report
 from hjepa_dist_metrics.commands.report.charts import thin
 from hjepa_dist_metrics.commands.runs import load_runs
@@ -84,7 +87,7 @@ def test_every_chart_and_figure_has_words_for_those_who_do_not_see_it(tmp_path):
     assert len(described) == len(page.data["charts"]) > 2
     assert described[0] == "Loss: loss/total from 1 at step 0 to 0.1 at step 9"
     (image,) = page.having("img")
-    assert image["alt"].endswith("step 10")
+    assert image["alt"] == "mask coverage, drawn once, step 10"
 
 
 def test_the_first_and_the_last_figure_stand_side_by_side(tmp_path):
@@ -98,6 +101,30 @@ def test_the_first_and_the_last_figure_stand_side_by_side(tmp_path):
     assert [alt.split(", ", 1)[1] for alt, _ in images] == ["before, step 0", "after, step 20"]
     expected = [base64.b64encode(encode_png(shades[step])).decode() for step in (0, 20)]
     assert [content for _, content in images] == expected
+
+
+def test_a_monitored_run_shows_its_environment_and_the_judges_limits(tmp_path):
+    model = torch.nn.Linear(4, 8)
+    config = {
+        "log_dir": str(tmp_path),
+        "log_frequency": 1,
+        "cadence": {"representations": 1},
+        "sync": "inline",
+    }
+    with TrainingMonitor(model, torch.optim.SGD(model.parameters(), lr=0.1), config) as monitor:
+        for _ in range(12):
+            monitor.step(samples=8, losses=0.5, features=torch.randn(32, 5, 8))
+    text = report(tmp_path)
+    page = Page(text)
+    rank = next(c for c in page.data["charts"] if c["series"][0]["tag"] == "collapse/effective_rank")
+    limits = [line["tag"] for line in rank["series"] if line["colour"] == -1]
+    assert limits == ["health/effective_rank_limit", "health/pooled_effective_rank_limit"]
+    assert f"12 steps, {datetime.now().year}" in text
+    assert f", 1 rank, on {socket.gethostname()}" in text
+    section = text[text.index('<section id="environment">') :]
+    assert f'<td class="wrap">torch</td><td class="wrap">{torch.__version__}</td>' in section
+    lines = load_runs(tmp_path / "metrics")  # JSON lines say the same
+    assert f", 1 rank, on {socket.gethostname()}" in render_report(lines)
 
 
 def test_names_of_a_log_are_never_markup(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hjepa_dist_metrics.catalog import Limits
-from hjepa_dist_metrics.commands.headline import healthy_range
+from hjepa_dist_metrics.catalog.run_limits import healthy_range
 from hjepa_dist_metrics.commands.report.markup import attribute, text
 from hjepa_dist_metrics.commands.runs import Run
 from hjepa_dist_metrics.commands.table import number
@@ -17,6 +17,8 @@ from hjepa_dist_metrics.commands.table import number
 _BUCKETS = 300
 MOST_LINES = 24
 _COLOURS = 7
+# The colour of what a curve should not cross.
+LIMIT = -1
 
 Points = Sequence[tuple[int, float]]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hjepa_dist_metrics.commands.headline import CURVES, Curve, limits_of
-from hjepa_dist_metrics.commands.report.charts import Chart, ChartData, Line, healthy, look
+from hjepa_dist_metrics.catalog.run_limits import limits_of
+from hjepa_dist_metrics.commands.headline import CURVES, Curve
+from hjepa_dist_metrics.commands.report.charts import LIMIT, Chart, ChartData, Line, healthy, look
 from hjepa_dist_metrics.commands.runs import Run
 
 
@@ -22,7 +23,7 @@ def curves(runs: Sequence[Run], data: ChartData) -> Iterator[str]:
 
 
 def _chart(curve: Curve, runs: Sequence[Run], lines: Sequence[Line]) -> Chart:
-    ranges = {limits_of(run, curve.limited) for run in runs if curve.limited in run.scalars}
+    ranges = {limits_of(curve.limited, run.latest) for run in runs if curve.limited in run.scalars}
     agreed = healthy(ranges.pop()) if len(ranges) == 1 else {}
     return Chart(curve.title, lines, **agreed)
 
@@ -31,7 +32,11 @@ def _lines(curve: Curve, runs: Sequence[Run]) -> list[Line]:
     """Return a chart's lines: of one run a colour a tag, of several a colour a run and a dash a tag."""
     tags = list(dict.fromkeys(tag for run in runs for tag in curve.tags(run)))
     if len(runs) == 1:
-        return [Line(0, tag, tag, *look(index)) for index, tag in enumerate(tags)]
+        limits = [tag for tag in curve.limits if tags and tag in runs[0].scalars]
+        return [
+            *(Line(0, tag, tag, *look(index)) for index, tag in enumerate(tags)),
+            *(Line(0, tag, tag, LIMIT, dash) for dash, tag in enumerate(limits, start=1)),
+        ]
     return [
         Line(number, tag, f"{run.name}: {tag}" if len(tags) > 1 else run.name, number, index)
         for index, tag in enumerate(tags)

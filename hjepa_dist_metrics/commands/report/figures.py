@@ -15,26 +15,38 @@ _SMALL = 300
 
 
 def pictures(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield each run's figures, inside the page: before the training and after, where there are both."""
-    for run in runs:
-        for tag, shown in sorted(run.log.pictures.items()):
-            entry = catalog.find(tag)
-            title = entry.titled(tag) if entry else tag
-            name = f"{run.name}: " if len(runs) > 1 else ""
-            yield f"<h3>{text(name + title)} <code>{text(tag)}</code></h3>"
-            yield f'<div class="pairs">{"".join(_picture(title, one, shown) for one in shown)}</div>'
-            if len(shown) == 1:
-                yield f'<p class="note">Drawn once, at step {shown[0][0]} of {run.last_step}.</p>'
+    """Yield the figures: of one run before the training and after, of several the last ones."""
+    tags = sorted({tag for run in runs for tag in run.log.pictures})
+    if not tags:
+        return
+    yield '<p class="note hint">Click a figure to see it at its full size.</p>'
+    yield f'<div class="figures">{"".join(_card(tag, runs) for tag in tags)}</div>'
 
 
-def _picture(title: str, picture: Picture, shown: Sequence[Picture]) -> str:
+def _card(tag: str, runs: Sequence[Run]) -> str:
+    entry = catalog.find(tag)
+    title = entry.titled(tag) if entry else tag
+    if len(runs) == 1:
+        (run,) = runs
+        shown = run.log.pictures[tag]
+        names = ["before"] if len(shown) > 1 else ["drawn once"]
+        images = [_image(title, *one) for one in zip([*names, "after"], shown, strict=False)]
+    else:
+        images = [
+            _image(title, run.name, run.log.pictures[tag][-1]) for run in runs if tag in run.log.pictures
+        ]
+    heading = f'<h3>{text(title[:1].upper() + title[1:])}<br><code class="tag">{text(tag)}</code></h3>'
+    return f'<div class="card">{heading}<div class="pair">{"".join(images)}</div></div>'
+
+
+def _image(title: str, name: str, picture: Picture) -> str:
     step, png = picture
-    when = "" if len(shown) == 1 else ("before, " if picture is shown[0] else "after, ")
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     small = ' class="small"' if _width(png) < _SMALL else ""
+    words = attribute(f"{title}, {name}, step {step}")
     return (
-        f'<figure><img{small} alt="{attribute(f"{title}, {when}step {step}")}" src="{source}">'
-        f"<figcaption>{when}step {step}</figcaption></figure>"
+        f'<figure><button type="button" class="zoom"><img{small} alt="{words}" '
+        f'src="{source}"></button><figcaption>{text(name)}, step {step}</figcaption></figure>'
     )
 
 

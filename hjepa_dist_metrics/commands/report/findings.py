@@ -24,17 +24,29 @@ def verdicts(runs: Sequence[Run], judged: Sequence[Judged], data: ChartData) -> 
             yield f"<p>{text(parting)}.</p>"
     for number, (run, of_run) in enumerate(zip(runs, judged, strict=True)):
         if len(runs) > 1:
-            yield f"<h3>{text(run.name)}</h3>"
+            if not _has_section(of_run):
+                continue
+            yield f'<h3 id="verdict-{number}">{text(run.name)}</h3>'
         yield from _verdict(run, of_run, number, data)
 
 
 def _overview(runs: Sequence[Run], judged: Sequence[Judged]) -> str:
-    rows = (
-        f'<tr><td class="wrap">{text(run.name)}</td><td class="{of_run.health.verdict}">'
-        f'{of_run.health.verdict}</td><td class="wrap">{text(_sentence(of_run))}</td></tr>'
-        for run, of_run in zip(runs, judged, strict=True)
+    return table(("run", "verdict", "why"), map(_overview_row, range(len(runs)), runs, judged))
+
+
+def _overview_row(number: int, run: Run, judged: Judged) -> str:
+    name, verdict = text(run.name), judged.health.verdict
+    if _has_section(judged):
+        name = f'<a href="#verdict-{number}">{name}</a>'
+    return (
+        f'<tr><td class="wrap">{name}</td><td class="{verdict}">{verdict}</td>'
+        f'<td class="wrap">{text(_sentence(judged))}</td></tr>'
     )
-    return table(("run", "verdict", "why"), rows)
+
+
+def _has_section(judged: Judged) -> bool:
+    """Return whether there is more to say of a run among several than the table does."""
+    return bool(judged.health.findings or judged.ended)
 
 
 def _sentence(judged: Judged) -> str:

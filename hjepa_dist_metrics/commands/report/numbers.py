@@ -14,10 +14,9 @@ from hjepa_dist_metrics.commands.values import Row, values
 
 
 def headlines(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield the table of headline numbers: of one run first and last, of several the last ones."""
+    """Yield the headline numbers: of one run a tile each, of several a table of the last ones."""
     if len(runs) == 1:
-        rows = (row(_cells(n), (1, 2)) for n in headline_numbers(runs[0]))
-        yield table(("number", "start", "end", "unit", "healthy"), rows, (1, 2))
+        yield f'<ul class="tiles">{"".join(map(_tile, headline_numbers(runs[0])))}</ul>'
         return
     found = [{n.label: n for n in headline_numbers(run)} for run in runs]
     labels = dict.fromkeys(label for of_run in found for label in of_run)
@@ -32,7 +31,7 @@ def everything(runs: Sequence[Run], data: ChartData) -> Iterator[str]:
     yield '<input type="search" id="filter" placeholder="Filter by tag" aria-label="Filter by tag">'
     for index, run in enumerate(runs):
         if len(runs) > 1:
-            yield f"<h3>{text(run.name)}</h3>"
+            yield f'<details id="run-{index}"><summary><b>{text(run.name)}</b></summary>'
         for group, rows in itertools.groupby(values(run), key=lambda one: one.tag.partition("/")[0]):
             members = list(rows)
             for member in members:
@@ -45,6 +44,8 @@ def everything(runs: Sequence[Run], data: ChartData) -> Iterator[str]:
             )
             yield from (_member(index, member) for member in members)
             yield "</table></div></details>"
+        if len(runs) > 1:
+            yield "</details>"
 
 
 def _member(index: int, member: Row) -> str:
@@ -62,6 +63,11 @@ def _compared(label: str, found: Sequence[dict[str, Number]]) -> str:
     return row([text(label), *cells], range(1, len(cells) + 1))
 
 
-def _cells(found: Number) -> list[str]:
-    label = f'{text(found.label)}<br><code class="tag">{text(found.tag)}</code>'
-    return [label, number(found.first), number(found.last), text(found.unit), text(found.limit)]
+def _tile(found: Number) -> str:
+    unit = f" {text(found.unit)}" if found.unit else ""
+    facts = [f"from {number(found.first)}", *([f"healthy {found.limit}"] if found.limit else [])]
+    return (
+        f'<li title="{attribute(found.tag)}"><span class="label">{text(found.label)}</span>'
+        f'<span class="value">{number(found.last)}<small>{unit}</small></span>'
+        f'<span class="from">{text("; ".join(facts))}</span></li>'
+    )

@@ -62,48 +62,67 @@ function nearest(u, series, at) {
   return at;
 }
 
-// Healthy range, limits and the step at which a finding began, under the curves.
-function drawLimits(u, chart) {
-  const { ctx } = u;
-  const { left, top, width, height } = u.bbox;
-  const ratio = devicePixelRatio;
+// Text on a halo of the page's colour, legible over grid and curves.
+function label(ctx, words, x, y) {
   ctx.save();
-  ctx.beginPath();
-  ctx.rect(left, top, width, height);
-  ctx.clip();
-  ctx.font = `${11 * ratio}px system-ui, sans-serif`;
-  const place = (y) => Math.min(Math.max(u.valToPos(y, "y", true), top - 1e4), top + height + 1e4);
-  if (chart.band) {
+  ctx.setLineDash([]);
+  ctx.lineWidth = 4 * devicePixelRatio;
+  ctx.strokeStyle = css("--page");
+  ctx.strokeText(words, x, y);
+  ctx.restore();
+  ctx.fillText(words, x, y);
+}
+
+// Draw within the axes only.
+function within(u, draw) {
+  u.ctx.save();
+  u.ctx.beginPath();
+  u.ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+  u.ctx.clip();
+  draw(u.ctx, u.bbox, devicePixelRatio);
+  u.ctx.restore();
+}
+
+// The healthy range, under grid and curves.
+function drawBand(u, chart) {
+  if (!chart.band) return;
+  within(u, (ctx, { left, top, width, height }) => {
     const [low, high] = chart.band;
-    const upper = high === null ? top : place(high);
-    const lower = low === null ? top + height : place(low);
+    const upper = high === null ? top : u.valToPos(high, "y", true);
+    const lower = low === null ? top + height : u.valToPos(low, "y", true);
     ctx.fillStyle = css("--healthy-band");
     ctx.fillRect(left, upper, width, lower - upper);
-  }
-  ctx.lineWidth = 1.5 * ratio;
-  ctx.setLineDash([6 * ratio, 4 * ratio]);
-  for (const line of chart.limits || []) {
-    const y = place(line.y);
-    ctx.strokeStyle = ctx.fillStyle = css(line.kind === "healthy" ? "--healthy" : "--failing");
-    ctx.beginPath();
-    ctx.moveTo(left, y);
-    ctx.lineTo(left + width, y);
-    ctx.stroke();
-    ctx.textAlign = "right";
-    ctx.fillText(line.label, left + width - 4 * ratio, y < top + 16 * ratio ? y + 13 * ratio : y - 4 * ratio);
-  }
-  for (const mark of chart.marks || []) {
-    const x = u.valToPos(mark.x, "x", true);
-    ctx.strokeStyle = ctx.fillStyle = css("--failing");
-    ctx.beginPath();
-    ctx.moveTo(x, top);
-    ctx.lineTo(x, top + height);
-    ctx.stroke();
-    const right = x > left + width / 2;
-    ctx.textAlign = right ? "right" : "left";
-    ctx.fillText(mark.label, x + (right ? -4 : 4) * ratio, top + height - 6 * ratio);
-  }
-  ctx.restore();
+  });
+}
+
+// Limits, and the step at which a finding began.
+function drawLimits(u, chart) {
+  within(u, (ctx, { left, top, width, height }, ratio) => {
+    ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+    ctx.lineWidth = 1.5 * ratio;
+    ctx.setLineDash([6 * ratio, 4 * ratio]);
+    for (const line of chart.limits) {
+      const y = u.valToPos(line.y, "y", true);
+      ctx.strokeStyle = ctx.fillStyle = css(line.kind === "healthy" ? "--healthy" : "--failing");
+      ctx.beginPath();
+      ctx.moveTo(left, y);
+      ctx.lineTo(left + width, y);
+      ctx.stroke();
+      ctx.textAlign = "right";
+      label(ctx, line.label, left + width - 4 * ratio, y < top + 16 * ratio ? y + 13 * ratio : y - 4 * ratio);
+    }
+    for (const mark of chart.marks) {
+      const x = u.valToPos(mark.x, "x", true);
+      ctx.strokeStyle = ctx.fillStyle = css("--failing");
+      ctx.beginPath();
+      ctx.moveTo(x, top);
+      ctx.lineTo(x, top + height);
+      ctx.stroke();
+      const right = x > left + width / 2;
+      ctx.textAlign = right ? "right" : "left";
+      label(ctx, mark.label, x + (right ? -4 : 4) * ratio, top + height - 6 * ratio);
+    }
+  });
 }
 
 // The y range holds all numbers and all limits.
@@ -126,9 +145,9 @@ function axis(more) {
 function options(chart, width) {
   const series = chart.series.map((line) => ({
     label: line.name,
-    stroke: () => PALETTES[theme()][line.colour % 7],
+    stroke: () => (line.colour < 0 ? css("--failing") : PALETTES[theme()][line.colour % 7]),
     dash: DASHES[line.dash % 4],
-    width: 1.8,
+    width: line.colour < 0 ? 1.2 : 1.8,
     value: (u, value, index, at) => text(at == null ? latest(u.data[index]) : value),
     points: { size: 5 },
   }));
@@ -144,7 +163,7 @@ function options(chart, width) {
     ],
     series: [{ label: "step", value: (u, value) => text(value ?? u.data[0].at(-1)) }, ...series],
     cursor: { sync: { key: "steps", setSeries: false }, drag: { x: true, y: false }, dataIdx: nearest },
-    hooks: { drawClear: [(u) => drawLimits(u, chart)] },
+    hooks: { drawClear: [(u) => drawBand(u, chart)], draw: [(u) => drawLimits(u, chart)] },
   };
 }
 
@@ -181,7 +200,7 @@ function sparkline(cell) {
   const [steps, values] = points(cell.dataset.run, cell.dataset.tag);
   const u = new uPlot({
     width: 170, height: 34, legend: { show: false },
-    scales: { x: { time: false } },
+    scales: { x: { time: false }, y: { range: (_, low, high) => range({}, low, high) } },
     axes: [{ show: false }, { show: false }],
     cursor: { y: false, points: { size: 5 }, drag: { x: false, y: false } },
     series: [{}, { stroke: () => css("--muted"), width: 1.3, points: { show: steps.length < 2 } }],
@@ -223,6 +242,12 @@ document.getElementById("theme").addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 addEventListener("beforeprint", () => { printing = true; redraw(); });
 addEventListener("afterprint", () => { printing = false; redraw(); });
+document.querySelectorAll("button.zoom").forEach((button) => {
+  button.addEventListener("click", () => button.classList.toggle("open"));
+});
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.querySelectorAll("button.zoom.open").forEach((b) => b.classList.remove("open"));
+});
 document.getElementById("filter")?.addEventListener("input", (event) => {
   const wanted = event.target.value.toLowerCase();
   document.querySelectorAll("details.group").forEach((group) => {

@@ -22,6 +22,12 @@ class KNNProbe(SingleProbe):
     vote for the right class, each with exp(cosine / temperature) (k = 20 and 0.07 are DINO's, 2104.14294),
     with `_rows` in the queue and `_nonfinite` rows, where the share is NaN. The queue is that of
     `LinearProbe`: a sample of the labelled rows of all ranks, the same at any number of ranks.
+
+    >>> probe = KNNProbe(dim=2, stream="encoder")
+    >>> labels = torch.arange(512) % 2
+    >>> probe.update(nn.functional.one_hot(labels).float() + 0.1 * torch.randn(512, 2), labels)
+    >>> probe.compute()["probe/encoder_knn_top1"]
+    1.0
     """
 
     kind: ClassVar[str] = "knn"
