@@ -127,7 +127,7 @@ def _where_to_look(profile: Profile, observed: Collection[str], dashboards: Coll
     if has_pairs(observed):
         lines.append(
             "`alignment/{a}_vs_{b}/diagonal_similarity`, of right pairs, rises away from `mean_similarity`, "
-            "of all pairs, and `recall_at_5_*` far above `alignment/recall_at_5_chance`: the modalities meet. "
+            "of all pairs, `recall_at_5_*` far above `alignment/recall_at_5_chance`: the modalities meet. "
             "Where both similarities rise together, the embeddings collapse."
         )
     if has_frames(observed):
