@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +16,12 @@ from typing import IO
 from hjepa_dist_metrics.errors import MetricsError
 from hjepa_dist_metrics.version import __version__
 
-EXIT_OK, EXIT_FINDINGS, EXIT_BAD_INPUT = 0, 1, 2
+EXIT_OK, EXIT_FINDINGS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 FORMATS = ("csv", "jsonl", "parquet", "prometheus")
 
-_LOGDIR = "log directory of one or several runs, an event file or a .jsonl file"
+_LOGDIR = "name of a run, log directory of one or several runs, an event file or a .jsonl file"
+_NEWEST = f"{_LOGDIR}; by default the newest run below results, logs, runs and here"
 _EXIT_CODES = (
     "exit codes: 0 all well; 1 something was found (an alert, a bad value, runs that part, a failed check); "
     "2 bad input"
@@ -26,12 +30,17 @@ _EXIT_CODES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code."""
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and (hint := _unknown(given[0])):
+        return _fail(hint)
+    options = parser().parse_args(given)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
     except MetricsError as error:
         return _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
@@ -48,18 +57,22 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"hjepa-metrics {__version__}")
     commands = top.add_subparsers(title="sub-commands", metavar="COMMAND", required=True)
-    for add in (
-        _add_summary,
-        _add_compare,
-        _add_export,
-        _add_grafana,
-        _add_report,
-        _add_explain,
-        _add_doctor,
-        _add_board,
-    ):
+    for add in _ADD:
         add(commands)
     return top
+
+
+def _unknown(name: str) -> str:
+    """Return a hint where the first argument is no command."""
+    known = [add.__name__.removeprefix("_add_") for add in _ADD]
+    if name.startswith("-") or name in known:
+        return ""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"there is no command {name!r}; did you mean {near[0]!r}?"
+    if Path(name).exists():
+        return f"{name!r} is no command; did you mean `hjepa-metrics summary {name}`?"
+    return f"there is no command {name!r}; commands: {', '.join(known)}"
 
 
 def _add(
@@ -76,18 +89,25 @@ def _add(
 
 
 def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    added = _add(
-        commands, "summary", _summary, "the verdict on a run with its findings, and its final values"
-    )
-    added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
+    added = _add(commands, "summary", _summary, "the verdict on a run, its findings and a dozen numbers")
+    added.add_argument("logdir", metavar="LOGDIR", nargs="?", help=_NEWEST)
     added.add_argument("--run", dest="name", metavar="RUN", help="only this run")
+    added.add_argument("--all", action="store_true", help="show all findings and all tags")
+
+
+def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    added = _add(commands, "watch", _watch, "the summary of a run, live, also of a run on another machine")
+    added.add_argument("logdir", metavar="LOGDIR", nargs="?", help=_NEWEST)
     added.add_argument(
-        "--all", action="store_true", help="show all findings, and tags without a healthy range"
+        "--run", dest="name", metavar="RUN", help="this run; by default the one written to last"
+    )
+    added.add_argument(
+        "--every", type=_seconds, default=5.0, metavar="S", help="seconds in between (default 5)"
     )
 
 
 def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    added = _add(commands, "compare", _compare, "runs side by side, and which metric parted first")
+    added = _add(commands, "compare", _compare, "what parted first between runs, and which settings differ")
     added.add_argument("runs", metavar="RUN", nargs="+", help=f"{_LOGDIR}; the first run is the reference")
     added.add_argument(
         "--tolerance",
@@ -96,13 +116,16 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="T",
         help="relative difference from which two values count as parted (default 0.05)",
     )
+    added.add_argument(
+        "--all", action="store_true", help="show all tags, those that part first before the others"
+    )
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     added = _add(
         commands, "export", _export, "every scalar as a table with the columns run, tag, step, value"
     )
-    added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
+    added.add_argument("logdir", metavar="LOGDIR", nargs="?", help=_NEWEST)
     added.add_argument(
         "--format", choices=FORMATS, default="csv", help="default csv; prometheus has the last numbers alone"
     )
@@ -121,10 +144,16 @@ def _add_grafana(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    added = _add(commands, "report", _report, "one HTML file with findings, plots, values and configuration")
-    added.add_argument("logdir", metavar="LOGDIR", help=_LOGDIR)
+    added = _add(commands, "report", _report, "one HTML file: verdict, curves, figures, settings")
+    added.add_argument("runs", metavar="RUN", nargs="*", help=f"{_NEWEST}; several are compared")
     added.add_argument("--output", metavar="FILE", default="report.html", help="default report.html")
     added.add_argument("--run", dest="name", metavar="RUN", help="only this run")
+    added.add_argument(
+        "--refresh",
+        type=_seconds,
+        metavar="S",
+        help="make it anew every so many seconds; the page loads itself",
+    )
 
 
 def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -152,7 +181,7 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
 
 
-def _add_board(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_tensorboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     added = _add(
         commands, "tensorboard", _board, "start TensorBoard on a log directory, by default the newest"
     )
@@ -169,14 +198,30 @@ def _add_board(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return seconds
+
+
 def _summary(options: argparse.Namespace) -> int:
-    from hjepa_dist_metrics.commands.runs import load_runs, one_run
+    from hjepa_dist_metrics.commands.runs import find_runs, one_run
     from hjepa_dist_metrics.commands.summary import summarize
 
-    runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
+    runs = [one_run(options.logdir, options.name)] if options.name else find_runs(options.logdir)
     summaries = [summarize(run, options.all) for run in runs]
     _say("\n\n".join("\n".join(lines) for lines, _ in summaries))
     return EXIT_OK if all(healthy for _, healthy in summaries) else EXIT_FINDINGS
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from hjepa_dist_metrics.commands.runs import newest_run, one_run
+    from hjepa_dist_metrics.commands.watch import watch
+
+    load = functools.partial(one_run, options.logdir, options.name)
+    healthy = watch(load if options.name else functools.partial(newest_run, options.logdir), options.every)
+    return EXIT_OK if healthy else EXIT_FINDINGS
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -186,28 +231,35 @@ def _compare(options: argparse.Namespace) -> int:
     runs = load_each(options.runs)
     if len(runs) < 2:
         return _fail(f"comparing takes two runs or more; found {', '.join(run.name for run in runs)}")
-    lines, together = compare(runs, options.tolerance)
+    lines, together = compare(runs, options.tolerance, options.all)
     _say("\n".join(lines))
     return EXIT_OK if together else EXIT_FINDINGS
 
 
 def _export(options: argparse.Namespace) -> int:
     from hjepa_dist_metrics.commands.export import export
-    from hjepa_dist_metrics.commands.runs import load_runs
+    from hjepa_dist_metrics.commands.runs import find_runs
 
-    export(load_runs(options.logdir), options.tags, options.format, options.output)
+    export(find_runs(options.logdir), options.tags, options.format, options.output)
     return EXIT_OK
 
 
 def _report(options: argparse.Namespace) -> int:
-    from hjepa_dist_metrics.commands.report import render_report
-    from hjepa_dist_metrics.commands.runs import load_runs, one_run
-    from hjepa_dist_metrics.readers.logs import read_pictures
+    from hjepa_dist_metrics.commands.report import keep_fresh, write_page
+    from hjepa_dist_metrics.commands.runs import Run, find_runs, load_each, one_run
 
-    runs = [one_run(options.logdir, options.name)] if options.name else load_runs(options.logdir)
-    page = render_report(runs, read_pictures(options.logdir))
-    Path(options.output).write_text(page, encoding="utf-8")
-    _say(f"wrote {options.output}")
+    def load() -> list[Run]:
+        if options.name:
+            return [one_run(options.runs[0] if options.runs else None, options.name)]
+        return load_each(options.runs) if options.runs else find_runs(None)
+
+    output = Path(options.output)
+    if options.refresh is None:
+        write_page(load(), output)
+        _say(f"wrote {output}")
+        return EXIT_OK
+    _say(f"{output} is made anew every {options.refresh:g} s: open it in a browser; Ctrl-C ends this")
+    keep_fresh(load, output, options.refresh, _say)
     return EXIT_OK
 
 
@@ -252,10 +304,9 @@ def _board(options: argparse.Namespace) -> int:
 
 
 def _say(text: str, stream: IO[str] | None = None) -> None:
-    """Print text without the control characters that names in a log may hold."""
-    from hjepa_dist_metrics.commands.table import printable
+    from hjepa_dist_metrics.commands.terminal import say
 
-    print("\n".join(map(printable, text.split("\n"))), file=stream, flush=True)
+    say(text, stream)
 
 
 def _grafana(options: argparse.Namespace) -> int:
@@ -273,6 +324,20 @@ def _grafana(options: argparse.Namespace) -> int:
 def _fail(message: str) -> int:
     _say(f"hjepa-metrics: error: {message}", sys.stderr)
     return EXIT_BAD_INPUT
+
+
+# In the order of the help.
+_ADD = (
+    _add_summary,
+    _add_watch,
+    _add_compare,
+    _add_report,
+    _add_tensorboard,
+    _add_explain,
+    _add_export,
+    _add_grafana,
+    _add_doctor,
+)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" train,figures,wandb,mlflow,trackio,parquet,system,huggingface,lightning,dev
 
 cd "$HJEPA_ROOT"
+unset PYTHONDONTWRITEBYTECODE  # else every process of every launched job compiles the package anew
 status=0
 
 check() {

@@ -92,7 +92,7 @@ def test_every_source_file_and_configuration_travels(wheel: Path):
     configurations = tracked("configs")
     assert "configs/accelerate/cpu.yaml" in configurations
     assert {f"{PACKAGE}/{name}" for name in configurations} <= inside
-    assert {name for name in tracked(PACKAGE) if name.endswith((".py", ".c"))} <= inside
+    assert {name for name in tracked(PACKAGE) if name.endswith((".py", ".c", ".js", ".css"))} <= inside
 
 
 def test_nothing_else_travels(wheel: Path):
@@ -106,6 +106,7 @@ def test_version_licence_and_extras_are_in_the_metadata(wheel: Path):
         (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode()
         assert any(n.endswith("licenses/LICENSE") for n in archive.namelist())
+        assert any(n.endswith("uPlot-LICENSE.txt") and "licenses" in n for n in archive.namelist())
     assert "License-Expression: Apache-2.0" in metadata
     assert f"Version: {__version__}" in metadata.splitlines()
     extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}

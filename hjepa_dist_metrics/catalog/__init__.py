@@ -11,6 +11,7 @@ from hjepa_dist_metrics.catalog.dashboards import (
     DASHBOARDS as DASHBOARDS,
     DUAL_HEAD_DASHBOARDS as DUAL_HEAD_DASHBOARDS,
     MULTIMODAL_DASHBOARDS as MULTIMODAL_DASHBOARDS,
+    REQUESTED_DASHBOARDS as REQUESTED_DASHBOARDS,
 )
 from hjepa_dist_metrics.catalog.entry import (
     PLACEHOLDERS as PLACEHOLDERS,

@@ -35,12 +35,15 @@ DASHBOARDS = (
     "hierarchy",
     "prediction",
     "collapse",
+    "probes",
     "gradient_flow",
     "learning_rate",
     "stability",
     "performance",
 )
 
+# Shown where what they are about is measured, which is on request.
+REQUESTED_DASHBOARDS = ("internals",)
 # Shown where a run's configuration names them: they are about one workload.
 MULTIMODAL_DASHBOARDS = (
     "multimodal_training",
@@ -56,7 +59,7 @@ DUAL_HEAD_DASHBOARDS = (
     "dual_head_statistics",
     "dual_head_distributions",
 )
-ALL_DASHBOARDS = (*DASHBOARDS, *DUAL_HEAD_DASHBOARDS, *MULTIMODAL_DASHBOARDS)
+ALL_DASHBOARDS = (*DASHBOARDS, *REQUESTED_DASHBOARDS, *DUAL_HEAD_DASHBOARDS, *MULTIMODAL_DASHBOARDS)
 
 _BAND_KEYS = ("value", "lower", "upper")
 

@@ -40,6 +40,7 @@ _COLLAPSES = (
     "ignored_input",
     "loss_level_shift",
     "loss_spike",
+    "forgetting",
 )
 _DIVERGENCE = (
     "gradient_explosion",
@@ -180,6 +181,7 @@ FINDINGS: dict[str, Description] = {
         "the context sees patches that it has to predict",
         "context and target masks overlap",
         "take the targets' patches out of the context",
+        explains=("loss_drop", "loss_spike"),
     ),
     "degenerate_masks": Description(
         "masks",
@@ -187,6 +189,7 @@ FINDINGS: dict[str, Description] = {
         "masks hide nothing or everything",
         "a ratio or block size that does not fit the grid",
         "check the mask generator's settings against the number of patches",
+        explains=("repeated_masks", "loss_drop", "loss_level_shift"),
     ),
     "learning_rate_too_high": Description(
         "optimization",
@@ -246,6 +249,13 @@ FINDINGS: dict[str, Description] = {
         "a threshold far below the usual norm: it sets the size of all steps",
         "set the threshold near gradient/global_norm_before_clip, or lower the learning rate",
     ),
+    "clipped_unseen": Description(
+        "optimization",
+        "warning",
+        "gradients are clipped before they are looked at",
+        "another clip_grad_norm_ runs before monitor.observe_gradients(), so that the norm is the threshold",
+        "clip with monitor.clip_grad_norm_, or call monitor.observe_gradients() before the clipping",
+    ),
     "unoptimized_parameters": Description(
         "optimization",
         "warning",
@@ -253,6 +263,14 @@ FINDINGS: dict[str, Description] = {
         "a module that was added after the optimizer was made, or left out of its groups",
         "give the optimizer all parameters, or set requires_grad_(False) on those that stay fixed",
         explains=("point_collapse", "dimensional_collapse", "cluster_collapse", "plateau"),
+    ),
+    "unmoved_parameters": Description(
+        "optimization",
+        "warning",
+        "a parameter group that never moves",
+        "a detached module, a loss that does not reach it, or steps too small for half-precision weights",
+        "look at gradients/{module}_total_norm: 0 says detached; else keep weights in float32",
+        explains=("learning_rate_too_low",),
     ),
     "loss_spike": Description(
         "loss",
@@ -290,8 +308,9 @@ FINDINGS: dict[str, Description] = {
         "loss",
         "warning",
         "the validation loss rises while the training loss falls",
-        "the model learns its training data by heart",
-        "stop at the best validation loss; augment or regularise more",
+        "the model learns its training data by heart, or a shortcut that the training data alone has",
+        "stop at the best validation loss; augment or regularise more; look for labels that leak into inputs",
+        explains=("loss_drop",),
     ),
     "level_imbalance": Description(
         "loss",
@@ -365,6 +384,14 @@ FINDINGS: dict[str, Description] = {
         "tensors that are kept with their graph, such as losses in a list",
         "detach what is kept; look for lists that grow",
     ),
+    "forgetting": Description(
+        "probes",
+        "warning",
+        "a probe falls while the loss goes on falling",
+        "the objective is met by features that say less of the classes: a shortcut, or a slow collapse",
+        "go back to the checkpoint with the best probe; look at collapse/effective_rank and at what the loss "
+        "can be met by",
+    ),
     "misaligned_modalities": Description(
         "matching",
         "warning",
@@ -407,6 +434,35 @@ FINDINGS: dict[str, Description] = {
         "the semantic head's embeddings stay far from the frozen encoder's",
         "a head that is too small, or a weight that is too low",
         "raise the semantic loss's weight",
+    ),
+    "dead_units": Description(
+        "internals",
+        "warning",
+        "half of a block's units have the same value on all inputs",
+        "rectified units pushed below zero by a large step or bias, or a norm's scale that went to zero",
+        "activation/dead names the blocks; lower the learning rate, or use a leaky activation",
+    ),
+    "attention_collapse": Description(
+        "internals",
+        "warning",
+        "attention has collapsed onto single keys in most heads",
+        "query and key weights that grow: softmax saturates and passes no gradient",
+        "normalise queries and keys, warm up for longer or lower the learning rate; see attention/logit_max",
+    ),
+    "attention_logits_exploding": Description(
+        "internals",
+        "warning",
+        "attention logits grow without end",
+        "query and key weights that grow under a large learning rate",
+        "normalise queries and keys or cap the logits; attention/largest_logit names the head",
+        explains=("attention_collapse", "loss_spike"),
+    ),
+    "routing_collapse": Description(
+        "internals",
+        "warning",
+        "nearly all tokens go to the same experts",
+        "a missing or weak balancing loss: an expert that is ahead gets more tokens and learns faster",
+        "raise the balancing loss or add noise to the router; experts/busiest names the expert",
     ),
     "loss_oscillation": Description(
         "reconstruction",

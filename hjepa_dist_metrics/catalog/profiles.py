@@ -18,6 +18,10 @@ _SELF_SUPERVISED = re.compile(
 )
 _TOKENS = "performance/tokens_per_second"
 _FEATURES = re.compile(r"collapse/|val/linear_")
+_PROBES = re.compile(r"probe/")
+# What is measured on request, and the group of findings that are read from it.
+_REQUESTED = re.compile(r"(activation|activation_gradient|attention|experts)/")
+_INTERNALS = "internals"
 # Groups of findings that a run of another kind cannot have.
 _GROUPS = frozenset({"teacher", "masks", "matching", "reconstruction"})
 _LEVELS = frozenset({"level_imbalance", "loss_drop"})
@@ -37,10 +41,13 @@ def observed_profile(tags: Iterable[str]) -> Profile:
 
 def shows(profile: Profile, pattern: str, observed: Collection[str]) -> bool:
     """Return whether a run of the profile, which has written `observed`, shows a tag or pattern."""
+    if requested := _REQUESTED.match(pattern):
+        return any(tag.startswith(requested[0]) for tag in observed)
     if profile == "ssl":
         return True
-    if _FEATURES.match(pattern):
-        return any(_FEATURES.match(tag) for tag in observed)
+    for needed in (_FEATURES, _PROBES):
+        if needed.match(pattern):
+            return any(needed.match(tag) for tag in observed)
     if pattern == _TOKENS and profile == "supervised":
         return False
     return not _SELF_SUPERVISED.match(pattern)
@@ -58,10 +65,11 @@ def has_frames(observed: Iterable[str]) -> bool:
 
 def shown_findings(profile: Profile, observed: Collection[str]) -> list[str]:
     """Return the names of the findings that a run of the profile may have."""
+    hidden = set() if any(map(_REQUESTED.match, observed)) else {_INTERNALS}
     if profile == "ssl":
-        return list(FINDINGS)
+        return [name for name, what in FINDINGS.items() if what.group not in hidden]
     measured = {group for group, tags in _SPECIAL.items() if any(tags.match(tag) for tag in observed)}
-    hidden = _GROUPS - measured
-    if not shows(profile, "collapse/", observed):
-        hidden |= {"collapse"}
+    groups = {"collapse": "collapse/", "probes": "probe/"}
+    hidden |= _GROUPS - measured
+    hidden |= {group for group, tag in groups.items() if not shows(profile, tag, observed)}
     return [name for name, what in FINDINGS.items() if what.group not in hidden and name not in _LEVELS]

@@ -121,13 +121,11 @@ def _where_to_look(profile: Profile, observed: Collection[str], dashboards: Coll
         follows = "rises" if "psnr" in validation else "falls"
         lines.append(f"`loss/total` falls, and `{validation}` {follows} with it: the run is healthy.")
     if profile == "ssl":
-        lines.append(
-            "`ema/update_magnitude` is above 0 while the momentum is below 1: the teacher really follows."
-        )
+        lines.append("`ema/update_magnitude` is above 0 while the momentum is below 1: the teacher follows.")
     if has_pairs(observed):
         lines.append(
             "`alignment/{a}_vs_{b}/diagonal_similarity`, of right pairs, rises away from `mean_similarity`, "
-            "of all pairs, `recall_at_5_*` far above `alignment/recall_at_5_chance`: the modalities meet. "
+            "of all pairs, and `recall_at_5_*` far above `alignment/recall_at_5_chance`: modalities meet. "
             "Where both similarities rise together, the embeddings collapse."
         )
     if has_frames(observed):

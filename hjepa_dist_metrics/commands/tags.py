@@ -20,7 +20,7 @@ _METRICS = "hjepa_dist_metrics.metrics"
 PACKAGES = (
     *(
         f"{_METRICS}.{name}"
-        for name in ("ssl", "optimization", "data", "reconstruction", "multimodal", "system")
+        for name in ("ssl", "internals", "optimization", "data", "reconstruction", "multimodal", "system")
     ),
     _METRICS,
     "hjepa_dist_metrics.monitor",
@@ -29,8 +29,20 @@ TAGS_FILE = ENTRIES_FILE.with_name("TAGS.md")
 
 # Groups of tags in reading order; others come after them.
 _GROUPS = (
-    *("loss", "train", "train_epoch", "val", "ema", "masking", "hierarchy", "prediction", "collapse"),
-    *("patches", "gradients", "gradient", "learning_rate", "update", "weights", "parameters"),
+    *(
+        "loss",
+        "train",
+        "train_epoch",
+        "val",
+        "ema",
+        "masking",
+        "hierarchy",
+        "prediction",
+        "collapse",
+        "probe",
+    ),
+    *("patches", "activation", "activation_gradient", "attention", "experts", "gradients", "gradient"),
+    *("learning_rate", "update", "weights", "parameters"),
     *("data", "stability"),
     *("Train", "Train_Batch", "Model", "Eval", "embeddings", "optimization", "alignment", "samples"),
     *("performance", "system", "sync", "health", "alerts", "notes", "training"),

@@ -33,18 +33,16 @@ def judge(run: Run) -> Judged:
 
 
 def verdict_lines(judged: Judged, everything: bool = False) -> list[str]:
-    """Return the verdict in a line, and its findings: at most five unless `everything`."""
-    health, lines = judged.health, [str(judged.health)]
+    """Return the findings, worst first, or "healthy": at most five unless `everything`."""
+    health = judged.health
     shown = health.findings if everything else health.findings[:_SHOWN]
+    lines = [] if shown else [str(health)]
     for finding in shown:
-        lines += [
-            f"  {finding.severity}: {finding}",
-            f"    likely: {finding.cause}",
-            f"    try: {finding.advice}",
-        ]
-        lines += [f"    with it: {', '.join(finding.also)}"] if finding.also else []
+        lines.append(f"{finding.severity}: {finding.name}: {finding.title} since step {finding.since}")
+        lines += [f"  {finding.evidence[0]}"] if finding.evidence else []
+        lines += [f"  likely: {finding.cause}", f"  try: {finding.advice}"] if finding.cause else []
+        lines += [f"  with it: {', '.join(finding.also)}"] if finding.also else []
     if len(shown) < len(health.findings):
-        lines.append(f"  {len(health.findings) - len(shown)} more findings: --all shows them")
+        lines.append(f"{len(health.findings) - len(shown)} more findings: --all shows them")
     ended = judged.ended if everything else judged.ended[-_SHOWN:]
-    lines += [f"  ended: {finding.name} of step {step}: {finding.title}" for step, finding in ended]
-    return lines
+    return [*lines, *(f"  ended: {found.name} of step {step}: {found.title}" for step, found in ended)]

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from hjepa_dist_metrics.catalog import Profile, observed_profile
-from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, load_dashboard, observed_layout
+from hjepa_dist_metrics.catalog.dashboards import (
+    DASHBOARDS,
+    REQUESTED_DASHBOARDS,
+    load_dashboard,
+    observed_layout,
+)
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks.tensorboard.layout import Layout, MakeLayout
 
@@ -16,7 +21,8 @@ def choose_layout(config: LoggingConfig, num_levels: int) -> MakeLayout:
     Charts have data: the layout is made of the tags that a run has written so far.
     """
     named = config.dashboards != "default"
-    dashboards = [load_dashboard(name) for name in (config.dashboards if named else DASHBOARDS)]
+    chosen = config.dashboards if named else (*DASHBOARDS, *REQUESTED_DASHBOARDS)
+    dashboards = [load_dashboard(name) for name in chosen]
 
     def layout_of(observed: Collection[str]) -> Layout:
         profile = None if named else profile_of(config, observed)

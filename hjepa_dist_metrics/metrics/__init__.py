@@ -4,6 +4,9 @@ from hjepa_dist_metrics.metrics.base import DistributedMetric as DistributedMetr
 from hjepa_dist_metrics.metrics.collection import MetricCollection as MetricCollection
 from hjepa_dist_metrics.metrics.data.batches import BatchContent as BatchContent
 from hjepa_dist_metrics.metrics.data.loader_ends import LoaderEnds as LoaderEnds
+from hjepa_dist_metrics.metrics.internals.activations import ActivationStatistics as ActivationStatistics
+from hjepa_dist_metrics.metrics.internals.attention import AttentionStatistics as AttentionStatistics
+from hjepa_dist_metrics.metrics.internals.experts import ExpertLoad as ExpertLoad
 from hjepa_dist_metrics.metrics.multimodal.alignment import (
     ModalityAlignment as ModalityAlignment,
     ModalityEmbeddings as ModalityEmbeddings,
@@ -12,6 +15,7 @@ from hjepa_dist_metrics.metrics.multimodal.epoch_loss import EpochLoss as EpochL
 from hjepa_dist_metrics.metrics.named_means import NamedMeans as NamedMeans
 from hjepa_dist_metrics.metrics.optimization.clipping import GradientClipping as GradientClipping
 from hjepa_dist_metrics.metrics.optimization.coverage import OptimizerCoverage as OptimizerCoverage
+from hjepa_dist_metrics.metrics.optimization.gradient_cosines import GradientCosines as GradientCosines
 from hjepa_dist_metrics.metrics.optimization.gradients import GradientFlow as GradientFlow
 from hjepa_dist_metrics.metrics.optimization.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.optimization.noise import GradientNoise as GradientNoise
@@ -42,6 +46,7 @@ from hjepa_dist_metrics.metrics.ssl.hierarchy import HierarchyFeatures as Hierar
 from hjepa_dist_metrics.metrics.ssl.loss import HierarchicalLoss as HierarchicalLoss
 from hjepa_dist_metrics.metrics.ssl.masking import Masking as Masking
 from hjepa_dist_metrics.metrics.ssl.prediction import PredictionQuality as PredictionQuality
+from hjepa_dist_metrics.metrics.ssl.probes import KNNProbe as KNNProbe, LinearProbe as LinearProbe
 from hjepa_dist_metrics.metrics.ssl.views import ViewAgreement as ViewAgreement
 from hjepa_dist_metrics.metrics.system.memory import Memory as Memory, MemoryGrowth as MemoryGrowth
 from hjepa_dist_metrics.metrics.system.stragglers import Stragglers as Stragglers

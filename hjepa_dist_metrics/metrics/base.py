@@ -71,9 +71,9 @@ class DistributedMetric(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("update", "update_steps"):
-            if name in cls.__dict__:
-                setattr(cls, name, _guarded(cls.__dict__[name]))
+        for name, method in list(cls.__dict__.items()):
+            if name == "update" or name.startswith("update_"):
+                setattr(cls, name, _guarded(method))
         if "compute_from" in cls.__dict__ and "compute_many" not in cls.__dict__:
             # What a parent does for many at once is the parent's formula.
             cls.compute_many = DistributedMetric.__dict__["compute_many"]  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.states import State
-from hjepa_dist_metrics.states.base import to_device
+from hjepa_dist_metrics.states.base import moved, to_device
 
 Step = TypeVar("Step")
 _BUFFER_SIZE = 64
@@ -87,4 +87,4 @@ def number_row(numbers: Sequence[float | Tensor], device: torch.device) -> Tenso
     tensors = [
         n if isinstance(n, Tensor) else torch.full((), n, dtype=torch.float64, device=device) for n in numbers
     ]
-    return torch.stack([tensor.to(device, non_blocking=True) for tensor in tensors])
+    return torch.stack([moved(tensor, device) for tensor in tensors])

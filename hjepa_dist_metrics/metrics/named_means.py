@@ -14,6 +14,12 @@ class NamedMeans(DistributedMetric):
     """Average numbers by name: sum of weight * value over sum of weights, of all updates of all ranks.
 
     Names may appear at any time, and on some ranks only. A rank that never updates adds nothing.
+
+    >>> means = NamedMeans()
+    >>> means.update({"accuracy": 1.0}, weight=3)
+    >>> means.update({"accuracy": 0.0}, weight=1)
+    >>> means.compute()
+    {'accuracy': 0.75}
     """
 
     def __init__(self) -> None:

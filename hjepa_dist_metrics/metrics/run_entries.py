@@ -99,7 +99,7 @@ ENTRIES = (
         "The findings, their evidence, cause and advice, and all that began.",
         kind="text",
     ),
-    Entry("notes/{name}", "notes", "Text on the run: how to read it, its configuration.", kind="text"),
+    Entry("notes/{name}", "notes", "Text on the run: how to read it, its environment.", kind="text"),
     Entry("training/images/{name}", "training picture", "The same, in a group of its own.", kind="image"),
     Entry(
         "training/{name}",

@@ -14,6 +14,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric, Values
 from hjepa_dist_metrics.metrics.validation import as_number, device_of
 from hjepa_dist_metrics.states import Mean, Replicated
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.sync import Merged
 from hjepa_dist_metrics.values import Scalar
 
@@ -21,7 +22,14 @@ _tag = operator.attrgetter("tag")
 
 
 class WeightedMean(DistributedMetric):
-    """Average a number over all samples of all ranks: sum of value * count over sum of counts, as `tag`."""
+    """Average a number over all samples of all ranks: sum of value * count over sum of counts, as `tag`.
+
+    >>> mean = WeightedMean("val/accuracy")
+    >>> mean.update(1.0, count=3)
+    >>> mean.update(0.0, count=1)
+    >>> mean.compute()
+    {'val/accuracy': 0.75}
+    """
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
@@ -53,6 +61,11 @@ class ReplicatedScalars(DistributedMetric):
     """Report the latest values of numbers that are the same on every rank, a momentum schedule for instance.
 
     Ranks whose values differ are named in a `DesyncError`.
+
+    >>> scalars = ReplicatedScalars(["temperature"])
+    >>> scalars.update({"temperature": 0.07})  # the same on every rank: others would be a DesyncError
+    >>> scalars.compute()
+    {'temperature': 0.07}
     """
 
     def __init__(self, tags: Sequence[str]) -> None:
@@ -65,7 +78,7 @@ class ReplicatedScalars(DistributedMetric):
             raise ConfigError(f"expected values for {self.tags}, got {sorted(values)}")
         parts = [as_number(repr(tag), values[tag]) for tag in self.tags]
         device = device_of(parts)
-        self.values.update(torch.stack([part.to(device, non_blocking=True) for part in parts]))
+        self.values.update(torch.stack([moved(part, device) for part in parts]))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Return one value a tag; {} before the first update."""

@@ -15,8 +15,9 @@ from hjepa_dist_metrics.monitor.schedule import EPOCH, Schedule
 from hjepa_dist_metrics.monitor.uneven_ranks import LogRequest, UnevenRanks, WaitPhase
 from hjepa_dist_metrics.settings import LoggingConfig
 from hjepa_dist_metrics.sync import SyncHandle
+from hjepa_dist_metrics.values import Scalar
 
-_ENDS = "loader_ends"
+_ENDS, _MISSING = "loader_ends", "data/steps_missing"
 
 
 class LogCycle:
@@ -43,7 +44,7 @@ class LogCycle:
         )
         self._handle: SyncHandle[Any] | None = None
         self._finished = False
-        self._most_behind = 0
+        self._most_behind, self._missing_at = 0, -1
         self.stopping: set[str] = set()
 
     def end_step(self) -> None:
@@ -126,7 +127,14 @@ class LogCycle:
         self._registry.start_anew(names)
 
     def _publish(self, request: LogRequest, result: UnevenResult) -> None:
-        values = result.values(self._registry.formulas)
+        values = dict(result.values(self._registry.formulas))
+        ranks = result.participation
+        missing = ranks.steps_done - ranks.least_steps  # of a rank that has ended and waits for the others
+        if missing > self._most_behind or _MISSING in values:
+            values.setdefault(_MISSING, Scalar(missing))
+            if self._missing_at == request.step:  # the last log may stand at the step of the one before
+                del values[_MISSING]
+            self._missing_at = request.step
         self._publisher.publish(request.step, values, self._collection.last_sync)
 
     def _followed(self, request: LogRequest, result: UnevenResult) -> None:

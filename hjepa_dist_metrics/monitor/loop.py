@@ -19,7 +19,7 @@ class LoopHooks:
 
     def __init__(self, observers: BuiltIn) -> None:
         self._timing, self._gradients, self._noise = observers.timing, observers.gradients, observers.noise
-        self._batches = observers.batches
+        self._batches, self._watched = observers.batches, observers.watched
 
     def batches(self, loader: Iterable[B]) -> Iterator[B]:
         """Yield the loader's batches and time the wait for each; on the steps up to a log, compare them."""
@@ -65,9 +65,11 @@ class LoopHooks:
         """Time the body as the optimizer's step."""
         return self._timing.phase("optimizer")
 
-    def pause(self) -> AbstractContextManager[None]:
-        """Keep the body, an evaluation or a checkpoint, out of the training's throughput."""
-        return self._timing.pause()
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keep the body, an evaluation or a checkpoint, out of the training's throughput and features."""
+        with self._timing.pause(), self._watched.pausing():
+            yield
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients by their global norm, keep count, and return the norm before."""

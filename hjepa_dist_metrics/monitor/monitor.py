@@ -17,6 +17,8 @@ from hjepa_dist_metrics.monitor.health.health_log import Alert, OnAlert
 from hjepa_dist_metrics.monitor.health.judge import Rule
 from hjepa_dist_metrics.monitor.loop import LoopHooks
 from hjepa_dist_metrics.monitor.observer import Observer
+from hjepa_dist_metrics.monitor.observers.probing.evaluation import Batch
+from hjepa_dist_metrics.monitor.observers.probing.watched_features import WatchFeatures
 from hjepa_dist_metrics.monitor.observers.representations import LevelMasks, Levels, StreamMasks, Streams
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders
 from hjepa_dist_metrics.monitor.run import MonitoredRun, RunOptions
@@ -24,7 +26,7 @@ from hjepa_dist_metrics.monitor.schedule import EPOCH
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
 from hjepa_dist_metrics.settings.schema import from_mapping
 from hjepa_dist_metrics.sinks import HParam
-from hjepa_dist_metrics.values import Value
+from hjepa_dist_metrics.values import Scalar, Value
 
 
 class TrainingMonitor(LoopHooks, DeprecatedNames):
@@ -89,6 +91,7 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         count: Any = None,
         tokens: int = 0,
         features: Streams | None = None,
+        labels: Tensor | None = None,
         valid: StreamMasks = None,
         ids: Tensor | None = None,
         context_features: Tensor | None = None,
@@ -113,24 +116,45 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         a list over the levels of a hierarchy, with `valid` masks in the same form; `context_features` are the
         context encoder's; `predictions` and `targets` are lists over levels, or one tensor each where there
         is one level, `prediction_valid` the tokens that count; `ids` are the samples' global numbers, as in
-        `Collapse.update`. On steps that log figures: `images` [B, C, H, W] are what mask, predictions and
+        `Collapse.update`. `labels` [B], or [B, N] of tokens, make a linear and a kNN probe of each stream, of
+        the finest level and of the context, on the steps of `due("probes")`; -1 means that a sample has none.
+        On steps that log figures: `images` [B, C, H, W] are what mask, predictions and
         targets are drawn on, `blocks` int [B, K, 4] the masks' rectangles (top, left, height, width in
         patches; height 0 for none).
 
         On all steps: `mask` bool [B, N] or [B, rows, columns], True = masked, one a sample, under gradient
         accumulation those of all micro-batches or of one; `momentum`, of the target encoder's update in this
         step, and `momentum_target`, where its schedule ends; `scalars` are numbers that are the same on every
-        rank, by tag; `more` is what observers of your own take, and `views` [B, V, D] with `views_valid` bool
-        [B, V], embeddings of augmented views of the samples. Raises the errors of syncs: `DesyncError` where
-        ranks disagree.
+        rank, by tag; `more` is what observers of your own take, `views` [B, V, D] with `views_valid` bool
+        [B, V], embeddings of augmented views of the samples, `context_mask` and `target_mask` in the form of
+        `mask`, the patches that the context encoder is given and those that are predicted (without them the
+        unmasked and the masked ones), and `router_logits` [..., experts] of mixture layers, one, by name or
+        in order, with `experts_per_token` (1) or `expert_choices`, int [..., k]. Raises the errors of syncs:
+        `DesyncError` where ranks disagree.
         """
         given = locals() | more
         del given["self"], given["more"]
         self.run.step(given)
 
     def due(self, family: str) -> bool:
-        """Return whether the coming `step` logs this family, so that costly inputs are made only then."""
+        """Return whether the coming `step` logs this family, so that costly inputs are made only then.
+
+        For "probes": whether it uses labelled features, which are taken on about 32 steps between two logs.
+        """
+        if family == "probes":
+            return self.run.built_in.probes.is_due
         return self.run.schedule.is_due(family)
+
+    def watch_features(self, watch: WatchFeatures, model: nn.Module | None = None) -> None:
+        """Measure what modules put out as features, on the steps that use features.
+
+        `watch` is a module's name, whose features are the run's only stream; or several, whose names are the
+        streams'; or a mapping of streams to modules: `{"encoder": "blocks.11"}`. Names are those of the
+        monitor's model without its wrappers, or of another `model`. Of several forward passes of a step, as
+        under gradient accumulation, the outputs are put together in their order. ConfigError, with near
+        names, for a module that does not exist. See `WatchedFeatures` for what a module may put out.
+        """
+        self.run.built_in.watched.watch(watch, model)
 
     def end_epoch(self) -> None:
         """Sync and write what is logged once an epoch: `train_epoch/loss`. A collective call.
@@ -181,6 +205,22 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         this with the same values.
         """
         self.run.log(values, step)
+
+    def evaluate(
+        self, batches: Iterable[Batch], prefix: str = "val", step: int | None = None
+    ) -> dict[str, float]:
+        """Score held-out batches with the probes of the run; write and return `probe/{prefix}_{stream}_...`.
+
+        `batches` are this rank's, any number of pairs (features, labels), or of mappings with the arguments
+        of `step` "features", "labels", "valid", "context_features" and "context_valid". Where modules are
+        watched, features may be left out: they are what the modules have put out since the last batch.
+
+            monitor.evaluate((encode(images), labels) for images, labels in loader)
+
+        The probes learn from the queue as it is now, on all ranks. A collective call.
+        """
+        values = self.run.evaluate(batches, prefix, step)
+        return {tag: float(value.value) for tag, value in values.items() if isinstance(value, Scalar)}
 
     @property
     def should_stop(self) -> str | None:

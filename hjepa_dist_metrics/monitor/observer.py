@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
@@ -35,6 +36,10 @@ class Scope:
         self.model, self.optimizers, self.config, self.layout = model, optimizers, config, layout
         # Gathers a row of numbers over the ranks that train, also where some have ended their run.
         self.gather = gather
+        # Whether the loop is within `TrainingMonitor.pause`: an evaluation or a checkpoint.
+        self.paused = False
+        # Counts the time in its body as the monitor's own.
+        self.own_time: Callable[[], AbstractContextManager[None]] = nullcontext
         self._registry, self._schedule = registry, schedule
 
     @property

@@ -22,8 +22,8 @@ ALIASES = {
 }
 
 
-# From the tags of a run's first sync, the page that says how to read them.
-Explain = Callable[[Collection[str]], str]
+# From the tags of a run's first sync, pages by tag: how to read them, where the run runs.
+Explain = Callable[[Collection[str]], Mapping[str, str]]
 
 
 class Publisher:
@@ -34,7 +34,7 @@ class Publisher:
     """
 
     def __init__(
-        self, sink: Output, context: ProcessContext, health_log: HealthLog | None, explain: Explain | None
+        self, sink: Output, context: ProcessContext, health_log: HealthLog | None, explain: Explain
     ) -> None:
         self.sink, self.context, self.health_log = sink, context, health_log
         self.first: dict[str, float] = {}
@@ -42,7 +42,7 @@ class Publisher:
         self._aliases = list(ALIASES.items())
         self._convergence = Convergence()
         self._objective = 0
-        self._explain = explain  # until the first sync's values, which it explains
+        self._explain: Explain | None = explain  # until the first sync's values, which it explains
         self._lock = threading.Lock()
         self._studio = FigureRenderer(sink.write) if context.is_main else None
 
@@ -99,11 +99,13 @@ class Publisher:
             self._draw_later(step, drawings)
 
     def _notes(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """Return the page on how to read the run, with the first values."""
+        """Return the pages on the run, with the first values."""
         with self._lock:
             explain, self._explain = self._explain, None
             tags = {**self.latest, **values}
-        return {} if explain is None or not values else {"notes/how_to_read": Text(explain(tags))}
+        if explain is None or not values:
+            return {}
+        return {tag: Text(page) for tag, page in explain(tags).items()}
 
     def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:
         if self._studio is None:

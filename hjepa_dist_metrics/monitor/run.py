@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from hjepa_dist_metrics.catalog import DASHBOARDS, how_to_read
+from hjepa_dist_metrics.catalog import how_to_read
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, REQUESTED_DASHBOARDS
 from hjepa_dist_metrics.catalog.headline import shown_names
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
@@ -25,18 +26,20 @@ from hjepa_dist_metrics.monitor.metric_registry import MetricRegistry
 from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.observer_list import ObserverList
 from hjepa_dist_metrics.monitor.observers import BuiltIn
+from hjepa_dist_metrics.monitor.observers.probing.evaluation import Batch, evaluate
 from hjepa_dist_metrics.monitor.observers.teacher import Encoders
-from hjepa_dist_metrics.monitor.publishing import Publisher
+from hjepa_dist_metrics.monitor.publishing import Explain, Publisher
 from hjepa_dist_metrics.monitor.sample_share import own_share
 from hjepa_dist_metrics.monitor.schedule import Schedule
 from hjepa_dist_metrics.monitor.validation import step_arguments
 from hjepa_dist_metrics.parallel import ParallelLayout, ProcessContext
+from hjepa_dist_metrics.parallel.environment import describe_environment
 from hjepa_dist_metrics.settings.schema import LoggingConfig
 from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.sinks.background import SIGNAL_FLUSH_SECONDS
 from hjepa_dist_metrics.sinks.signals import SignalFlush
 from hjepa_dist_metrics.sync import drain_syncs
-from hjepa_dist_metrics.values import Scalar
+from hjepa_dist_metrics.values import Scalar, Value
 
 # What TensorBoard's table of runs shows beside their settings.
 COMPARED = ("loss/total", "collapse/effective_rank", "val/knn_accuracy", "performance/samples_per_second")
@@ -101,14 +104,24 @@ class MonitoredRun:
         self.sink = open_output(config, context, self.name, self.first_step, levels, names=names)
         self.sink.write_hparams(options.hparams or {}, COMPARED)
         health_log = self.health_log if config.alerts.enabled else None
-        named = DASHBOARDS if config.dashboards == "default" else config.dashboards
-        explain = None if options.resume else lambda tags: how_to_read(profile_of(config, tags), tags, named)
-        self.publisher = Publisher(self.sink, context, health_log, explain)
+        self.publisher = Publisher(self.sink, context, health_log, self._notes(config))
         self.cycle = LogCycle(self.registry, self.schedule, self.publisher, config, self.observers.before_log)
         # The last to be registered is the first to be called: before the files close. A signal goes to all
         # ranks, and each is needed for the syncs that all have asked for already.
         atexit.register(self.release)
         self._signals = SignalFlush(lambda: drain_syncs(SIGNAL_FLUSH_SECONDS))
+
+    def _notes(self, config: LoggingConfig) -> Explain:
+        """Return what writes the run's notes; one that is resumed has the page on how to read it."""
+        environment = {"notes/environment": describe_environment(self.options.context)}
+        if self.options.resume:
+            return lambda tags: environment
+        default = (*DASHBOARDS, *REQUESTED_DASHBOARDS)
+        named = default if config.dashboards == "default" else config.dashboards
+        return lambda tags: {
+            "notes/how_to_read": how_to_read(profile_of(config, tags), tags, named),
+            **environment,
+        }
 
     def add_observer(self, observer: Observer) -> None:
         """Let an observer look at each step, and judge by its rules."""
@@ -122,6 +135,7 @@ class MonitoredRun:
         timing = self.built_in.timing
         timing.begin_step()
         self.collection.raise_errors()
+        given = self.built_in.watched.add_to(given)
         arguments = step_arguments(given, self.observers.arguments)
         self.observers.observe(own_share(arguments, self.options.layout))
         self.cycle.end_step()
@@ -136,6 +150,15 @@ class MonitoredRun:
             self.built_in.losses.validate(validation.value)
         self.publisher.write(self.schedule.last_step if step is None else step, ready)
         self.cycle.decide_stop()
+
+    def evaluate(self, batches: Iterable[Batch], prefix: str, step: int | None) -> dict[str, Value]:
+        """Score held-out batches with the run's probes, write what they give, and return it."""
+        self.cycle.settle()
+        watched = self.built_in.watched
+        with self.built_in.timing.pause(), watched.evaluating():
+            values = evaluate(self.collection, batches, prefix, watched.take)
+        self.log(values, step)
+        return values
 
     def reset_losses(self) -> None:
         """Judge no loss by those of earlier steps."""

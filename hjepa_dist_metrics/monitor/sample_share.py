@@ -12,6 +12,7 @@ _OF_SAMPLES = frozenset(
     {
         "losses",
         "features",
+        "labels",
         "valid",
         "ids",
         "context_features",
@@ -22,6 +23,8 @@ _OF_SAMPLES = frozenset(
         "mask",
         "images",
         "blocks",
+        "router_logits",
+        "expert_choices",
     }
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError
@@ -57,7 +58,11 @@ class Schedule:
     def is_due_next(self, family: str) -> bool:
         """Return whether the step after the coming one logs a family."""
         self.require_family(family)
-        return self._is_due(family, self.step + 1)
+        every = self._every[family]
+        if family in self.due:  # and will be logged by then
+            every = replace(every, last_step=self.step)
+        ends = self.step + 1 == self._last and every.steps is not None
+        return ends or every.is_due(self.step + 1)
 
     def steps_between(self, family: str) -> int | None:
         """Return the steps between two logs of a family, None where it is off."""

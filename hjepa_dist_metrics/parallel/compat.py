@@ -22,6 +22,13 @@ def any_autocast() -> bool:
     return bool(torch._C._is_any_autocast_enabled())
 
 
+def in_backward() -> bool:
+    """Return whether a backward pass is running on this thread: `_current_graph_task_id` (torch 1.13)."""
+    if torch.compiler.is_compiling():  # of the forward pass
+        return False
+    return int(torch._C._current_graph_task_id()) != -1
+
+
 def ignored_by_ddp(module: nn.Module) -> Iterable[str]:
     """Return names of parameters and buffers that DDP leaves alone: `_ddp_params_and_buffers_to_ignore`."""
     names: Iterable[str] = getattr(module, "_ddp_params_and_buffers_to_ignore", ())

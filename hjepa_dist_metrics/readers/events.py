@@ -1,83 +1,81 @@
-"""TensorBoard event files, record by record, with damage told apart from the torn end of a killed run.
-
-A record is an 8-byte length, its masked CRC-32C, the bytes of an `Event`, and their masked CRC-32C.
-"""
+"""TensorBoard event files, with damage told apart from the torn end of a killed run."""
 
 from __future__ import annotations
 
-import struct
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from hjepa_dist_metrics.catalog.headline import is_second_name
 from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
+from hjepa_dist_metrics.readers.records import read_records
+from hjepa_dist_metrics.readers.run_log import RunLog, as_table
 
-# tag -> [(step, value), ...], by rising step.
-ScalarTable: TypeAlias = dict[str, list[tuple[int, float]]]
-
-_HEADER = struct.Struct("<QI")
-_CHECKSUM = struct.Struct("<I")
-# The checksum runs in Python, byte by byte. Longer records are pictures: for them the header's must do.
-_LONGEST_CHECKED = 65536
+# `add_text` of torch's SummaryWriter appends it to the tag.
+_TEXT_SUFFIX = "/text_summary"
 
 
-def event_scalars(path: str | Path) -> ScalarTable:
-    """Return the scalars of an event file, or of a directory's event files in the order of their names.
+def event_log(path: str | Path) -> RunLog:
+    """Return what an event file holds, or a directory's event files in the order of their names.
 
     As in TensorBoard, a restart at step s takes back what was written from s on, and of values at one step
     the last counts. A last record cut short by a kill is left out. Raises ConfigError where a file is not an
     event file or is damaged before its end.
     """
-    place = Path(path)
+    place, log = Path(path), RunLog()
     points: dict[str, dict[int, float]] = {}
     for file in [place] if place.is_file() else sorted(place.glob("*tfevents*")):
-        for event in _events(file):
-            if event.HasField("session_log") and event.session_log.status == event.session_log.START:
-                _take_back(points, int(event.step))
-            for value in event.summary.value:
-                number = None if is_second_name(value.tag) else _scalar(file, value)
-                if number is not None:
-                    points.setdefault(value.tag, {})[int(event.step)] = number
-    return {tag: sorted(values.items()) for tag, values in points.items() if values}
-
-
-def event_pictures(path: str | Path) -> dict[str, tuple[int, bytes]]:
-    """Return the last picture of each tag, (step, PNG file), of an event file or a directory's event files.
-
-    A picture that an earlier file wrote at a later step than a resumed run has reached is left out.
-    """
-    place = Path(path)
-    pictures: dict[str, tuple[int, bytes]] = {}
-    for file in [place] if place.is_file() else sorted(place.glob("*tfevents*")):
+        log.host = _host(file) or log.host
         for event in _events(file):
             step = int(event.step)
             if event.HasField("session_log") and event.session_log.status == event.session_log.START:
-                pictures = {tag: found for tag, found in pictures.items() if found[0] < step}
+                _take_back(points, log, step)
             for value in event.summary.value:
-                if value.HasField("image"):
-                    pictures[value.tag] = (step, value.image.encoded_image_string)
-    return pictures
+                log.add_time(float(event.wall_time))
+                _add(file, value, step, points, log)
+    log.scalars = as_table(points)
+    return log
 
 
-def event_settings(path: str | Path) -> dict[str, object]:
-    """Return the settings that a run's event files hold for TensorBoard's HPARAMS table; {} without any."""
+def _add(file: Path, value: Any, step: int, points: dict[str, dict[int, float]], log: RunLog) -> None:
+    plugin = value.metadata.plugin_data.plugin_name
+    number = None if is_second_name(value.tag) else _scalar(file, value)
+    if number is not None:
+        points.setdefault(value.tag, {})[step] = number
+    elif value.HasField("image"):
+        log.add_picture(value.tag, step, value.image.encoded_image_string)
+    elif value.HasField("tensor") and plugin == "text":
+        log.texts[value.tag.removesuffix(_TEXT_SUFFIX)] = (step, _text(value.tensor))
+    elif plugin == "hparams":
+        log.settings.update(_settings(file, value))
+
+
+def _settings(file: Path, value: Any) -> dict[str, object]:
+    """Return the settings of TensorBoard's HPARAMS table; {} for another of its values."""
     from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    place = Path(path)
+    if value.tag != metadata.SESSION_START_INFO_TAG:
+        return {}
+    content = value.metadata.plugin_data.content
+    data = _decoded(file, value.tag, lambda: HParamsPluginData.FromString(content))
     found: dict[str, object] = {}
-    for file in [place] if place.is_file() else sorted(place.glob("*tfevents*")):
-        for event in _events(file):
-            for value in event.summary.value:
-                if value.tag == metadata.SESSION_START_INFO_TAG:
-                    content = value.metadata.plugin_data.content
-                    data = _decoded(file, value.tag, lambda: HParamsPluginData.FromString(content))  # noqa: B023
-                    for key, entry in data.session_start_info.hparams.items():
-                        setting = getattr(entry, entry.WhichOneof("kind") or "string_value")
-                        whole = isinstance(setting, float) and setting.is_integer()
-                        found[key] = int(setting) if whole else setting  # the table knows floats only
+    for key, entry in data.session_start_info.hparams.items():
+        setting = getattr(entry, entry.WhichOneof("kind") or "string_value")
+        whole = isinstance(setting, float) and setting.is_integer()
+        found[key] = int(setting) if whole else setting  # the table knows floats only
     return found
+
+
+def _text(tensor: Any) -> str:
+    return b"\n".join(tensor.string_val).decode("utf-8", "replace")
+
+
+def _host(file: Path) -> str:
+    """Return the machine of `events.out.tfevents.<seconds>.<host>.<process>.<number>`, "" for other names."""
+    match = re.fullmatch(r"events\.out\.tfevents\.\d+\.(.+)\.\d+\.\d+(?:\.v2)?", file.name)
+    return match[1] if match else ""
 
 
 def _events(file: Path) -> Iterator[Any]:
@@ -86,35 +84,11 @@ def _events(file: Path) -> Iterator[Any]:
         from tensorboard.compat.proto.event_pb2 import Event
     except ImportError as error:
         raise MissingExtraError("tensorboard", "figures", "Reading event files") from error
-    for at, record in _records(file):
+    for at, record in read_records(file):
         try:
             yield Event.FromString(record)
         except DecodeError as error:
             raise ConfigError(f"{file} is damaged: the record at byte {at} is no event ({error})") from error
-
-
-def _records(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (place, bytes) of each whole record."""
-    data = file.read_bytes()
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, check = _HEADER.unpack_from(data, at)
-        if _checksum(data[at : at + 8]) != check:
-            raise ConfigError(f"{file} is not an event file, or is damaged at byte {at}")
-        start, end = at + _HEADER.size, at + _HEADER.size + length
-        if end + _CHECKSUM.size > len(data):
-            return
-        body = data[start:end]
-        if length <= _LONGEST_CHECKED and _checksum(body) != _CHECKSUM.unpack_from(data, end)[0]:
-            raise ConfigError(f"{file} is damaged between bytes {start} and {end}")
-        yield start, body
-        at = end + _CHECKSUM.size
-
-
-def _checksum(data: bytes) -> int:
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    return int(masked_crc32c(data))
 
 
 def _decoded(file: Path, tag: str, decode: Callable[[], Any]) -> Any:
@@ -143,7 +117,12 @@ def _only_element(tensor: Any) -> float:
     return float(make_ndarray(tensor).item())
 
 
-def _take_back(points: dict[str, dict[int, float]], step: int) -> None:
+def _take_back(points: dict[str, dict[int, float]], log: RunLog, step: int) -> None:
     for values in points.values():
         for later in [at for at in values if at >= step]:
             del values[later]
+    for tag, pictures in list(log.pictures.items()):
+        earlier = [picture for picture in pictures if picture[0] < step]
+        log.pictures[tag] = earlier
+        if not earlier:
+            del log.pictures[tag]

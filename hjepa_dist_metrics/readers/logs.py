@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.readers.events import ScalarTable, event_pictures, event_scalars, event_settings
+from hjepa_dist_metrics.readers.events import event_log
+from hjepa_dist_metrics.readers.run_log import RunLog, ScalarTable, as_table
 from hjepa_dist_metrics.sinks.jsonl import read_jsonl
 from hjepa_dist_metrics.values import as_float
 
@@ -16,8 +17,8 @@ _RESERVED = frozenset({"step", "wall_time"})
 _KINDS = ("tensorboard", "metrics")
 
 
-def read_scalars(path: str | Path) -> dict[str, ScalarTable]:
-    """Return the scalars by run and tag of an event file, a JSON-lines file, or all of them in a directory.
+def read_logs(path: str | Path) -> dict[str, RunLog]:
+    """Return the runs of an event file, a JSON-lines file, or all of them in a directory, by name.
 
     A run is named by its place below `path`. Where a run has both kinds, as in a log directory, the event
     files count for the tags that they have. Raises ConfigError for a path that is not there or holds no
@@ -26,10 +27,14 @@ def read_scalars(path: str | Path) -> dict[str, ScalarTable]:
     root = Path(path)
     if not root.exists():
         raise ConfigError(f"there is no file or directory {root}")
-    runs = {name: event_scalars(place) for name, place in _event_runs(root)}
+    runs = {name: event_log(place) for name, place in _event_runs(root)}
     for name, file in _jsonl_runs(root):
-        runs[name] = jsonl_scalars(file) | runs.get(name, {})
-    runs = {name: table for name, table in runs.items() if table}
+        lines = jsonl_log(file)
+        log = runs.setdefault(name, lines)
+        log.scalars = lines.scalars | log.scalars
+        log.settings = lines.settings or log.settings  # there booleans are no numbers
+        log.texts = lines.texts | log.texts
+    runs = {name: log for name, log in runs.items() if log.scalars}
     if not runs:
         raise ConfigError(
             f"{root} holds no scalars: expected TensorBoard's event files or .jsonl files there"
@@ -37,38 +42,44 @@ def read_scalars(path: str | Path) -> dict[str, ScalarTable]:
     return runs
 
 
-def read_settings(path: str | Path) -> dict[str, dict[str, object]]:
-    """Return each run's settings, by name; {} for a run that recorded none."""
-    root = Path(path)
-    settings = {name: event_settings(place) for name, place in _event_runs(root)}
-    for name, file in _jsonl_runs(root):
-        if not settings.get(name):
-            settings[name] = jsonl_settings(file)
-    return settings
+def read_scalars(path: str | Path) -> dict[str, ScalarTable]:
+    """Return the scalars of `read_logs` by run and tag."""
+    return {name: log.scalars for name, log in read_logs(path).items()}
 
 
-def read_pictures(path: str | Path) -> dict[str, dict[str, tuple[int, bytes]]]:
-    """Return each run's last pictures by tag, (step, PNG file): event files hold them, JSON lines do not."""
-    return {name: event_pictures(place) for name, place in _event_runs(Path(path))}
+def run_places(root: Path) -> dict[str, float]:
+    """Return the runs in a log directory by name, with the time at which each was last written to."""
+    places = [
+        *((name, file) for name, place in _event_runs(root) for file in _event_files(place)),
+        *_jsonl_runs(root),
+    ]
+    times: dict[str, float] = {}
+    for name, file in places:
+        times[name] = max(times.get(name, 0.0), file.stat().st_mtime)
+    return times
 
 
-def jsonl_settings(path: str | Path) -> dict[str, object]:
-    """Return the settings that a JSON-lines file holds; {} without any."""
-    found: dict[str, object] = {}
-    for record in _records(path):
-        entry = record.get("hparams")
-        if isinstance(entry, dict):
-            found.update(entry)
-    return found
-
-
-def jsonl_scalars(path: str | Path) -> ScalarTable:
-    """Return the numbers of a JSON-lines file; lines that hold no record are skipped with a warning."""
+def jsonl_log(path: str | Path) -> RunLog:
+    """Return what a JSON-lines file holds; lines that hold no record are skipped with a warning."""
+    log = RunLog()
     points: dict[str, dict[int, float]] = {}
     for record in _records(path):
+        step = record["step"]
+        log.add_time(as_float(record.get("wall_time", 0.0)) if _is_number(record.get("wall_time")) else 0.0)
         for tag, value in _numbers(record).items():
-            points.setdefault(tag, {})[record["step"]] = value
-    return {tag: sorted(values.items()) for tag, values in points.items()}
+            points.setdefault(tag, {})[step] = value
+        for tag, entry in record.items():
+            if isinstance(entry, dict) and isinstance(entry.get("text"), str):
+                log.texts[tag.lstrip("/")] = (step, entry["text"])
+        settings = record.get("hparams")
+        if isinstance(settings, dict):
+            log.settings.update(settings)
+    log.scalars = as_table(points)
+    return log
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _records(path: str | Path) -> list[dict[str, Any]]:
@@ -80,9 +91,9 @@ def _records(path: str | Path) -> list[dict[str, Any]]:
 
 def _numbers(record: Mapping[str, object]) -> dict[str, float]:
     return {
-        tag.lstrip("/"): as_float(value)
+        tag.lstrip("/"): as_float(value)  # type: ignore[arg-type]
         for tag, value in record.items()
-        if tag not in _RESERVED and isinstance(value, (int, float)) and not isinstance(value, bool)
+        if tag not in _RESERVED and _is_number(value)
     }
 
 
@@ -110,3 +121,7 @@ def _run_name(root: Path, place: Path) -> str:
     if parts and parts[0] in _KINDS:
         parts = parts[1:]
     return "/".join(parts) or root.resolve().name
+
+
+def _event_files(place: Path) -> Iterator[Path]:
+    yield from [place] if place.is_file() else place.glob("*tfevents*")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from hjepa_dist_metrics import LoggingConfig
 from hjepa_dist_metrics.catalog.headline import pinned_link
@@ -67,16 +69,23 @@ def reasons(outcome: Outcome) -> Iterator[str]:
 
 def next_steps(outcome: Outcome, logging: LoggingConfig) -> Iterator[str]:
     """Yield the commands that look at a run; none where it was to write nothing to look at."""
-    folder = shlex.quote(logging.log_dir)
+    folder, run = shlex.quote(logging.log_dir), f" --run {shlex.quote(outcome.run_name)}"
     if not logging.tensorboard.enabled and not logging.jsonl.enabled:
         return
     part = " (incomplete, see above)" if outcome.failures else ""
     yield f"Logs:        {logging.log_dir}, run {outcome.run_name}{part}"
-    yield f"Look:        hjepa-metrics summary {folder}"
-    yield f"Share:       hjepa-metrics report {folder}"
+    yield f"Look:        {_command()} summary {folder}{run}"
+    yield f"Share:       {_command()} report {folder}{run}"
     if logging.tensorboard.enabled:
-        yield f"TensorBoard: hjepa-metrics tensorboard {folder}"
+        yield f"TensorBoard: {_command()} tensorboard {folder}"
         yield f"  then       {pinned_link(_SERVER)}"
+
+
+def _command() -> str:
+    """Return the command by name, or from the environment that runs this."""
+    if shutil.which("hjepa-metrics"):
+        return "hjepa-metrics"
+    return str(Path(sys.executable).with_name("hjepa-metrics"))
 
 
 def stopped_line(trainer: Trainer, arguments: Sequence[str]) -> str:

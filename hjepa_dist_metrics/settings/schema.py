@@ -149,6 +149,27 @@ class GradientsConfig:
 
 
 @dataclass(frozen=True)
+class ProbesConfig:
+    """Classifiers of features, where the training loop hands `labels` to `TrainingMonitor.step`."""
+
+    enabled: bool = True
+    """Make a linear and a kNN probe of each stream of features that comes with labels."""
+    num_classes: int | None = None
+    """Classes: labels beyond are an error; null takes the labels that occur."""
+    queue: int | None = None
+    """Labelled rows that a probe keeps of all ranks; null takes 16384, fewer of more than 128 features."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_classes is None or self.num_classes >= 2,
+            "probes.num_classes",
+            self.num_classes,
+            "null or 2 or more",
+        )
+        require(self.queue is None or self.queue >= 8, "probes.queue", self.queue, "null or 8 or more")
+
+
+@dataclass(frozen=True)
 class FiguresConfig:
     """Pictures of the run, at the cadence of figures (extra `figures`)."""
 
@@ -162,6 +183,42 @@ class FiguresConfig:
         require(
             self.projection in allowed, "figures.projection", self.projection, "one of " + ", ".join(allowed)
         )
+
+
+@dataclass(frozen=True)
+class ActivationsConfig:
+    """Activations of the model's blocks, with the representations, and their figure over depth."""
+
+    enabled: bool = False
+    """Measure size, outliers and dead units of each block's output on the steps that log."""
+    modules: list[str] | None = None
+    """Names of modules or regular expressions of whole names; null takes the blocks of the model."""
+    gradients: bool = False
+    """Measure the gradients of these outputs too."""
+    per_block: bool = False
+    """Write every block's numbers too: six tags a block."""
+
+    def __post_init__(self) -> None:
+        for pattern in self.modules or ():
+            require(_compiles(pattern), "activations.modules", pattern, "names or regular expressions")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Attention of the model's heads, with the representations, and their figure."""
+
+    enabled: bool = False
+    """Measure entropy, largest logit and sink of each attention head on the steps that log."""
+    per_layer: bool = False
+    """Write every layer's numbers too: three tags a layer."""
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Load of experts, with the scalars, where the loop hands `router_logits` to `TrainingMonitor.step`."""
+
+    per_layer: bool = False
+    """Write every layer's numbers too: three tags a layer."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +255,14 @@ class LoggingConfig:
     """How often each family of metrics is written."""
     gradients: GradientsConfig = field(default_factory=GradientsConfig)
     """Gradient flow and updates."""
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    """Classifiers of features."""
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
+    """Activations of the model's blocks."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Attention of the model's heads."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """Load of the experts of mixture layers."""
     figures: FiguresConfig = field(default_factory=FiguresConfig)
     """Pictures of the run."""
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
@@ -246,6 +311,10 @@ _SECTIONS = (
     CadenceConfig,
     AlertsConfig,
     GradientsConfig,
+    ProbesConfig,
+    ActivationsConfig,
+    AttentionConfig,
+    ExpertsConfig,
     FiguresConfig,
     LoggingConfig,
 )

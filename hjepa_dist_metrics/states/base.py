@@ -156,9 +156,17 @@ def as_tensor(values: Numeric, device: torch.device) -> Tensor:
     return torch.as_tensor(np.asarray(values), device="cpu").to(device, non_blocking=True)
 
 
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor on a device, and of a dtype; the copy is not waited for unless it goes to the host.
+
+    A host tensor that a copy still fills holds no number yet, and nothing would say so.
+    """
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "cpu")
+
+
 def follow(data: Tensor, batch: Tensor) -> Tensor:
     """Return `data` on the batch's device."""
-    return data if data.device == batch.device else data.to(batch.device, non_blocking=True)
+    return data if data.device == batch.device else moved(data, batch.device)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

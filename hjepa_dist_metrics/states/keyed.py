@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.states import exact_sums
-from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, follow, moved, require_same_signature
 from hjepa_dist_metrics.states.exact_sums import PLACES, WIDTH
 from hjepa_dist_metrics.states.rows import row_weights
 
@@ -101,7 +101,7 @@ def _keys_of(keys: Tensor | None, values: Tensor) -> Tensor:
         raise ConfigError(f"keys must be integers, got {found.dtype}")
     if len(found) != len(values):
         raise ConfigError(f"expected a key for each of {len(values)} values, got {len(found)}")
-    return found.to(values.device, torch.int64, non_blocking=True)
+    return moved(found, values.device, torch.int64)
 
 
 def _group(keys: Tensor, parts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states.base import Numeric, State, as_tensor
+from hjepa_dist_metrics.states.base import Numeric, State, as_tensor, moved
 
 _HOST = torch.device("cpu")
 
@@ -48,15 +48,15 @@ class NamedSums(State):
 
     def update(self, name: str, value: Numeric, weight: Numeric = 1.0) -> None:
         """Add one number, weighted, without synchronising with its device."""
-        number = as_tensor(value, _HOST)
+        known = self._rows.get(name)
+        number = as_tensor(value, _HOST if known is None else known.device)
         if number.numel() != 1:
             raise ConfigError(f"{name!r} must be one number, got shape {list(number.shape)}")
         number = number.reshape(()).to(torch.float64)
         factor = as_tensor(weight, number.device).reshape(()).to(number.device, torch.float64)
         # a weight of nothing adds nothing, also where its value, a mean over no samples, is NaN
         row = torch.stack([torch.where(factor == 0, torch.zeros_like(number), number * factor), factor])
-        known = self._rows.get(name)
-        self._rows[name] = row if known is None else known.to(row.device, non_blocking=True) + row
+        self._rows[name] = row if known is None else moved(known, row.device) + row
 
     def merge(self, other: NamedSums) -> NamedSums:
         """Add both, name by name."""
@@ -64,7 +64,7 @@ class NamedSums(State):
         merged._rows = dict(self._rows)
         for name, row in other._rows.items():
             mine = merged._rows.get(name)
-            merged._rows[name] = row if mine is None else mine + row.to(mine.device, non_blocking=True)
+            merged._rows[name] = row if mine is None else mine + moved(row, mine.device)
         return merged
 
     def pack(self) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ class NamedSums(State):
         names = sorted(self._rows)
         text = np.frombuffer(json.dumps(names).encode(), dtype=np.uint8).copy()
         device = next((row.device for row in self._rows.values() if row.device.type != "cpu"), _HOST)
-        rows = [self._rows[name].to(device, non_blocking=True) for name in names]
+        rows = [moved(self._rows[name], device) for name in names]
         blank = torch.zeros((0, 2), dtype=torch.float64, device="cpu")
         return {"names": torch.from_numpy(text), "rows": torch.stack(rows) if rows else blank}
 

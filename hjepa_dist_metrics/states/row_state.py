@@ -18,6 +18,7 @@ from hjepa_dist_metrics.states.base import (
     State,
     as_tensor,
     follow,
+    moved,
     require_same_signature,
     same_values,
 )
@@ -84,7 +85,7 @@ class RowState(State):
     def merge(self, other: Self) -> Self:
         """Merge the two blocks column by column."""
         require_same_signature(self, other)
-        theirs = other.data.to(self.data.device, non_blocking=True)
+        theirs = moved(other.data, self.data.device)
         return self.holding(self.merge_rows(self.data, theirs))
 
     def signed(self, rank: int, steps: int) -> Self:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states.base import as_tensor
+from hjepa_dist_metrics.states.base import as_tensor, moved
 
 _BLOCK_ELEMENTS = 1 << 20
 
@@ -23,7 +23,7 @@ def row_mask(valid: Tensor, lead: Sequence[int], device: torch.device) -> Tensor
     mask = as_tensor(valid, device)
     if tuple(mask.shape) != tuple(lead):
         raise ConfigError(f"expected a valid mask of shape {list(lead)}, got {list(mask.shape)}")
-    return mask.to(device=device, dtype=torch.bool, non_blocking=True)
+    return moved(mask, device, torch.bool)
 
 
 def blocks(rows: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.states.base import Numeric, as_tensor, follow, to_device
+from hjepa_dist_metrics.states.base import Numeric, as_tensor, follow, moved, to_device
 from hjepa_dist_metrics.states.row_state import Block, RowState, namespace
 
 
@@ -48,7 +48,7 @@ class StepWindow(RowState):
         Several updates of one step are added, here as over ranks.
         """
         mean = as_tensor(value, self.data.device).to(torch.float64).reshape(1)
-        weight = as_tensor(count, mean.device).to(mean.device, torch.float64, non_blocking=True)
+        weight = moved(as_tensor(count, mean.device), mean.device, torch.float64)
         self.update_many([step], mean, weight.reshape(1))
 
     def update_many(self, steps: Sequence[int], means: Tensor, counts: Tensor) -> None:

@@ -358,8 +358,13 @@ def test_the_table_has_a_row_for_each_entry():
 def test_the_page_names_dashboards_rules_and_bounds():
     page = catalog.how_to_read()
     assert page.startswith("# How to read this run")
-    for part in (*catalog.DASHBOARDS, *catalog.FINDINGS, "collapse/effective_rank", "warns below"):
+    requested = catalog.GROUPS["internals"]  # findings of what is measured on request
+    always = (*catalog.DASHBOARDS, *(catalog.FINDINGS.keys() - requested))
+    for part in (*always, "collapse/effective_rank", "warns below"):
         assert part in page
+    assert not any(part in page for part in (*requested, *catalog.REQUESTED_DASHBOARDS))
+    page = catalog.how_to_read("ssl", ["attention/logit_max"])
+    assert all(part in page for part in (*always, *requested, *catalog.REQUESTED_DASHBOARDS))
 
 
 @pytest.mark.parametrize(

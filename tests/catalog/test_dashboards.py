@@ -43,7 +43,7 @@ def test_the_default_layout_is_in_order_and_narrow():
     layout = load_dashboards()
     assert list(layout) == [
         *("Health", "Loss", "EMA", "Masking", "Hierarchy", "Prediction"),
-        *("Collapse", "Gradient flow", "Learning rate", "Stability", "Performance"),
+        *("Collapse", "Probes", "Gradient flow", "Learning rate", "Stability", "Performance"),
     ]
     for charts in layout.values():
         for kind, tags in charts.values():

@@ -42,6 +42,7 @@ def test_others_have_those_that_they_can_fill(profile):
     charts = layout(profile, ["loss/total", "loss/h0", "loss/unweighted"])["Loss"]
     assert charts == {"Total and unweighted": ["Multiline", ["^loss/total$"]]}
     assert layout(profile, ["accuracy"]) == {}
+    assert "Probes" in layout(profile, ["probe/encoder_knn_top1"])
 
 
 def test_a_chart_has_the_lines_that_have_data():

@@ -49,7 +49,9 @@ def test_no_name_is_a_formula_or_a_control_character(name):
     cell(name).encode()
 
 
-@pytest.mark.parametrize("command", [["summary", "--all"], ["compare"], ["export", "--format", "csv"]])
+@pytest.mark.parametrize(
+    "command", [["summary", "--all"], ["compare", "--all"], ["export", "--format", "csv"]]
+)
 def test_control_characters_never_reach_a_terminal(tmp_path, capsys, command):
     log(tmp_path / "logs", ["loss/total", *BAD])
     log(tmp_path / "logs", ["loss/total", *BAD], "other")

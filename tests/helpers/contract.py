@@ -49,6 +49,7 @@ VALID = torch.rand(MOST, generator=_generator(1)) < 0.8
 LOSSES = torch.rand(MOST, 3, generator=_generator(2), dtype=torch.float64)
 NORMS = torch.rand(MOST, generator=_generator(3), dtype=torch.float64) * 2
 
+LABELS = torch.randint(0, 3, (MOST,), generator=_generator(8))
 MASKS = torch.rand(MOST, 36, generator=_generator(4)) < 0.5
 
 
@@ -70,6 +71,12 @@ def _feed_named(metric: Any, piece: slice) -> None:
 
 def _feed_features(metric: Any, piece: slice) -> None:
     metric.update(FEATURES[piece], VALID[piece], torch.arange(MOST)[piece])
+
+
+def _feed_labelled(metric: Any, piece: slice) -> None:
+    labels = LABELS[piece]
+    rows = FEATURES[piece] + labels[:, None] * torch.tensor([1.0, -1.0, 0.5, 0.0])
+    metric.update(rows, labels, VALID[piece], torch.arange(MOST)[piece])
 
 
 def _feed_rates(metric: Any, piece: slice) -> None:
@@ -153,7 +160,8 @@ def _feed_total(metric: Any, piece: slice) -> None:
 def _feed_gradients(metric: Any, piece: slice) -> None:
     for step in range(piece.start, piece.stop):
         for slot in metric.segments.slots:
-            slot.parameter.grad = torch.randn(slot.parameter.shape, generator=_generator(step))
+            drawn = torch.randn(slot.parameter.shape, generator=_generator(step))
+            slot.parameter.grad = drawn.to(slot.parameter)
         metric.update()
 
 
@@ -237,6 +245,17 @@ def _feed_head_gradients(metric: Any, piece: slice) -> None:
         metric.update()
 
 
+SHARED = torch.nn.Linear(DIM, 2, dtype=torch.float64)
+
+
+def _feed_cosines(metric: Any, piece: slice) -> None:
+    with torch.enable_grad():
+        outputs = SHARED(FEATURES[piece].double())
+        target = LABELS[piece].double()
+        losses = {"a": (outputs[:, 0] - target).square().mean(), "b": (outputs.sum(1) + target).tanh().mean()}
+    metric.update(losses, len(target))
+
+
 def _feed_parameters(metric: Any, piece: slice) -> None:
     for step in range(piece.start, piece.stop):
         for number, slot in enumerate(metric.watched.slots):
@@ -285,7 +304,32 @@ def _optimizer() -> torch.optim.Optimizer:
     )
 
 
+def _feed_activations(metric: Any, piece: slice) -> None:
+    rows = torch.relu(FEATURES[piece]) * 3.0 + 0.25
+    metric.update({"blocks.2": rows, "blocks.10": FEATURES[piece] * 2}, {"blocks.2": -rows})
+
+
+def _feed_attention(metric: Any, piece: slice) -> None:
+    (features, _), (others, _) = _levels(piece, seed=13), _levels(piece, seed=17)
+    query, key = (f[0].unflatten(-1, (2, 2)).transpose(1, 2) for f in (features, others))
+    metric.update(query, key, causal=True, layer="blocks.0.attn")
+    metric.update(query * 4, key, layer="blocks.1.attn")
+
+
+def _feed_experts(metric: Any, piece: slice) -> None:
+    logits = torch.stack([LOSSES[piece, 0], LOSSES[piece, 1], LOSSES[piece, 2], 0 * LOSSES[piece, 0]], dim=-1)
+    metric.update({"layers.0": logits.topk(2).indices}, {"layers.0": logits}, valid=VALID[piece])
+    metric.update(torch.arange(MOST)[piece] % 5 - 1, layer="layers.1")
+
+
 EXAMPLES: dict[type[DistributedMetric], Example] = {
+    metrics.ActivationStatistics: Example(
+        lambda: metrics.ActivationStatistics(_model(), gradients=True, per_block=True), _feed_activations
+    ),
+    metrics.AttentionStatistics: Example(
+        lambda: metrics.AttentionStatistics(_model(), per_layer=True), _feed_attention
+    ),
+    metrics.ExpertLoad: Example(lambda: metrics.ExpertLoad(4, per_layer=True), _feed_experts, tolerance=1e-9),
     metrics.BatchContent: Example(
         metrics.BatchContent, _feed_batches, tags=(), rank_states=("batches",), tolerance=0.0
     ),
@@ -312,6 +356,8 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
         lambda: metrics.PredictionQuality(2, [DIM, 3], patches=4), _feed_predictions
     ),
     metrics.ViewAgreement: Example(lambda: metrics.ViewAgreement(DIM), _feed_views),
+    metrics.LinearProbe: Example(lambda: metrics.LinearProbe(DIM, 3, queue=24), _feed_labelled),
+    metrics.KNNProbe: Example(lambda: metrics.KNNProbe(DIM, 3, k=3, queue=24), _feed_labelled),
     metrics.Masking: Example(
         lambda: metrics.Masking(36), _feed_masks, rank_states=("batches",), tolerance=0.0
     ),
@@ -356,6 +402,9 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     ),
     metrics.HeadLosses: Example(lambda: metrics.HeadLosses(["pixel", "clip"]), _feed_heads, tolerance=1e-9),
     metrics.HeadGradients: Example(_head_gradients, _feed_head_gradients, replicated=True, tolerance=1e-9),
+    metrics.GradientCosines: Example(
+        lambda: metrics.GradientCosines(SHARED, ["a", "b"]), _feed_cosines, tolerance=1e-9
+    ),
     metrics.HeadParameters: Example(
         _head_parameters,
         _feed_parameters,

@@ -41,6 +41,8 @@ class Scaling:
 ALL = {"": 1}
 FEATURES = {r"feat_(mean|std|norm|min|max)$": 1}
 SCALINGS: dict[type[DistributedMetric], Scaling] = {
+    metrics.ActivationStatistics: Scaling((0, 1), {"rms|absmax": 1}),
+    metrics.AttentionStatistics: Scaling((0,), {"logit": 1}, free="entropy|sink"),
     metrics.HierarchicalLoss: Scaling((0,), {"contribution|nonfinite": 0, **ALL}),
     metrics.WeightedMean: Scaling((0,), ALL),
     metrics.NamedMeans: Scaling((0,), ALL),
@@ -51,6 +53,8 @@ SCALINGS: dict[type[DistributedMetric], Scaling] = {
     metrics.HierarchyFeatures: Scaling((0,), FEATURES),
     metrics.PredictionQuality: Scaling((0, 1), {"l2_distance": 1}),
     metrics.ViewAgreement: Scaling((0,), {}, free="lidar"),
+    metrics.LinearProbe: Scaling((0,)),
+    metrics.KNNProbe: Scaling((0,)),
     metrics.EMADynamics: Scaling((0, 1), {"parameter_divergence": 1}),
     metrics.Updates: Scaling((), {"ratio": 0, **ALL}),
     metrics.GradientNoise: Scaling((0, 2)),

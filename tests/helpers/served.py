@@ -125,6 +125,23 @@ class Browser:
         """Return what the JavaScript function body returns."""
         return call(f"{self._session}/execute/sync", {"script": script, "args": list(args)})
 
+    def run_until(self, script: str, *args: object) -> Any:
+        """Return the first true answer of a JavaScript function body."""
+        return wait_for(script, lambda: self.run(script, *args))
+
+    def mouse(self, kind: str, x: float, y: float, clicks: int = 1) -> None:
+        """Move, press or release the mouse at a place of the window."""
+        button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": clicks}
+        self._devtools("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, **button})
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page this size in CSS pixels, whatever the window's own frame takes."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._devtools("Emulation.setDeviceMetricsOverride", metrics)
+
+    def _devtools(self, command: str, parameters: dict[str, object]) -> None:
+        call(f"{self._session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+
     def errors(self) -> list[str]:
         """Return the page's errors since the last call."""
         entries = call(f"{self._session}/se/log", {"type": "browser"})

@@ -24,6 +24,7 @@ def head_parameters():
 
 VALID = on_device(torch.rand(6, 5, generator=GENERATOR) > 0.3)
 IDS = on_device(torch.arange(6))
+LABELS = on_device(torch.arange(6) % 3)
 CASES = {
     "collapse": (
         lambda: metrics.Collapse(4, short="context"),
@@ -39,6 +40,11 @@ CASES = {
         lambda dtype: ([draw(dtype, 6, 5, 4)], [draw(dtype, 6, 5, 4)], [VALID], IDS),
     ),
     "views": (lambda: metrics.ViewAgreement(4), lambda dtype: (draw(dtype, 6, 5, 4), VALID)),
+    "linear probe": (
+        lambda: metrics.LinearProbe(4, 3, queue=8),
+        lambda dtype: (draw(dtype, 6, 5, 4), LABELS, VALID, IDS),
+    ),
+    "kNN probe": (lambda: metrics.KNNProbe(4), lambda dtype: (draw(dtype, 6, 4), LABELS)),
     "alignment": (lambda: metrics.ModalityAlignment(["a", "b"]), lambda dtype: (of_both(dtype),)),
     "embeddings": (lambda: metrics.ModalityEmbeddings(["a", "b"]), lambda dtype: (of_both(dtype),)),
     "frames": (

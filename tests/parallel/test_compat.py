@@ -20,6 +20,14 @@ def test_what_ddp_is_set_to_ignore():
     assert set(compat.ignored_by_ddp(module)) == {"bias", "running_mean"}
 
 
+def test_a_backward_pass_is_noticed():
+    seen = []
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(lambda grad: seen.append(compat.in_backward()))
+    x.sum().backward()
+    assert [*seen, compat.in_backward()] == [True, False]
+
+
 def pair(rank: int) -> list[float]:
     store = compat.prefixed("pair", compat.job_store())
     group = compat.pair_group(store, rank, 20.0)

@@ -13,8 +13,8 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.readers.events import event_pictures, event_scalars, event_settings
-from hjepa_dist_metrics.readers.logs import read_scalars, read_settings
+from hjepa_dist_metrics.readers.events import event_log
+from hjepa_dist_metrics.readers.logs import jsonl_log, read_scalars
 from hjepa_dist_metrics.sinks import JsonlSink, read_jsonl
 from hjepa_dist_metrics.values import Scalar
 
@@ -31,14 +31,10 @@ def event_file(folder, records):
 
 
 def read_all(path):
-    """Return what every reader of event files makes of one, None where they raise ConfigError."""
-    results = []
-    for read in (event_scalars, event_pictures, event_settings):
-        with suppress(ConfigError):
-            results.append(read(path))
-            continue
-        results.append(None)
-    return results
+    """Return what the reader of event files makes of one, None where it raises ConfigError."""
+    with suppress(ConfigError):
+        return event_log(path)
+    return None
 
 
 @many
@@ -66,7 +62,7 @@ TENSORS = st.builds(
     st.lists(st.floats(width=32), max_size=3),
     st.binary(max_size=16),
 )
-PLUGINS = st.sampled_from(["scalars", "images", "", "hparams"]).map(
+PLUGINS = st.sampled_from(["scalars", "images", "", "hparams", "text"]).map(
     lambda name: SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name=name, content=b"\x0a\x01")
     )
@@ -87,13 +83,13 @@ EVENTS = st.builds(
 @many
 @given(st.lists(EVENTS, max_size=4))
 def test_events_of_any_shape(tmp_path, events):
-    scalars, pictures, found = read_all(event_file(tmp_path, [event.SerializeToString() for event in events]))
-    if scalars is not None:
-        for points in scalars.values():
+    log = read_all(event_file(tmp_path, [event.SerializeToString() for event in events]))
+    if log is not None:
+        for points in log.scalars.values():
             assert points == sorted(points, key=lambda point: point[0])
             assert all(isinstance(value, float) for _, value in points)
-    assert pictures in (None, {})
-    assert found is None or isinstance(found, dict)
+        assert log.pictures == {}
+        assert all(isinstance(text, str) for _, text in log.texts.values())
 
 
 RECORDS = [
@@ -111,9 +107,9 @@ def test_a_changed_byte_is_an_error_or_costs_the_end(tmp_path, data):
     change = data.draw(st.integers(1, 255))
     whole[at] ^= change
     path.write_bytes(bytes(whole[: data.draw(st.integers(at + 1, len(whole)))]))
-    scalars, *_ = read_all(path)
+    log = read_all(path)
     points = [(step, step / 2) for step in range(4)]
-    assert scalars is None or scalars.get("a", []) == points[: len(scalars.get("a", []))]
+    assert log is None or log.scalars.get("a", []) == points[: len(log.scalars.get("a", []))]
 
 
 JSON = st.recursive(
@@ -135,7 +131,7 @@ def test_lines_of_anything(tmp_path, lines):
     with suppress(ConfigError):  # it holds no scalars
         ((_, table),) = read_scalars(path).items()
         assert all(isinstance(value, float) for points in table.values() for _, value in points)
-    read_settings(path)
+    jsonl_log(path)
 
 
 @many

@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.readers.events import event_scalars
-from hjepa_dist_metrics.readers.logs import jsonl_scalars, read_pictures, read_scalars
+from hjepa_dist_metrics.readers.events import event_log
+from hjepa_dist_metrics.readers.logs import jsonl_log, read_logs, read_scalars
 from hjepa_dist_metrics.sinks import JsonlSink, TensorBoardSink
 from hjepa_dist_metrics.values import Image, Scalar, Text
 
@@ -34,13 +34,15 @@ def test_event_files_read_as_tensorboard_reads_them(tmp_path: Path):
     accumulator = EventAccumulator(str(tmp_path)).Reload()
     theirs = {t: [(e.step, e.value) for e in accumulator.Scalars(t)] for t in accumulator.Tags()["scalars"]}
     assert (
-        event_scalars(tmp_path) == theirs == {"loss/total": [(0, 1.5), (10, 0.5)], "train/lr": [(0, 0.125)]}
+        event_log(tmp_path).scalars
+        == theirs
+        == {"loss/total": [(0, 1.5), (10, 0.5)], "train/lr": [(0, 0.125)]}
     )
 
 
 def test_scalars_of_the_new_style_read_too(tmp_path: Path):
     write_events(tmp_path, {"a": [(3, 2.5)]}, new_style=True)
-    assert event_scalars(tmp_path) == {"a": [(3, 2.5)]}
+    assert event_log(tmp_path).scalars == {"a": [(3, 2.5)]}
 
 
 def test_a_restart_takes_back_what_it_writes_again(tmp_path: Path):
@@ -54,7 +56,7 @@ def test_a_torn_end_loses_one_record(tmp_path: Path):
     write_events(tmp_path, {"a": [(0, 1.0), (1, 2.0)]})
     file = event_file(tmp_path)
     file.write_bytes(file.read_bytes()[:-3])
-    assert event_scalars(tmp_path) == {"a": [(0, 1.0)]}
+    assert event_log(tmp_path).scalars == {"a": [(0, 1.0)]}
 
 
 @pytest.mark.parametrize("place", [2, 20, -30])
@@ -65,7 +67,7 @@ def test_a_flipped_byte_is_an_error_that_names_the_file(tmp_path: Path, place: i
     data[place] ^= 0xFF
     file.write_bytes(data)
     with pytest.raises(ConfigError, match=rf"{file.name} is .*damaged"):
-        event_scalars(tmp_path)
+        event_log(tmp_path)
 
 
 def test_a_file_that_only_has_the_name_is_an_error(tmp_path: Path):
@@ -104,7 +106,7 @@ def test_one_file_is_a_run(tmp_path: Path):
 
 def test_broken_lines_are_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "r.jsonl").write_text('oops\n{"a": 1}\n{"step": 2, "a": 5}\n{"step": 1, "a": 4}\n')
-    assert jsonl_scalars(tmp_path / "r.jsonl") == {"a": [(1, 4.0), (2, 5.0)]}
+    assert jsonl_log(tmp_path / "r.jsonl").scalars == {"a": [(1, 4.0), (2, 5.0)]}
     assert "lines 1, 2 are broken and skipped" in caplog.text
 
 
@@ -130,8 +132,8 @@ def test_the_last_picture_of_a_tag_comes_back_and_reaches_the_report(tmp_path: P
         sink.write(step, {"masking/coverage": image, "loss/total": Scalar(0.5)})
     sink.close()
     png = encode_png(shades[2].pixels)
-    assert read_pictures(tmp_path) == {"a": {"masking/coverage": (2, png)}}
+    assert [step for step, _ in read_logs(tmp_path)["a"].pictures["masking/coverage"]] == [1, 2]
     page = tmp_path / "report.html"
     assert main(["report", str(tmp_path), "--output", str(page)]) in (0, 1)
     assert base64.b64encode(png).decode() in page.read_text()
-    assert "masking/coverage, step 2" in page.read_text()
+    assert "after, step 2" in page.read_text()

@@ -57,6 +57,9 @@ def test_twenty_steps_of_a_job_log_the_numbers_of_one_process(jobs, name: str):
         "update/group0_ratio",
         "collapse/effective_rank",
         "collapse/mean_similarity",
+        "experts/overload_factor_max",
+        "experts/dead_experts",
+        "experts/routing_entropy",
     } <= compared
     assert found[STEPS - 1]["performance/total_samples"] == 32 * STEPS
     assert alone[STEPS - 1]["loss/total"] < alone[0]["loss/total"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hjepa_dist_metrics.readers.events import event_scalars
+from hjepa_dist_metrics.readers.events import event_log
 from hjepa_dist_metrics.sinks import JsonlSink, MemorySink, SinkGroup, TensorBoardSink, read_jsonl
 from hjepa_dist_metrics.sinks.base import RunSink
 from hjepa_dist_metrics.values import Scalar, Text
@@ -137,7 +137,7 @@ def test_tags_and_texts_with_half_a_surrogate_reach_every_sink(tmp_path):
     assert kept.tags() == {"a\\udc80", "t", "ж"}
     assert kept.hparams == {"k\\udc80": "v\\udc80"}
     assert read_jsonl(tmp_path / "x.jsonl")[1]["a\\udc80"] == 1.0
-    assert set(event_scalars(tmp_path / "board")) == {"a\\udc80", "ж"}
+    assert set(event_log(tmp_path / "board").scalars) == {"a\\udc80", "ж"}
 
 
 def test_a_sink_that_cannot_open_leaves_the_others(tmp_path, caplog):

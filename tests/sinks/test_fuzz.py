@@ -6,8 +6,8 @@ from hypothesis import given, settings, strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hjepa_dist_metrics.catalog.prometheus import series_of
-from hjepa_dist_metrics.readers.events import event_scalars
-from hjepa_dist_metrics.readers.logs import jsonl_scalars
+from hjepa_dist_metrics.readers.events import event_log
+from hjepa_dist_metrics.readers.logs import jsonl_log
 from hjepa_dist_metrics.sinks import JsonlSink, MemorySink, SinkGroup, TensorBoardSink, read_jsonl
 from hjepa_dist_metrics.sinks.mlflow import metric_name
 from hjepa_dist_metrics.sinks.text import encodable, file_name
@@ -32,10 +32,10 @@ def test_any_tags_and_numbers_read_back(tmp_path_factory, numbers, text):
     group.close()
     assert group.failures == []
     expected = {encodable(tag): value for tag, value in numbers.items()}
-    table = jsonl_scalars(folder / "x.jsonl")
+    table = jsonl_log(folder / "x.jsonl").scalars
     assert all(any(same(at, value) for _, at in table[tag.lstrip("/")]) for tag, value in expected.items())
     assert read_jsonl(folder / "x.jsonl")[-1]["note"] == {"text": encodable(text)}
-    board = event_scalars(folder / "board")
+    board = event_log(folder / "board").scalars
     assert set(board) == {tag.lstrip("/") for tag in expected}
     assert set(board) == set(EventAccumulator(str(folder / "board")).Reload().Tags()["scalars"])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from hjepa_dist_metrics.readers.logs import jsonl_scalars
+from hjepa_dist_metrics.readers.logs import jsonl_log
 from hjepa_dist_metrics.sinks.jsonl import JsonlSink, read_jsonl
 from hjepa_dist_metrics.values import Embedding, Histogram, Image, Scalar, Text
 
@@ -124,7 +124,11 @@ def test_tags_that_a_record_needs_itself_do_no_harm(tmp_path):
     sink.close()
     (record,) = read_jsonl(sink.path)
     assert (record["step"], record["wall_time"]) == (3, 9.0)
-    assert jsonl_scalars(sink.path) == {"step": [(3, 0.5)], "wall_time": [(3, 1.5)], "hparams": [(3, 2.5)]}
+    assert jsonl_log(sink.path).scalars == {
+        "step": [(3, 0.5)],
+        "wall_time": [(3, 1.5)],
+        "hparams": [(3, 2.5)],
+    }
 
 
 def test_a_removed_file_is_made_again_and_that_is_said(tmp_path, caplog):

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from hjepa_dist_metrics.errors import MetricsError
-from hjepa_dist_metrics.readers.events import event_settings
+from hjepa_dist_metrics.readers.events import event_log
 from hjepa_dist_metrics.sinks import SinkGroup
 from hjepa_dist_metrics.sinks.tensorboard import TensorBoardSink
 from hjepa_dist_metrics.sinks.tensorboard.records import GuardedRecords
@@ -233,7 +233,7 @@ def test_a_deleted_event_file_is_made_again_and_that_is_said(tmp_path, caplog):
     events = read(tmp_path)
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 2.0), (3, 3.0)]
     assert "custom_scalars__config__" in events.Tags()["tensors"]
-    assert event_settings(tmp_path) == {"lr": 0.5}
+    assert event_log(tmp_path).settings == {"lr": 0.5}
     (message,) = caplog.messages
     assert "the event file was deleted; the run goes on in a new one at step 2" in message
 

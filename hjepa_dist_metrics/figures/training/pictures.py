@@ -1,7 +1,8 @@
 """Pictures of a training run: curves, losses by level, gradients, collapse, momentum, the loss landscape.
 
 `logs` is what `load_training_logs` returns, or {tag: values}, or {tag: (steps, values)}, or such mappings by
-run; several runs are overlaid. `smoothing` is TensorBoard's, from 0 (none) to below 1.
+run; several runs are overlaid. `smoothing`, from 0 (none) to below 1, is the weight that a value keeps after
+half a percent of the steps; schedules, momenta and series of fewer than 50 points are never smoothed.
 """
 
 from __future__ import annotations
@@ -13,14 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
+from hjepa_dist_metrics.catalog import Limits
+from hjepa_dist_metrics.catalog.run_limits import limits_of
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures.canvas import PRINT_DPI, FigureSize, Panels, finish, panels
 from hjepa_dist_metrics.figures.inputs import host
 from hjepa_dist_metrics.figures.style import COLOURS, TICK_SIZE, describe, plot_area
-from hjepa_dist_metrics.figures.training.curves import draw_curves, label_steps, use_log_scale
+from hjepa_dist_metrics.figures.training.curves import (
+    draw_curves,
+    draw_limits,
+    label_steps,
+    use_log_scale,
+)
 from hjepa_dist_metrics.figures.training.landscape import visualize_loss_landscape as visualize_loss_landscape
 from hjepa_dist_metrics.figures.training.logs import load_training_logs as load_training_logs
-from hjepa_dist_metrics.figures.training.series import Runs, as_runs, pick
+from hjepa_dist_metrics.figures.training.series import Runs, as_runs, is_smoothable, pick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +51,7 @@ def plot_training_curves(
     logs: Mapping[str, Any],
     tags: Sequence[str] | None = None,
     *,
-    smoothing: float = 0.6,
+    smoothing: float = 0.0,
     axes: Panels | None = None,
     figsize: FigureSize | None = None,
     save_path: str | Path | None = None,
@@ -62,13 +70,13 @@ def plot_training_curves(
         draw_curves(ax, runs, members, smoothing=smoothing, by_run=len(members) == 1)
         use_log_scale(ax, runs, members)
         label_steps(ax, title, title)
-    return finish(figure, _smoothed("Training curves", smoothing), save_path, dpi)
+    return finish(figure, _smoothed("Training curves", smoothing, runs), save_path, dpi)
 
 
 def plot_hierarchical_losses(
     logs: Mapping[str, Any],
     *,
-    smoothing: float = 0.6,
+    smoothing: float = 0.0,
     axes: Panels | None = None,
     figsize: FigureSize | None = None,
     save_path: str | Path | None = None,
@@ -86,7 +94,12 @@ def plot_hierarchical_losses(
     label_steps(curves, "loss by level", "loss")
     run = next(name for name, have in runs.items() if all(tag in have for tag in levels))
     _draw_shares(shares, runs, run, levels, names)
-    return finish(figure, _smoothed("Losses of the hierarchy", smoothing), save_path, dpi)
+    return finish(
+        figure,
+        _smoothed("Losses of the hierarchy", smoothing, pick(runs, levels, "loss by level")),
+        save_path,
+        dpi,
+    )
 
 
 def visualize_gradient_flow(
@@ -140,9 +153,10 @@ def plot_collapse_metrics(
 ) -> Figure:
     """Draw the collapse metrics that the logs have: spread, effective rank, similarity and more.
 
-    Tags are `collapse/<metric>`, or `collapse/{name}_<metric>` of a named stream, or the bare metric.
+    Tags are `collapse/<metric>`, or `collapse/{name}_<metric>` of a named stream, or the bare metric. Where
+    the logs have the numbers of features and of rows, healthy range and collapse are drawn in.
     """
-    runs = as_runs(logs)
+    everything = runs = as_runs(logs)
     prefix = "collapse/" if name is None else f"collapse/{name}_"
     wanted = [f"{prefix}{metric}" for metric in _COLLAPSE]
     bare = list(_COLLAPSE) if name is None else []
@@ -156,8 +170,11 @@ def plot_collapse_metrics(
             ax.set_ylim(-1.05 if ax.get_ylim()[0] < -0.05 else -0.05, 1.05)
         else:
             ax.set_ylim(bottom=0)
+        limits = _agreed_limits(tag, everything)
+        if limits is not None:
+            draw_limits(ax, limits)
         label_steps(ax, tag, quantity)
-    return finish(figure, _smoothed("Collapse metrics", smoothing), save_path, dpi)
+    return finish(figure, _smoothed("Collapse metrics", smoothing, runs), save_path, dpi)
 
 
 def plot_ema_momentum(
@@ -189,6 +206,13 @@ def plot_ema_momentum(
     ticks = [t for t in drawn[0].get_yticks() if low <= t <= 1.0]
     memory.set_yticks(ticks, ["∞" if t >= 1 else f"{1 / (1 - t):,.0f}" for t in ticks], fontsize=TICK_SIZE)
     return finish(figure, "Momentum of the target encoder", save_path, dpi)
+
+
+def _agreed_limits(tag: str, runs: Runs) -> Limits | None:
+    """Return the limits of a tag where all runs that have it have the same ones."""
+    latest = [{name: float(series.values[-1]) for name, series in have.items()} for have in runs.values()]
+    found = {limits_of(tag, numbers) for numbers in latest if tag in numbers}
+    return found.pop() if len(found) == 1 else None
 
 
 def _default_tags(runs: Runs) -> list[str]:
@@ -265,5 +289,6 @@ def _draw_magnitudes(ax: Axes, values: Any) -> None:
     describe(ax, f"all {values.size} elements ({zero:.1f} % are zero)", "magnitude", "elements")
 
 
-def _smoothed(title: str, smoothing: float) -> str:
-    return f"{title} (smoothing {smoothing:g})" if smoothing else title
+def _smoothed(title: str, smoothing: float, runs: Runs) -> str:
+    any_smoothed = any(is_smoothable(tag, series) for have in runs.values() for tag, series in have.items())
+    return f"{title} (smoothing {smoothing:g})" if smoothing and any_smoothed else title

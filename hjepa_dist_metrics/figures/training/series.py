@@ -1,7 +1,8 @@
-"""Training logs as series: runs of tags of (steps, values), and TensorBoard's smoothing."""
+"""Training logs as series: runs of tags of (steps, values), and their smoothing."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,12 @@ class Series(NamedTuple):
     steps: Floats
     values: Floats
 
+
+# Series of fewer points are drawn as they are.
+FEWEST_SMOOTHED = 50
+# Smoothing's unit of distance is this part of the run.
+_PARTS = 200.0
+_SCHEDULE = re.compile(r"learning_rate|momentum|weight_decay|warmup|temperature|(^|[/_])lr($|[/_\d])")
 
 Tags = dict[str, Series]
 Runs = dict[str, Tags]
@@ -49,23 +56,37 @@ def as_series(tag: str, values: Any) -> Series:
     return Series(places, array)
 
 
-def smooth(values: Sequence[float] | Floats, weight: float) -> Floats:
-    """Return the exponential mean as TensorBoard draws it: debiased, nonfinite values passed by, float64 [n].
+def smooth(
+    values: Sequence[float] | Floats, weight: float, steps: Sequence[float] | Floats | None = None
+) -> Floats:
+    """Return the debiased exponential mean, nonfinite values passed over, float64 [n].
 
-    m_t = w m_{t-1} + (1 - w) x_t from m_0 = 0, divided by 1 - w^t; a constant series stays as it is.
+    m_t = sum_i w^(d_ti) x_i / sum_i w^(d_ti) over i <= t; a constant series stays as it is. Without `steps`
+    the distance d_ti counts the points from i to t, which is TensorBoard's smoothing. With `steps` [n] it is
+    200 (s_t - s_i) / (s_n - s_1): points far apart hardly change each other, so that a series that is logged
+    rarely does not lag behind one that is logged often. ConfigError unless 0 <= weight < 1.
     """
     if not 0.0 <= weight < 1.0:
         raise ConfigError(f"smoothing is {weight!r}; allowed: from 0 up to, not including, 1")
     array: Floats = np.asarray(values, dtype=np.float64)
-    if weight == 0.0 or np.all(array == array[:1]):
-        unchanged: Floats = array.copy()
-        return unchanged
     smoothed: Floats = array.copy()
-    mean = 0.0
-    for count, i in enumerate(np.flatnonzero(np.isfinite(array)), start=1):
-        mean = weight * mean + (1.0 - weight) * array[i]
-        smoothed[i] = mean / (1.0 - weight**count)
+    if weight == 0.0 or np.all(array == array[:1]):
+        return smoothed
+    places = np.cumsum(np.isfinite(array)) - 1.0
+    if steps is not None:
+        at = np.asarray(steps, dtype=np.float64)
+        places = _PARTS * (at - at[0]) / max(at[-1] - at[0], 1e-300)
+    total = count = last = 0.0
+    for i in np.flatnonzero(np.isfinite(array)):
+        decay = weight ** (places[i] - last)
+        total, count, last = decay * total + array[i], decay * count + 1.0, places[i]
+        smoothed[i] = total / count
     return smoothed
+
+
+def is_smoothable(tag: str, series: Series) -> bool:
+    """Return whether a series may be smoothed: no schedule or momentum, and 50 points or more."""
+    return len(series.values) >= FEWEST_SMOOTHED and _SCHEDULE.search(tag) is None
 
 
 def pick(runs: Runs, tags: Sequence[str], what: str) -> Runs:

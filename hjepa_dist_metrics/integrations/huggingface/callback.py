@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_dist_metrics.errors import ConfigError, MissingExtraError
-from hjepa_dist_metrics.integrations.features import WatchedFeatures, WatchFeatures
 from hjepa_dist_metrics.integrations.settings import logging_config
-from hjepa_dist_metrics.monitor import LoggingConfig, MetricsLogger, OnAlert, TrainingMonitor
+from hjepa_dist_metrics.monitor import (
+    LoggingConfig,
+    MetricsLogger,
+    OnAlert,
+    TrainingMonitor,
+    WatchFeatures,
+)
 
 try:
     from transformers import TrainerCallback
@@ -31,7 +36,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
     `config` is what `TrainingMonitor` takes. What it leaves out comes from the training arguments:
     `experiment_name` from `run_name`, or the name of `output_dir`, and `log_frequency` from `logging_steps`.
-    `watch_features` names modules whose outputs are measured as features: see `WatchedFeatures`. `on_alert`
+    `watch_features` names modules whose outputs are measured as features: see
+    `TrainingMonitor.watch_features`. Where batches have "labels" [B], these make probes of them. `on_alert`
     is called with each alert that begins. `monitor` is the `TrainingMonitor` while `train` runs: add metrics,
     rules and observers of your own in a callback of your own that stands behind this one.
 
@@ -76,8 +82,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self._last_run = checkpoint.named(config, monitor.run_name)
         if saved is not None:
             monitor.load_state_dict(saved["monitor"])
-        features = WatchedFeatures(trainer.model_wrapped, self._watch)
-        self._observation = TrainerObservation(trainer, monitor, features)
+        monitor.watch_features(self._watch)
+        self._observation = TrainerObservation(trainer, monitor)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to time the optimizer's step."""

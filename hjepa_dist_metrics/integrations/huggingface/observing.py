@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.integrations.accelerate.loop import ObservedAccelerator
-from hjepa_dist_metrics.integrations.features import WatchedFeatures
 from hjepa_dist_metrics.integrations.micro_batches import MicroBatches, batch_size, token_count
 from hjepa_dist_metrics.integrations.overrides import Overrides
 from hjepa_dist_metrics.monitor import TrainingMonitor
@@ -27,9 +27,11 @@ class TrainerObservation:
     samples, of all ranks and micro-batches.
     """
 
-    def __init__(self, trainer: Any, monitor: TrainingMonitor, features: WatchedFeatures) -> None:
-        self._trainer, self._monitor, self._features = trainer, monitor, features
+    def __init__(self, trainer: Any, monitor: TrainingMonitor) -> None:
+        self._trainer, self._monitor = trainer, monitor
+        self._features = monitor.run.built_in.watched
         self._batches = MicroBatches()
+        self._classes: list[Tensor] = []
         self._warned = False
         self._accelerator = ObservedAccelerator(trainer.accelerator, monitor, clips_all=True)
         self._overrides = overrides = Overrides()
@@ -48,13 +50,13 @@ class TrainerObservation:
                 "meshes have ways of their own): gradient norms are not measured"
             )
         self._accelerator.clipped = False
-        return {**self._batches.take(), **self._features.take()}
+        classes, self._classes = self._classes, []
+        return {**self._batches.take(), "labels": torch.cat(classes) if classes else None}
 
     def close(self) -> None:
         """Leave the Trainer as it was."""
         self._overrides.restore()
         self._accelerator.close()
-        self._features.close()
 
     def _training_step(
         self, method: Callable[..., Tensor], model: Any, inputs: Any, *args: Any, **more: Any
@@ -62,6 +64,8 @@ class TrainerObservation:
         items = more.get("num_items_in_batch", args[0] if args else None)
         samples, tokens, labels = batch_size(inputs), token_count(inputs), _labels(inputs)
         self._monitor.observe_batch(inputs, epoch=int(self._trainer.state.epoch or 0))
+        if labels is not None and labels.ndim == 1 and not labels.is_floating_point() and self._features:
+            self._classes.append(labels)
         loss = method(model, inputs, *args, **more)
         parts = self._trainer.current_gradient_accumulation_steps
         if items is not None and self._is_normalized():
@@ -76,8 +80,7 @@ class TrainerObservation:
     ) -> Any:
         if not model.training:  # an evaluation
             return method(model, inputs, *args, **more)
-        wanted = self._monitor.due("representations")
-        with self._monitor.forward(), self._features.capturing(inputs, wanted):
+        with self._monitor.forward(), self._features.capturing(inputs):
             return method(model, inputs, *args, **more)
 
     def _is_normalized(self) -> bool:

@@ -6,3 +6,4 @@ trainer.fit(module, loader)
 
 from hjepa_dist_metrics.integrations.lightning.callback import MetricsCallback as MetricsCallback
 from hjepa_dist_metrics.integrations.lightning.logger import MetricsLogger as MetricsLogger
+from hjepa_dist_metrics.integrations.lightning.logger_sink import LoggerSink as LoggerSink

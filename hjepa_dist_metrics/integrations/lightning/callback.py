@@ -11,13 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.integrations.features import WatchedFeatures, WatchFeatures
 from hjepa_dist_metrics.integrations.lightning.library import Callback
 from hjepa_dist_metrics.integrations.lightning.logged import LoggedValues
 from hjepa_dist_metrics.integrations.lightning.observing import ModuleObservation
 from hjepa_dist_metrics.integrations.micro_batches import batch_size
 from hjepa_dist_metrics.integrations.settings import logging_config
-from hjepa_dist_metrics.monitor import LoggingConfig, OnAlert, TrainingMonitor
+from hjepa_dist_metrics.monitor import LoggingConfig, OnAlert, TrainingMonitor, WatchFeatures
 from hjepa_dist_metrics.sinks import HParam
 
 logger = logging.getLogger(__name__)
@@ -28,11 +27,11 @@ class MetricsCallback(Callback):  # type: ignore[misc]
 
     `config` is what `TrainingMonitor` takes; a run without `experiment_name` is called "lightning", and
     `log_frequency` is the trainer's `log_every_n_steps` by default. `watch_features` names submodules whose
-    outputs are measured as features: see `WatchedFeatures`. What `training_step` returns besides the loss is
-    handed over where its name is known: see `ModuleObservation`. Numbers that `self.log` gets in a validation
-    are written as `val/...`, exact over ranks that have samples unevenly; with `exact_means` those of the
-    training too, under their own names. `on_alert` is called with each alert that begins. `monitor` is the
-    `TrainingMonitor` while `fit` runs.
+    outputs are measured as features: see `TrainingMonitor.watch_features`. What `training_step` returns
+    besides the loss, "labels" for probes among it, is handed over where its name is known: see
+    `ModuleObservation`. Numbers that `self.log` gets in a validation are written as `val/...`, exact over
+    ranks that have samples unevenly; with `exact_means` those of the training too, under their own names.
+    `on_alert` is called with each alert that begins. `monitor` is the `TrainingMonitor` while `fit` runs.
 
     A rule of `logging.alerts.stop_on` sets `trainer.should_stop`. Checkpoints of the trainer hold the metrics
     too, and `fit(ckpt_path=...)` goes on in the same files.
@@ -71,8 +70,8 @@ class MetricsCallback(Callback):  # type: ignore[misc]
         if saved:
             monitor.load_state_dict(saved["monitor"])
         self._logged = LoggedValues(pl_module, monitor, training=self._exact)
-        features = WatchedFeatures(pl_module, self._watch)
-        self._observation = ModuleObservation(trainer, pl_module, monitor, features)
+        monitor.watch_features(self._watch, pl_module)
+        self._observation = ModuleObservation(trainer, pl_module, monitor)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin a batch."""

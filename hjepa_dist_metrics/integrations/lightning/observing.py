@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.integrations.features import WatchedFeatures
 from hjepa_dist_metrics.integrations.lightning.library import LightningModule
 from hjepa_dist_metrics.integrations.lightning.phases import Phases
 from hjepa_dist_metrics.integrations.micro_batches import MicroBatches, batch_size, token_count
@@ -28,13 +27,13 @@ class ModuleObservation:
     which the last batch of a step is taken.
     """
 
-    def __init__(
-        self, trainer: Any, module: Any, monitor: TrainingMonitor, features: WatchedFeatures
-    ) -> None:
-        self._trainer, self._module, self._monitor, self._features = trainer, module, monitor, features
+    def __init__(self, trainer: Any, module: Any, monitor: TrainingMonitor) -> None:
+        self._trainer, self._module, self._monitor = trainer, module, monitor
+        self._features = monitor.run.built_in.watched
         self.phases = Phases(monitor)
         self._batches = MicroBatches()
         self._backpropagated: list[Tensor] = []
+        self._labels: list[Tensor] = []  # of the batches whose features are watched
         self._stepped = False
         self._measured = False  # the gradients of the step under way
         self._measuring = False
@@ -47,7 +46,7 @@ class ModuleObservation:
     def begin_batch(self, batch: Any) -> None:
         """Look at the forward pass of a batch."""
         self.phases.forward()
-        self._features.start(batch, self._monitor.due("representations"))
+        self._features.start(batch)
 
     def begin_backward(self, loss: Tensor) -> None:
         """Look at a backward pass."""
@@ -80,7 +79,6 @@ class ModuleObservation:
         """Leave trainer and module as they were."""
         self.phases.leave()
         self._overrides.restore()
-        self._features.close()
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -90,6 +88,8 @@ class ModuleObservation:
         losses = self._losses(returned)
         if losses:
             self._batches.add(losses, samples, count=returned.get("count"), tokens=tokens)
+        if self._features and isinstance(labels := returned.get("labels"), Tensor):
+            self._labels.append(labels)
         self._backpropagated.clear()
 
     def _losses(self, returned: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,12 +107,10 @@ class ModuleObservation:
     def _step_arguments(self, returned: Mapping[str, Any]) -> dict[str, Any]:
         taken = self._monitor.run.observers.arguments - {"losses", *_OF_THE_BATCH}
         handed = {name: value for name, value in returned.items() if name in taken}
-        watched = self._features.take()
-        if watched and "features" in handed:
-            raise ConfigError(
-                "features come from watch_features and from what training_step returns: use one of them"
-            )
-        return {**self._batches.take(), **watched, **handed}
+        labels, self._labels = self._labels, []
+        if labels:
+            handed["labels"] = torch.cat(labels)
+        return {**self._batches.take(), **handed}
 
     def _configured_clipping(self, method: Callable[..., None], *args: Any, **more: Any) -> None:
         hook = type(self._module).configure_gradient_clipping

@@ -15,6 +15,11 @@ class LoaderEnds(DistributedMetric):
     """Report `data/steps_missing`, the most steps that a rank took fewer than another, and whose they are.
 
     `data/ended_early_rank` is the lowest rank with the fewest steps.
+
+    >>> ends = LoaderEnds()
+    >>> ends.update(missing=3)  # this rank ran out of batches three steps before the others
+    >>> ends.compute()
+    {'data/steps_missing': 3.0, 'data/ended_early_rank': 0.0}
     """
 
     def __init__(self) -> None:
@@ -40,7 +45,7 @@ ENTRIES = (
         "data/steps_missing",
         "steps missing on a rank",
         "Steps by which the rank with the fewest steps since the start is behind the one with most, written "
-        "at the end of an epoch or of the run where there are any.",
+        "where there are any: while a rank waits for the others, and at the end of an epoch or of the run.",
         unit="steps",
         healthy="0, and not written; others are batches that a rank's loader did not have",
     ),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.metrics.kernels.flat_tensors import split_by_size
-from hjepa_dist_metrics.states.base import to_device
+from hjepa_dist_metrics.states.base import moved, to_device
 from hjepa_dist_metrics.states.sketches.hashing import mix
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -40,11 +40,9 @@ class Checksums:
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the keys of tensors of the sizes that were given, detached and dense."""
         device = self._device
-        words = [_bits(tensors[i]).reshape(-1).to(device, non_blocking=True) for i in self._small]
+        words = [moved(_bits(tensors[i]).reshape(-1), device) for i in self._small]
         words = [torch.cat(words).to(torch.int64)] if words else []
-        words += [
-            part.to(device, non_blocking=True) for i in self._large for part in _sums(_bits(tensors[i]))
-        ]
+        words += [moved(part, device) for i in self._large for part in _sums(_bits(tensors[i]))]
         keys = torch.zeros(self.count, dtype=torch.int64, device=device)
         return mix(keys.index_add(0, self._owners, torch.cat(words) * self._factors), 2) if words else keys
 

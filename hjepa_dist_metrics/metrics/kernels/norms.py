@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hjepa_dist_metrics.metrics.kernels.flat_tensors import SMALL, joined_sums, split_by_size
 from hjepa_dist_metrics.parallel.sharding.square_ranges import root_sum_square
+from hjepa_dist_metrics.states.base import moved
 
 # Elements that a pass over the host's memory takes at once, so that what it writes stays in the cache.
 BLOCK = 1 << 17
@@ -39,9 +40,9 @@ def joint_norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
         if tensor.numel():
             (host if tensor.is_cpu else elsewhere).append(tensor)
     if host:
-        norms.append(_host_norm(host).to(device, non_blocking=True))
+        norms.append(moved(_host_norm(host), device))
     for group in alike(elsewhere):
-        norms.append(root_sum_square(_device_norms(group)).to(device, non_blocking=True))
+        norms.append(moved(root_sum_square(_device_norms(group)), device))
     if len(norms) == 1:
         return norms[0]
     return (
@@ -148,7 +149,7 @@ def scale_(tensors: Sequence[Tensor], coefficient: Tensor) -> None:
     """Multiply every tensor by a 0-d float64 coefficient, in place."""
     for group in alike([t for t in tensors if t.numel()]):
         wide = torch.float64 if group[0].dtype == torch.float64 else torch.float32
-        torch._foreach_mul_(group, coefficient.to(group[0].device, wide, non_blocking=True))
+        torch._foreach_mul_(group, moved(coefficient, group[0].device, wide))
 
 
 def alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

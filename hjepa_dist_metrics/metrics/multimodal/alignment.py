@@ -19,6 +19,7 @@ from hjepa_dist_metrics.metrics.multimodal.modalities import matched_rows, modal
 from hjepa_dist_metrics.metrics.multimodal.retrieval import diagonal_contrast, heatmap, recall_at
 from hjepa_dist_metrics.metrics.ssl.formulas.rows import cosines, row_norms, unit_rows
 from hjepa_dist_metrics.states import Lazy, Moments, Sample, Sum, of_width, resolved
+from hjepa_dist_metrics.states.base import moved
 
 RECALLS = (1, 5)
 DEFAULT_PAIRS = 256
@@ -32,6 +33,12 @@ class ModalityEmbeddings(DistributedMetric):
     (a std over everything stays near 1 for an encoder that is blind to its input); `/norm`: mean L2 norm;
     `embeddings/nonfinite`: rows of any modality with a NaN or an infinity. Widths may differ; `dims` gives
     them, one for all or by name, where ranks may be without a sample and many.
+
+    >>> embeddings = ModalityEmbeddings(["image", "text"])
+    >>> embeddings.update({"image": 2.0 * torch.eye(4), "text": torch.eye(4)})
+    >>> values = embeddings.compute()
+    >>> values["embeddings/image/norm"], values["embeddings/text/norm"]
+    (2.0, 1.0)
     """
 
     def __init__(self, names: Sequence[str], dims: int | Mapping[str, int] | None = None) -> None:
@@ -76,6 +83,12 @@ class ModalityAlignment(DistributedMetric):
     finds its own among the k most similar rows of b, and the other way; `/diagonal_contrast`;
     `/similarity_matrix`, a picture of the first 64; `alignment/recall_at_{k}_chance`. `dim` is the width,
     where ranks may be without a sample and many.
+
+    >>> alignment = ModalityAlignment(["image", "text"])
+    >>> alignment.update({"image": torch.eye(3), "text": torch.eye(3)})  # each pair is one point
+    >>> values = alignment.compute()
+    >>> values["alignment/image_vs_text/diagonal_similarity"]
+    1.0
     """
 
     def __init__(
@@ -140,7 +153,7 @@ class ModalityAlignment(DistributedMetric):
 def _column(valid: Tensor, rows: Tensor) -> Tensor:
     if tuple(valid.shape) != tuple(rows.shape[:1]):
         raise ConfigError(f"expected a valid mask of shape {[len(rows)]}, got {list(valid.shape)}")
-    return valid.to(rows.device, torch.bool, non_blocking=True)[:, None, None]
+    return moved(valid, rows.device, torch.bool)[:, None, None]
 
 
 _embedding = partial(Entry, dashboard="multimodal_embeddings")

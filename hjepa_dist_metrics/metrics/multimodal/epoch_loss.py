@@ -23,6 +23,12 @@ class EpochLoss(DistributedMetric):
     Each step counts with the loss of the global batch, put together from the ranks' means and counts: one
     rank's batches are smaller and scatter more. `steps` is the number of steps of an epoch, which is also
     what a sync sends, twice.
+
+    >>> loss = EpochLoss(steps=2)
+    >>> loss.update(1.0, count=32, step=0)
+    >>> loss.update(4.0, count=16, step=1)  # a smaller last batch
+    >>> loss.compute()
+    {'loss/train/epoch_mean': 2.5, 'loss/train/epoch_std': 1.5}
     """
 
     def __init__(self, steps: int, group: str = "loss/train") -> None:

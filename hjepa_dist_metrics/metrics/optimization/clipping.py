@@ -47,6 +47,14 @@ class GradientClipping(BufferedMetric[_Step]):
     `{group}/global_norm_before_clip` and `_after_clip`. With `skip_nonfinite` a step whose norm is NaN or
     infinite on any rank loses its gradients on all, so that optimizers pass it over (`skipped_steps`); this
     waits for the device at each step.
+
+    >>> weight = nn.Parameter(torch.ones(4))
+    >>> clipping = GradientClipping([weight])
+    >>> weight.grad = torch.full((4,), 2.0)
+    >>> norm = clipping.clip_(1.0)
+    >>> values = clipping.compute()
+    >>> float(norm), values["gradient/clipping_percentage"], round(values["gradient/clipping_ratio"], 3)
+    (4.0, 100.0, 0.25)
     """
 
     persistent = True

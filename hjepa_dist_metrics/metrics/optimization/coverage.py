@@ -25,6 +25,11 @@ class OptimizerCoverage(DistributedMetric):
     `parameters/unoptimized`, the number of tensors that no optimizer holds although they are trained, and the
     text `parameters/unoptimized_name`, which names some of them; `parameters/teacher_optimized`, the number
     of the teacher's tensors that an optimizer holds. Of the ranks' numbers the largest is reported.
+
+    >>> coverage = OptimizerCoverage()
+    >>> coverage.update(unoptimized=["head.bias"])
+    >>> coverage.compute()
+    {'parameters/unoptimized': 1.0, 'parameters/unoptimized_name': Text(markdown='`head.bias`')}
     """
 
     def __init__(self) -> None:

@@ -54,6 +54,13 @@ class GradientFlow(DistributedMetric):
     Modules as in `ParameterPartition`. A parameter without a gradient counts nothing. Under gradient
     accumulation measure at the optimizer's step only, under a GradScaler after `unscale_`. Ranks that hold
     copies of a parameter and differ in its gradient are named in a `DesyncError`.
+
+    >>> model = nn.Linear(3, 1)
+    >>> flow = GradientFlow(model)
+    >>> model(torch.ones(2, 3)).sum().backward()
+    >>> flow.update()
+    >>> round(flow.compute()["gradients/global_norm"], 4)
+    4.0
     """
 
     def __init__(

@@ -27,6 +27,12 @@ class LearningRate(DistributedMetric):
     From the second update on also `learning_rate/warmup_stage`, told from the course of the base rate: 0
     while it rises, 1 once it falls or has stayed for three updates, 2 where it has fallen and stays. Every
     rank must have the same: ranks that do not are named in a `DesyncError`.
+
+    >>> optimizer = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+    >>> rate = LearningRate(optimizer)
+    >>> rate.update()
+    >>> rate.compute()["learning_rate/base_lr"]
+    0.1
     """
 
     def __init__(self, optimizers: Optimizer | Sequence[Optimizer]) -> None:

@@ -19,6 +19,7 @@ from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel import ParallelLayout
 from hjepa_dist_metrics.parallel.reduction import sum_over_shards
 from hjepa_dist_metrics.parallel.sharding.gradient_hooks import CommHook, LocalGradients, watch_gradients
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
 
 
@@ -34,6 +35,11 @@ class GradientNoise(DistributedMetric):
     `with noise.measuring(samples): loss.backward()` on the steps to measure (with DDP's own hook given here
     as `hook`). In one process the small batch is the first micro-batch: `noise.small(samples, scale)` after
     its backward, where its loss was multiplied by 1 / `scale`, and `noise.large(samples)` before the step.
+
+    >>> noise = GradientNoise(nn.Linear(2, 1))
+    >>> noise.update(sq_norm_small_batch=3.0, small_batch=8, sq_norm_large_batch=2.0, large_batch=16)
+    >>> noise.compute()["gradients/noise_scale"]
+    16.0
     """
 
     persistent = True
@@ -134,12 +140,12 @@ class GradientNoise(DistributedMetric):
                 f"the small batch must be smaller than the large one, got {small_batch} and {large_batch}"
             )
         large = as_number("sq_norm_large_batch", sq_norm_large_batch)
-        small = as_number("sq_norm_small_batch", sq_norm_small_batch).to(large.device, non_blocking=True)
+        small = moved(as_number("sq_norm_small_batch", sq_norm_small_batch), large.device)
         sizes = [torch.full_like(large, 1.0 / size) for size in (small_batch, large_batch)]
         row = torch.stack([small.reshape(()), sizes[0], large.reshape(()), sizes[1]])
         # a step whose norm is not finite would spoil the mean for good
         finite = torch.isfinite(row).all()
-        past = self.smoothed.row.to(row.device, non_blocking=True)
+        past = moved(self.smoothed.row, row.device)
         known = torch.where(past.isnan(), row, past)
         mixed = self.decay * known + (1 - self.decay) * row
         self.smoothed.update(torch.where(finite, mixed, past))

@@ -35,6 +35,11 @@ class ReplicaAgreement(DistributedMetric):
     elsewhere is one that differs. Nothing is reported where a parameter is sharded, and where the ranks'
     models are of different structure, as the stages of a pipeline. Experts of a `layout` are left out, and
     all that its tensor-parallel ranks hold.
+
+    >>> agreement = ReplicaAgreement(nn.Linear(2, 1))
+    >>> agreement.update(step=0)
+    >>> agreement.compute()  # one rank agrees with itself: there is nothing to say
+    {}
     """
 
     def __init__(self, model: nn.Module, layout: ParallelLayout | None = None) -> None:

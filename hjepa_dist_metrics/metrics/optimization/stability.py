@@ -43,6 +43,13 @@ class TrainingStability(BufferedMetric[_Step]):
     Spikes are looked for in the last `reach` steps, the window by default: it should hold those since the
     last look and some before. Their tags are `loss_max_spike` (largest over smallest), `worst_spike_score`,
     `worst_spike_height`, `spike_count`, `nonfinite_steps` and, where there are any, `first_nonfinite_step`.
+
+    >>> stability = TrainingStability(window=4)
+    >>> for step, loss in enumerate([1.0, 1.1, 0.9, float("nan")]):
+    ...     stability.update(loss, step=step)
+    >>> values = stability.compute()
+    >>> values["stability/nonfinite_steps"], values["stability/first_nonfinite_step"]
+    (1.0, 3.0)
     """
 
     persistent = True

@@ -58,6 +58,16 @@ class Updates(DistributedMetric):
 
     At most `max_elements` of this rank's elements are copied for the comparison. Of a larger model every
     k-th block of 64 Ki elements of each parameter stands for the others.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> updates = Updates(model, optimizer)
+    >>> model.weight.grad = model.weight.detach().clone()
+    >>> updates.before()
+    >>> optimizer.step()
+    >>> updates.update()
+    >>> round(updates.compute()["update/group0_ratio"], 3)
+    0.1
     """
 
     def __init__(

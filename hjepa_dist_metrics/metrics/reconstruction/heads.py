@@ -19,7 +19,7 @@ from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.parallel.reduction import moments_over_shards
 from hjepa_dist_metrics.parallel.sharding.square_ranges import root_sum_square
 from hjepa_dist_metrics.states import Replicated, Sum
-from hjepa_dist_metrics.states.base import to_device
+from hjepa_dist_metrics.states.base import moved, to_device
 
 
 class HeadLosses(DistributedMetric):
@@ -29,6 +29,12 @@ class HeadLosses(DistributedMetric):
     each head but the first: `{prefix}/{name}_loss_weighted`, the ratio `{prefix}/{first}_to_{name}_ratio`
     where that head has a loss, and `{above}/{name}_loss_active`, 1 where its weight is above 0, in the group
     above the prefix.
+
+    >>> losses = HeadLosses(["rgb", "text"])
+    >>> losses.update({"rgb": 2.0, "text": 1.0}, weights={"rgb": 1.0, "text": 0.5}, count=8)
+    >>> values = losses.compute()
+    >>> values["Train/Loss/total_loss"], values["Train/Loss/rgb_to_text_ratio"]
+    (2.5, 2.0)
     """
 
     def __init__(self, names: Sequence[str], prefix: str = "Train/Loss", breakdown: bool = True) -> None:
@@ -52,7 +58,7 @@ class HeadLosses(DistributedMetric):
             if sorted(given) != sorted(self.names):
                 raise ConfigError(f"expected {kind} of the heads {self.names}, got {sorted(given)}")
         values = torch.stack([as_number(f"{name!r} of losses", losses[name]) for name in self.names])
-        counted = as_number("count", count).to(values.device, non_blocking=True)
+        counted = moved(as_number("count", count), values.device)
         factors = [float(weight[name]) for name in self.names]
         both = torch.stack([values, torch.stack([v * f for v, f in zip(values, factors, strict=True)])])
         # A mean over nothing is often NaN: with a count of zero it is no finding, it is nothing.
@@ -88,6 +94,13 @@ class HeadGradients(DistributedMetric):
     Tags: `{prefix}/{part}_norm`, `{prefix}/total_norm` over the whole model, and for each pair of `ratios`
     `{prefix}/{a}_to_{b}_ratio`, without a part's ending "_head", where the second norm is not 0. The norms
     are those of the whole model, also where it is sharded. Call `update` after backward and before clipping.
+
+    >>> model = nn.ModuleDict({"rgb": nn.Linear(2, 1), "text": nn.Linear(2, 1)})
+    >>> gradients = HeadGradients(model, dict(model), ratios=[("rgb", "text")])
+    >>> (3 * model["rgb"](torch.ones(1, 2)) + model["text"](torch.ones(1, 2))).sum().backward()
+    >>> gradients.update()
+    >>> round(gradients.compute()["Train/Gradients/rgb_to_text_ratio"], 4)
+    3.0
     """
 
     def __init__(
@@ -109,7 +122,7 @@ class HeadGradients(DistributedMetric):
         self.watched.require_unchanged()
         norms = self._group_norms()
         step = torch.cat([norms[:-1], root_sum_square(norms)[None], torch.ones_like(norms[:1])])
-        seen = self.norms.data.to(step.device, non_blocking=True)
+        seen = moved(self.norms.data, step.device)
         self.norms.update(torch.where(seen[1] > 0, seen[0] + step, step))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +144,13 @@ class HeadParameters(DistributedMetric):
 
     Tags: `{prefix}/{part}_mean`, `{prefix}/{part}_std` (divided by n), of whole parameters, also where
     ranks hold shards of them. Ranks whose values differ are named in a `DesyncError`.
+
+    >>> model = nn.ModuleDict({"rgb": nn.Linear(2, 1)})
+    >>> _ = nn.init.constant_(model["rgb"].weight, 3.0), nn.init.zeros_(model["rgb"].bias)
+    >>> parameters = HeadParameters(model, dict(model))
+    >>> parameters.update()
+    >>> parameters.compute()["Model/Params/rgb_mean"]
+    2.0
     """
 
     def __init__(

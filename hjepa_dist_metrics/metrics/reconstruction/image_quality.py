@@ -41,6 +41,11 @@ class Reconstruction(FrameMetric):
     A frame's PSNR is the mean over its patches. Besides the tags of `FrameMetric` with the name "psnr":
     `Eval/PSNR_Stats/{s}std`, `{s}min`, `{s}max` over frames, `Eval/Info/num_{s}frames` and `num_{s}patches`.
     A perfect patch counts as `cap` dB.
+
+    >>> reconstruction = Reconstruction()
+    >>> reconstruction.update(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.1))
+    >>> round(reconstruction.compute()["Eval/Frame/val_psnr"], 3)
+    20.0
     """
 
     def __init__(
@@ -114,6 +119,11 @@ class SemanticSimilarity(FrameMetric):
     """Report the cosine between predicted and true embeddings of patches, averaged to frames.
 
     Besides the tags of `FrameMetric` with the name "{name}_sim": `Eval/Frame/{s}{name}_dist`, 1 - similarity.
+
+    >>> similarity = SemanticSimilarity("clip")
+    >>> similarity.update(torch.eye(3), torch.eye(3))
+    >>> round(similarity.compute()["Eval/Frame/val_clip_sim"], 6)
+    1.0
     """
 
     def __init__(

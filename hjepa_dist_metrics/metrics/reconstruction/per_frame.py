@@ -123,7 +123,14 @@ class FrameMetric(DistributedMetric):
 
 
 class FrameQuality(FrameMetric):
-    """Report a number of your own that every patch has, with the tags of `FrameMetric`."""
+    """Report a number of your own that every patch has, with the tags of `FrameMetric`.
+
+    >>> quality = FrameQuality("psnr", edges=[0.0, 20.0, 40.0])
+    >>> quality.update(torch.tensor([18.0, 22.0, 35.0]))
+    >>> values = quality.compute()
+    >>> values["Eval/Frame/val_psnr"], values["Eval/Quantile/val_psnr_p50"]
+    (25.0, 22.0)
+    """
 
     def update(self, values: Tensor, frame_ids: Tensor | None = None, valid: Tensor | None = None) -> None:
         """Add one value for each patch, [B]; `frame_ids` int [B] say of which frame each is.

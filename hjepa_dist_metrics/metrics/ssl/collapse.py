@@ -30,6 +30,7 @@ from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import (
 )
 from hjepa_dist_metrics.metrics.validation import require_features
 from hjepa_dist_metrics.states import ClassScatter, Covariance, Moments, Sample, Sum
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.rows import row_mask
 from hjepa_dist_metrics.states.scales import times_power_of_two
 
@@ -55,6 +56,12 @@ class Collapse(DistributedMetric):
     With a name the tags read `collapse/{name}_effective_rank` and so on. `short` is "context" or "target" for
     the short list `train/{short}_std`, `_norm`, `_rank`, of images. `full=False` keeps to what follows from
     the unit rows, at half the cost.
+
+    >>> collapse = Collapse(dim=4)
+    >>> collapse.update(torch.eye(4).repeat(16, 1))  # four points, as far apart as they can be
+    >>> values = collapse.compute()
+    >>> round(values["collapse/effective_rank"], 3), round(values["collapse/mean_similarity"], 3)
+    (3.0, 0.238)
     """
 
     def __init__(
@@ -90,7 +97,7 @@ class Collapse(DistributedMetric):
             raise ConfigError(f"expected features [N, {self.dim}] or [B, N, {self.dim}], got shape {shape}")
         x = features.detach()
         kept = None if valid is None else row_mask(valid, x.shape[:-1], x.device)
-        numbers = None if ids is None else token_ids(ids.to(x.device, non_blocking=True), features)
+        numbers = None if ids is None else token_ids(moved(ids, x.device), features)
         for block, mask, named in feature_blocks(x, kept, numbers):
             unit = unit_rows(block)
             self.unit.update(unit, mask)

@@ -22,6 +22,7 @@ from hjepa_dist_metrics.parallel.sharding.fully_sharded import stored_parameters
 from hjepa_dist_metrics.parallel.sharding.placement import LayoutReader, local_piece
 from hjepa_dist_metrics.parallel.sharding.square_ranges import root, square_ranges
 from hjepa_dist_metrics.states import Moments, Replicated, Sum
+from hjepa_dist_metrics.states.base import moved
 
 _CHUNK_ELEMENTS = 1 << 24  # temporaries of one chunk, not of the whole model
 
@@ -53,6 +54,13 @@ class EMADynamics(DistributedMetric):
     once. Buffers may differ between ranks, a batch norm's running mean does: their squared norms are averaged
     over the ranks. Without a momentum nothing says that the ranks train one model: the squared norms of
     weights are averaged too, and the tags of the momentum left out.
+
+    >>> student, teacher = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> ema = EMADynamics()
+    >>> ema.update(student, teacher, momentum=0.996)
+    >>> values = ema.compute()
+    >>> round(values["ema/momentum_current"], 3), values["ema/weight_distance"] > 0
+    (0.996, True)
     """
 
     def __init__(self) -> None:
@@ -219,7 +227,7 @@ def _norms(live: list[Tensor], slow: list[Tensor], before: list[Tensor] | None) 
 
 def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return everything in one vector, float32 or better: one kernel for many small tensors."""
-    flat = flatten([tensor.to(device, non_blocking=True) for tensor in tensors])
+    flat = flatten([moved(tensor, device) for tensor in tensors])
     return flat if flat.dtype == torch.float64 else flat.to(torch.float32)
 
 

@@ -20,6 +20,7 @@ from hjepa_dist_metrics.metrics.ssl.formulas.cka import debiased_cka, linear_cka
 from hjepa_dist_metrics.metrics.ssl.formulas.rows import feature_blocks, pool, row_norms
 from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import entropy_rank, squared_length, without_noise
 from hjepa_dist_metrics.states import Covariance, Histogram, Max, Min, Moments, PairedCovariance, Sum
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.scales import times_power_of_two
 
 # Fixed edges, so that counts are the same for every split: tenths of a decade on both sides of 0.
@@ -41,6 +42,12 @@ class HierarchyFeatures(DistributedMetric):
 
     Cost is tokens x D^2, a projection of every token, or as `costs` says (one number a level, of an image);
     memory is tokens x D.
+
+    >>> features = HierarchyFeatures(dims=[4, 4])
+    >>> features.update([torch.eye(4).repeat(8, 1, 1), torch.ones(8, 2, 4)])
+    >>> values = features.compute()
+    >>> [round(values[f"hierarchy/level{i}_effective_rank"], 3) for i in (0, 1)]
+    [4.0, 1.0]
     """
 
     def __init__(self, dims: Sequence[int], costs: Sequence[float] | None = None) -> None:
@@ -96,7 +103,7 @@ class HierarchyFeatures(DistributedMetric):
             return features.detach(), None
         if valid.shape != lead:
             raise ConfigError(f"level {level}: expected valid as {list(lead)}, got {list(valid.shape)}")
-        return features.detach(), valid.to(features.device, torch.bool, non_blocking=True)
+        return features.detach(), moved(valid, features.device, torch.bool)
 
     def _add_level(self, i: int, tokens: Tensor, valid: Tensor | None, histograms: bool) -> None:
         self.states[f"tokens{i}"].update(tokens, valid)

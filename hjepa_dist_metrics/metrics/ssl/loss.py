@@ -15,6 +15,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.buffered import BufferedMetric, keepable, number_row
 from hjepa_dist_metrics.metrics.validation import as_number, device_of
 from hjepa_dist_metrics.states import Sum
+from hjepa_dist_metrics.states.base import moved
 
 Count = float | int | Tensor
 _UNWEIGHTED = "loss_unweighted"
@@ -39,6 +40,13 @@ class HierarchicalLoss(BufferedMetric[_Step]):
     mapping, "loss_variance" for instance, which become `loss/variance`. Tags: `loss/total`, `loss/h{i}`,
     `loss/unweighted`, `loss/contribution_h{i}`, `loss/nonfinite` (how many losses were NaN or infinite) and,
     where there were any, `loss/first_nonfinite_level`. Without levels there is `loss/total` alone.
+
+    >>> loss = HierarchicalLoss(num_levels=2, weights=[1.0, 0.5])
+    >>> loss.update({"loss": 2.5, "loss_h0": 2.0, "loss_h1": 1.0}, count=32)
+    >>> loss.update({"loss": 5.0, "loss_h0": 4.0, "loss_h1": 2.0}, count=16)  # of 16 samples only
+    >>> values = loss.compute()
+    >>> round(values["loss/total"], 4), values["loss/contribution_h1"]
+    (3.3333, 20.0)
     """
 
     def __init__(
@@ -78,9 +86,9 @@ class HierarchicalLoss(BufferedMetric[_Step]):
         if missing:
             raise ConfigError(f"expected a count for each of {self.levels}, got {sorted(given)}")
         device = device_of(given.values())
-        levels = torch.stack([given[key].to(device, non_blocking=True) for key in self.levels])
+        levels = torch.stack([moved(given[key], device) for key in self.levels])
         everything = levels.sum()
-        return torch.stack([given.get(key, everything).to(device, non_blocking=True) for key in self.keys])
+        return torch.stack([moved(given.get(key, everything), device) for key in self.keys])
 
     def _flush(self, steps: Sequence[_Step]) -> None:
         for whole in (True, False):
@@ -91,7 +99,7 @@ class HierarchicalLoss(BufferedMetric[_Step]):
     def _add(self, losses: Sequence[Tensor], counted: Sequence[float | Tensor], *, whole: bool) -> None:
         """Add losses of several steps in the order of `keys`, without "loss_unweighted" unless `whole`."""
         device = device_of([*losses, *(c for c in counted if isinstance(c, Tensor))])
-        values = torch.stack([loss.to(device, non_blocking=True) for loss in losses])
+        values = torch.stack([moved(loss, device) for loss in losses])
         counts = self._count_rows(counted, device)
         if not whole:
             nothing = values.new_zeros((len(values), 1))
@@ -109,7 +117,7 @@ class HierarchicalLoss(BufferedMetric[_Step]):
         if all(not isinstance(count, Tensor) or count.ndim == 0 for count in counted):
             return number_row(counted, device)[:, None].expand(-1, size)
         rows = [c if isinstance(c, Tensor) else number_row([c], device) for c in counted]
-        return torch.stack([row.to(device, non_blocking=True).expand(size) for row in rows])
+        return torch.stack([moved(row, device).expand(size) for row in rows])
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Divide the sums by the counts; {} before the first update."""
@@ -143,7 +151,7 @@ def _stack(named: Mapping[str, Any]) -> Tensor:
             return torch.stack([value.detach().reshape(()) for value in values]).to(torch.float64)
     scalars = [as_number(f"{key!r} of losses", value) for key, value in named.items()]
     device = device_of(scalars)
-    return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars])
+    return torch.stack([moved(scalar, device) for scalar in scalars])
 
 
 _loss = partial(Entry, dashboard="loss")

@@ -18,6 +18,7 @@ from hjepa_dist_metrics.metrics.buffered import BufferedMetric
 from hjepa_dist_metrics.metrics.ssl.formulas.connected_components import count_components
 from hjepa_dist_metrics.metrics.validation import require_mask
 from hjepa_dist_metrics.states import Distinct, Sum
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.rows import row_weights
 from hjepa_dist_metrics.states.sketches.hashing import mix
 
@@ -38,6 +39,12 @@ class Masking(BufferedMetric[Tensor]):
     ranks that share a seed, or a generator that stands still.
 
     `grid` is (rows, columns) of the patches, the square root of `num_patches` where it is whole.
+
+    >>> masking = Masking(num_patches=4)
+    >>> masking.update(torch.tensor([[True, True, False, False], [False, True, True, False]]))
+    >>> values = masking.compute()
+    >>> values["masking/mask_ratio"], values["masking/context_target_overlap"]
+    (0.5, 0.0)
     """
 
     def __init__(self, num_patches: int, grid: tuple[int, int] | None = None) -> None:
@@ -148,14 +155,14 @@ class Masking(BufferedMetric[Tensor]):
         if flags.shape[1] != self.num_patches or flags.shape != mask.shape:
             got = list(flags.shape)
             raise ConfigError(f"expected {name} as bool [B, {self.num_patches}], got shape {got}")
-        return flags.detach().to(mask.device, non_blocking=True)
+        return moved(flags.detach(), mask.device)
 
     def _blocks(self, masked: Tensor, blocks: Tensor | None, count: bool) -> Tensor | None:
         if blocks is None:
             return count_components(masked, self.grid) if count and self.grid is not None else None
         if blocks.ndim not in (1, 3) or len(blocks) != len(masked):
             raise ConfigError(f"expected blocks [{len(masked)}] or [{len(masked)}, K, 4], got {blocks.shape}")
-        blocks = blocks.detach().to(masked.device, non_blocking=True)
+        blocks = moved(blocks.detach(), masked.device)
         return blocks.to(torch.int64) if blocks.ndim == 1 else (blocks[..., 2] > 0).sum(dim=1)
 
     def _hash(self, masked: Tensor, kept: Tensor | None) -> None:

@@ -19,6 +19,7 @@ from hjepa_dist_metrics.metrics.histograms import histogram_value
 from hjepa_dist_metrics.metrics.ssl.formulas.cka import correlation, debiased_cka, linear_cka
 from hjepa_dist_metrics.metrics.ssl.formulas.rows import cosines, feature_blocks, row_norms, unit_rows
 from hjepa_dist_metrics.states import BottomK, Histogram, Max, Min, Moments, PairedCovariance
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.values import Text
 
 COSINE_EDGES = np.linspace(-1.0, 1.0, 65)
@@ -37,6 +38,13 @@ class PredictionQuality(DistributedMetric):
     `prediction/level{i}_extreme_patches`.
 
     The cosine with a vector of zeros is 0. A level without valid tokens has no tags.
+
+    >>> quality = PredictionQuality(num_levels=1)
+    >>> target = torch.eye(4)[None]  # one image of four tokens
+    >>> quality.update([target], [target])
+    >>> values = quality.compute()
+    >>> round(values["prediction/level0_cosine_sim_mean"], 6), values["prediction/level0_l2_distance"]
+    (1.0, 0.0)
     """
 
     def __init__(
@@ -85,7 +93,7 @@ class PredictionQuality(DistributedMetric):
         lead = self._check(i, prediction, target, valid)
         device = prediction.device
         kept = torch.ones(lead, dtype=torch.bool, device=device) if valid is None else valid
-        kept = kept.to(device, torch.bool, non_blocking=True)
+        kept = moved(kept, device, torch.bool)
         labels = None if ids is None else _labels(ids, lead, device)
         wide = torch.promote_types(prediction.dtype, target.dtype)
         blocks = feature_blocks(prediction.to(wide), kept, labels)
@@ -181,7 +189,7 @@ def gram_matrices(states: Mapping[str, Any], level: int) -> dict[str, npt.NDArra
 def _labels(ids: Tensor, lead: torch.Size, device: torch.device) -> Tensor:
     if tuple(ids.shape) != (lead[0],):
         raise ConfigError(f"expected ids of shape [{lead[0]}], got {list(ids.shape)}")
-    images = ids.to(device, non_blocking=True)[:, None].expand(lead)
+    images = moved(ids, device)[:, None].expand(lead)
     return torch.stack([images, torch.arange(lead[1], device=device).expand(lead)], dim=-1)
 
 

@@ -27,6 +27,12 @@ class ViewAgreement(DistributedMetric):
     Tags under `collapse/views_`: `lidar`, LiDAR (2312.04000) with samples as classes and their views as
     members; `between_within_ratio`; `alignment`, mean |x - y|^2 of two unit views of one sample
     (2005.10242); `num_samples`, those with two views; `nonfinite`, those with a NaN or an infinity.
+
+    >>> agreement = ViewAgreement(dim=2)
+    >>> agreement.update(torch.eye(2)[:, None].expand(2, 3, 2))  # two samples, three equal views of each
+    >>> values = agreement.compute()
+    >>> values["collapse/views_alignment"], values["collapse/views_num_samples"]
+    (0.0, 2.0)
     """
 
     def __init__(self, dim: int) -> None:

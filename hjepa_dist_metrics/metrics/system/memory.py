@@ -33,6 +33,11 @@ class Memory(DistributedMetric):
     `system/ram_gb`, the largest resident size of a rank's process. What cannot be measured is left out:
     GPU numbers on a machine without one, utilisation without nvidia-ml-py, CPU load without psutil
     (extra `system`). With `growing=False` the tags of `MemoryGrowth` are left out.
+
+    >>> memory = Memory()
+    >>> memory.update()
+    >>> memory.compute()["system/ram_gb"] > 0
+    True
     """
 
     def __init__(self, device: torch.device | str | None = None, growing: bool = True) -> None:
@@ -90,6 +95,11 @@ class MemoryGrowth(DistributedMetric):
 
     `system/ram_gb`, the largest resident size of a rank's process, and on GPUs
     `performance/gpu_memory_allocated_gb`, the largest size of a rank's tensors, and `_rank`, who that is.
+
+    >>> growth = MemoryGrowth()
+    >>> growth.update()
+    >>> sorted(growth.compute())
+    ['system/ram_gb']
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:

@@ -19,6 +19,7 @@ MEASURED, IN_BACKWARD, UNKNOWN = 0.0, 1.0, 2.0
 SLOW = 0.75  # a rank is reported where the others could do a step in less than this share of its time
 EXPLAINS = 0.8  # share of the others' waiting that a cause must make up
 _LEAST_STEPS, _MOST_STEPS = 5, 0.7
+_NEWEST = 10  # steps that are looked at by themselves
 _LEAST_UNEXPLAINED = 10  # steps before a rank is named without a cause
 # Slow at times: so many steps that lose so much of a step's usual time, and so much of all time.
 _LEAST_SLOW_STEPS, _LONG, _SHARE_LOST = 4, 0.5, 0.15
@@ -57,6 +58,10 @@ class Times:
             own[:, :, backward] = work
         return cls(own, wait if known else np.zeros_like(wait), known)
 
+    def newest(self, count: int) -> Times:
+        """Return the times of the newest steps."""
+        return Times(self.own[:, -count:], self.wait[:, -count:], self.known)
+
     @property
     def steps(self) -> Floats:
         """Return the whole time of each step, [W, S]."""
@@ -64,14 +69,15 @@ class Times:
         return total
 
     def beyond(self, rank: int) -> tuple[Floats, Floats]:
-        """Return a rank's parts beyond the others' medians [S, 5], and what the others wait beyond it [S]."""
+        """Return a rank's parts beyond the others' medians [S, 5], and what the others wait beyond it [S].
+
+        Waits that no clock sees lie in some part of the others' steps, but never in that of the data, which
+        holds no collective: there a longer one is what they wait for, as far as they take longer elsewhere.
+        """
         surplus = self.own[rank] - np.median(np.delete(self.own, rank, axis=0), axis=0)
-        if self.known:
-            return surplus, np.median(np.delete(self.wait, rank, axis=0), axis=0) - self.wait[rank]
-        # Ranks may wait in any part but that of the data: there a longer one is the others' wait, as far as
-        # this rank's data took longer.
-        elsewhere = -np.delete(surplus, _DATA, axis=1).sum(axis=1)
-        return surplus, np.minimum(elsewhere, surplus[:, _DATA[0]])
+        waited = np.median(np.delete(self.wait, rank, axis=0), axis=0) - self.wait[rank]
+        elsewhere = waited - np.delete(surplus, _DATA, axis=1).sum(axis=1)
+        return surplus, np.maximum(waited, np.minimum(elsewhere, surplus[:, _DATA[0]]))
 
 
 def score(times: Times) -> tuple[float, int]:
@@ -81,6 +87,14 @@ def score(times: Times) -> tuple[float, int]:
     length = float(np.median(times.steps[slowest]))
     share = max(0.0, float(lost[slowest])) / length if length > 0 else 0.0
     return 1.0 - min(share, 1.0), slowest
+
+
+def search(times: Times, ranks: Sequence[int]) -> tuple[Times, list[Straggler]]:
+    """Return the slow ranks and the steps in which they are: all, or the newest where it began lately."""
+    for part in (times, times.newest(_NEWEST)):
+        if found := stragglers(part, ranks):
+            return part, found
+    return times, []
 
 
 def stragglers(times: Times, ranks: Sequence[int]) -> list[Straggler]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,10 +28,10 @@ from hjepa_dist_metrics.metrics.system.straggler_search import (
     Straggler,
     Times,
     score,
-    stragglers,
+    search,
 )
 from hjepa_dist_metrics.states.ranks.rank_table import RankTable
-from hjepa_dist_metrics.values import Image, Text
+from hjepa_dist_metrics.values import Image, Text, Value
 
 _CELL = 12  # pixels of a cell of the heat map
 _COLUMNS = 7  # of a step: the parts, minus the wait, and how it is known
@@ -39,6 +39,8 @@ _NAME = 6  # numbers that hold the machine's name, six letters each
 _TINY = 2.0**-90  # so that names do not count among times
 
 Report = Literal["all", "numbers", "map"]
+# From own times in seconds [W, steps] and the numbers of the ranks.
+DrawMap = Callable[[Floats, Sequence[int]], Value]
 
 
 class StepTimes(NamedTuple):
@@ -69,15 +71,22 @@ class Stragglers(DistributedMetric):
     `collective_wait_time_ms` (mean over ranks and steps), and where a rank is slow, always or at times,
     `straggler`, a text that names ranks, causes and what the job loses; `straggler_map`, an image with a row
     for each rank and a column for each step: white as fast as the fastest, red twice as slow. Of more than
-    256 ranks the 32 slowest are compared.
+    256 ranks the 32 slowest are compared. `draw` draws the map with axes, from own times in seconds
+    [W, steps] and the ranks' numbers.
+
+    >>> stragglers = Stragglers()
+    >>> stragglers.update(forward_s=0.1, backward_s=0.2, wait_s=0.0)
+    >>> stragglers.compute()  # with one rank there is nobody to compare with
+    {}
     """
 
-    def __init__(self, window: int = 32, *, report: Report = "all") -> None:
+    def __init__(self, window: int = 32, *, report: Report = "all", draw: DrawMap | None = None) -> None:
         if window < 1:
             raise ConfigError(f"the window must hold at least one step, got window={window}")
         if report not in get_args(Report):
             raise ConfigError(f"expected report to be one of {get_args(Report)}, got {report!r}")
         self.window, self.report = window, report
+        self._draw = draw or _plain_map
         self._steps: deque[tuple[float, ...]] = deque(maxlen=window)
         self.add_state("times", RankTable(_NAME + _COLUMNS * window))
 
@@ -114,10 +123,10 @@ class Stragglers(DistributedMetric):
         if len(table) < 2 or not together.any():
             return {}
         times = Times.of(table[:, together])
-        drawn = {"performance/straggler_map": Image(heat_map(times.own.sum(axis=2)))}
+        ranks = states["times"].ranks.tolist()
+        drawn = {"performance/straggler_map": self._draw(times.own.sum(axis=2), ranks)}
         if self.report == "map":
             return drawn
-        ranks = states["times"].ranks.tolist()
         hosts = dict(zip(ranks, [_unpacked(row[:_NAME]) for row in rows], strict=True))
         return _numbers(times, ranks, hosts) | (drawn if self.report == "all" else {})
 
@@ -132,14 +141,14 @@ def _row(step: StepTimes) -> tuple[float, ...]:
 
 
 def _numbers(times: Times, ranks: Sequence[int], hosts: Mapping[int, str]) -> dict[str, Any]:
-    least, slowest = score(times)
+    judged, found = search(times, ranks)
+    least, slowest = score(judged)
     tags: dict[str, Any] = {
         "performance/straggler_score": least,
         "performance/slowest_rank": ranks[slowest],
     }
     if times.known:
         tags["performance/collective_wait_time_ms"] = 1e3 * times.wait.mean()
-    found = stragglers(times, ranks)
     tags["performance/slow_ranks"] = len(found)
     if found:
         tags["performance/straggler"] = Text("; ".join(_sentences(found, hosts)))
@@ -177,6 +186,10 @@ def _packed(name: str) -> Floats:
 def _unpacked(numbers: Floats) -> str:
     parts = [int(number / _TINY).to_bytes(6, "big") for number in np.nan_to_num(numbers)]
     return b"".join(parts).rstrip(b"\0").decode("ascii", "replace")
+
+
+def _plain_map(own: Floats, ranks: Sequence[int]) -> Image:
+    return Image(heat_map(own))
 
 
 def heat_map(own: Floats) -> npt.NDArray[np.uint8]:

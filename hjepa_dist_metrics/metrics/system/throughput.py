@@ -31,6 +31,13 @@ class Throughput(DistributedMetric):
     forward over backward, `monitor_overhead_percent` the monitor's own share of the steps' time. With
     `flops_per_sample` (see `count_flops`) `mfu`, the share of the devices' peak: of this rank's `peak_flops`,
     by default looked up for `device`; left out where a rank's peak is unknown.
+
+    >>> throughput = Throughput()
+    >>> for _ in range(4):
+    ...     throughput.update(samples=64, forward_s=0.1, backward_s=0.3, step_s=0.5)
+    >>> values = throughput.compute()
+    >>> values["performance/samples_per_second"], round(values["performance/forward_time_ms"], 3)
+    (128.0, 100.0)
     """
 
     def __init__(
@@ -150,6 +157,12 @@ class TotalSamples(DistributedMetric):
     """Count over the whole run: `performance/total_samples`, `total_tokens`, `samples_per_second_total`.
 
     The rate is the ranks' samples since the start over the longest time of any rank.
+
+    >>> total = TotalSamples()
+    >>> total.update(samples=64)
+    >>> total.update(samples=64)
+    >>> total.compute()["performance/total_samples"]
+    128.0
     """
 
     persistent = True

@@ -126,7 +126,8 @@ class Series:
     def _extend_extremes(self, step: int) -> None:
         if self.count < 3:
             return
-        middle = self.median(3)
+        (_, a), (_, b), (_, c) = self.recent[-3], self.recent[-2], self.recent[-1]
+        middle = max(min(a, b), min(max(a, b), c))
         if self.highest is None or middle > self.highest[1]:
             self.highest = (step, middle)
         if self.lowest is None or middle < self.lowest[1]:

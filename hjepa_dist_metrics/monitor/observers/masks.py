@@ -16,14 +16,36 @@ class MaskGeometry(Observer):
     """Count what is masked, in every step; blocks are counted on the steps that log."""
 
     takes = ("mask",)
-    also = ("samples",)
+    also = ("samples", "context_mask", "target_mask")
     family = None
 
-    def observe(self, mask: Tensor, samples: Any) -> None:
-        """Add masks, bool [B, N] or [B, rows, columns], True = masked, of `samples` samples at most."""
+    def observe(
+        self,
+        mask: Tensor,
+        samples: Any,
+        context_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> None:
+        """Add masks, bool [B, N] or [B, rows, columns], True = masked, of `samples` samples at most.
+
+        `context_mask` marks the patches that the context encoder is given, where these are not simply the
+        rest, and `target_mask` those that are predicted, where these are not simply the masked ones.
+        """
         require_mask("mask", mask, grid=True)
         require_one_mask_a_sample(mask, samples)
         grid = (mask.shape[1], mask.shape[2]) if mask.ndim == 3 else None
         flat = mask.reshape(len(mask), -1)
         masking = self.scope.metric("masking", Masking, lambda: Masking(flat.shape[1], grid))
-        masking.update(flat, count_blocks=self.scope.is_due("scalars"))
+        masking.update(
+            flat,
+            context=_flat("context_mask", context_mask),
+            target=_flat("target_mask", target_mask),
+            count_blocks=self.scope.is_due("scalars"),
+        )
+
+
+def _flat(name: str, mask: Tensor | None) -> Tensor | None:
+    if mask is None:
+        return None
+    require_mask(name, mask, grid=True)
+    return mask.reshape(len(mask), -1)

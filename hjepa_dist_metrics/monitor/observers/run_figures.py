@@ -22,6 +22,7 @@ from hjepa_dist_metrics.metrics.ssl.collapse import token_ids
 from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import covariance_spectrum
 from hjepa_dist_metrics.metrics.ssl.prediction import gram_matrices
 from hjepa_dist_metrics.states import BottomK, Covariance, Sample, Sum
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.values import Drawing
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Observed:
         """Return bool [B, N_l]: tokens that count."""
         mask = None if self.valid is None else self.valid[level]
         if mask is not None:
-            return mask.to(self.targets[level].device, torch.bool, non_blocking=True)
+            return moved(mask, self.targets[level].device, torch.bool)
         return torch.ones(self.targets[level].shape[:2], dtype=torch.bool, device=self.targets[level].device)
 
 
@@ -101,7 +102,7 @@ class RunFigures(DistributedMetric):
     def update(self, seen: Observed) -> None:
         """Add a batch."""
         self._check(seen)
-        mask = seen.mask.to(seen.images.device, torch.bool, non_blocking=True)
+        mask = moved(seen.mask, seen.images.device, torch.bool)
         self.count.update(len(mask))
         self.coverage.update(mask)
         if seen.blocks is not None:
@@ -154,7 +155,7 @@ class RunFigures(DistributedMetric):
         image = lowest // scores.shape[1]
         number = lowest % scores.shape[1]
         pixels = tiles[image, :, number // self.grid[1], number % self.grid[1]].flatten(1)
-        names = torch.stack([ids.to(image.device, non_blocking=True)[image], number], dim=1)
+        names = torch.stack([moved(ids, image.device)[image], number], dim=1)
         return flat[lowest], torch.cat([names.double(), (pixels.double() * _STEPS).round()], dim=1)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections import deque
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from hjepa_dist_metrics.figures.canvas import to_image
+from hjepa_dist_metrics.figures.training.stragglers import straggler_map
 from hjepa_dist_metrics.metrics import Memory, MemoryGrowth, Stragglers, Throughput, TotalSamples
 from hjepa_dist_metrics.metrics.system.flops import count_flops
 from hjepa_dist_metrics.metrics.system.stragglers import StepTimes
@@ -17,6 +20,7 @@ from hjepa_dist_metrics.monitor.observer import Observer, Scope
 from hjepa_dist_metrics.monitor.observers.phase_clock import PhaseClock
 from hjepa_dist_metrics.monitor.sample_share import counted
 from hjepa_dist_metrics.parallel.sharding.collective_waits import CollectiveWaits, Waits
+from hjepa_dist_metrics.values import Drawing
 
 B = TypeVar("B")
 _WINDOW = 32
@@ -36,6 +40,7 @@ class Timing(Observer):
     def attach(self, scope: Scope) -> None:
         """Begin to observe a run."""
         super().attach(scope)
+        scope.own_time = self.own_time
         self._phases = PhaseClock(scope.context.device, lambda: _clock())
         self._recent: deque[StepTimes] = deque(maxlen=_WINDOW)
         self._latest: StepTimes | None = None  # a step whose waits are known after the next one
@@ -96,14 +101,16 @@ class Timing(Observer):
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Keep the body out of the training's throughput."""
-        begun = _clock()
+        begun, inside = _clock(), self.scope.paused
+        self.scope.paused = True
         if self._waits is not None:
             self._waits.paused = True
         try:
             yield
         finally:
+            self.scope.paused = inside
             if self._waits is not None:
-                self._waits.paused = False
+                self._waits.paused = inside
             paused = _clock() - begun
             self._paused_seconds += paused
             if self._last_step_end is not None:
@@ -219,7 +226,14 @@ class Timing(Observer):
         return self.scope.metric("throughput", Throughput, lambda: Throughput(device=device))
 
     def _stragglers(self, report: Any, name: str, family: str) -> Stragglers:
-        return self.scope.metric(name, Stragglers, lambda: Stragglers(report=report), family)
+        # Without matplotlib the map is plain cells.
+        draw = _drawn_map if importlib.util.find_spec("matplotlib") else None
+        return self.scope.metric(name, Stragglers, lambda: Stragglers(report=report, draw=draw), family)
+
+
+def _drawn_map(own: Any, ranks: Sequence[int]) -> Drawing:
+    sketch = partial(straggler_map, own, ranks)
+    return Drawing(lambda: to_image(sketch()), lambda: sketch)
 
 
 def _without_waits(times: StepTimes, seconds: Waits) -> StepTimes:

@@ -38,11 +38,20 @@ class Mixture(nn.Module):
         self.router = nn.Linear(width, experts)
         self.experts = nn.ModuleDict({str(number): Expert(width) for number in held})
         self.context = context
+        # The router's scores of the passes since the last `take_logits`.
+        self._logits: list[Tensor] = []
+
+    def take_logits(self, passes: int) -> Tensor:
+        """Return the router's scores [tokens, experts] of the newest passes, and forget all."""
+        logits, self._logits = self._logits[-passes:], []
+        return torch.cat(logits)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [..., width]; every rank has as many tokens."""
         flat = tokens.reshape(-1, tokens.shape[-1])
-        gate, chosen = torch.softmax(self.router(flat), dim=-1).max(dim=-1)
+        logits = self.router(flat)
+        self._logits.append(logits.detach())
+        gate, chosen = torch.softmax(logits, dim=-1).max(dim=-1)
         ranks = self.context.world_size
         everything = gather_rows(flat, self.context, [len(flat)] * ranks)
         choices = all_gather_tensors(chosen, self.context).reshape(-1)

@@ -66,6 +66,14 @@ class Language(nn.Module):
             x = block(x)
         return self.norm(x) if self.is_last else x
 
+    def router_logits(self, passes: int) -> dict[str, Tensor]:
+        """Return the router's scores [tokens, experts] of each layer, of the newest passes."""
+        found = {}
+        for name, block in self.layers.items():
+            assert isinstance(block, Block)
+            found[f"layers.{name}"] = block.mixture.take_logits(passes)
+        return found
+
     def loss(self, features: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of the next letters, int64 [B, N]."""
         return F.cross_entropy(self.head(features).flatten(0, 1), targets.flatten())

@@ -77,7 +77,11 @@ class LanguageWorkload:
         letters, targets = text[:, :-1], text[:, 1:]
         loss, features = self._run(monitor, letters, targets)
         self._average()
-        observations = {} if features is None else {"features": features, "ids": batch}
+        # A pipeline's first step has one pass more, which finds out shapes.
+        passes = 1 if self._schedule is None else _MICRO_BATCHES
+        observations: dict[str, Any] = {"router_logits": self.model.router_logits(passes)}
+        if features is not None:
+            observations |= {"features": features, "ids": batch}
         losses = None if loss is None else {"loss": loss}
         return MicroStep(loss, losses, len(batch), targets.numel(), observations)
 

@@ -17,6 +17,7 @@ from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_sam
 from hjepa_dist_metrics.states.rows import blocks, row_weights
 from hjepa_dist_metrics.states.scales import power_of_two, scale_exponent
 from hjepa_dist_metrics.states.second_moments.decompositions import symmetric_eigenvalues
+from hjepa_dist_metrics.states.second_moments.sliced_gram import gram
 
 Tensors = dict[str, Tensor]
 
@@ -141,7 +142,7 @@ class Covariance(State):
 
     def _of_centred(self, centred: Tensor) -> Tensors:
         """Return the moments of rows [n, D] about their mean."""
-        return {"m2": centred.T @ centred}
+        return {"m2": gram(centred)}
 
     def merge(self, other: Self) -> Self:
         """Merge about the common mean (Chan)."""

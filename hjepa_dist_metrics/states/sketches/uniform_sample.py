@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.base import State, as_tensor, follow, moved, require_same_signature
 from hjepa_dist_metrics.states.rows import row_weights
 from hjepa_dist_metrics.states.sketches.hashing import mix, row_keys
 
@@ -79,7 +79,7 @@ class Sample(State):
         self._load({name: follow(tensor, flat) for name, tensor in self.pack().items()})
         best = torch.sort(keys, stable=True).indices[: self.capacity]
         self._select(torch.cat([self.keys, keys[best]]), torch.cat([self._kept, flat[best]]))
-        self._seen = self._seen + count.to(flat.device, non_blocking=True)
+        self._seen = self._seen + moved(count, flat.device)
 
     def _row_keys(self, rows: Tensor, ids: Tensor | None) -> Tensor:
         if ids is None:

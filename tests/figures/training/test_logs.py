@@ -88,6 +88,17 @@ def test_smoothing_by_hand():
     np.testing.assert_allclose(smooth([1, 2, 4], 0.5), [1, 5 / 3, 3], rtol=1e-14)
 
 
+def test_smoothing_by_step_distance_is_a_mean_with_weights_of_the_distance():
+    """Against the sums, written out; points at one place count alike, and those far away not at all."""
+    steps, values = np.array([0.0, 1.0, 2.0, 150.0, 200.0]), np.array([4.0, 2.0, 1.0, 7.0, 3.0])
+    weights = [[0.5 ** (t - s) if s <= t else 0.0 for s in steps] for t in steps]
+    expected = [np.dot(w, values) / np.sum(w) for w in weights]
+    np.testing.assert_allclose(smooth(values, 0.5, steps), expected, rtol=1e-12)
+    np.testing.assert_allclose(smooth(values, 0.5, 100 + 7 * steps), expected, rtol=1e-12)
+    assert smooth(values, 0.5, steps)[3] == pytest.approx(7.0, abs=1e-12)
+    np.testing.assert_array_equal(smooth([5.0], 0.9, [3.0]), [5.0])
+
+
 def test_smoothing_passes_over_nonfinite_values_and_leaves_constants():
     smoothed = smooth([1, math.nan, 2, math.inf, 4], 0.5)
     np.testing.assert_allclose(smoothed[[0, 2, 4]], [1, 5 / 3, 3], rtol=1e-14)

@@ -10,10 +10,12 @@ from hjepa_dist_metrics.figures import (
     plot_collapse_metrics,
     plot_ema_momentum,
     plot_hierarchical_losses,
+    plot_probes,
     plot_training_curves,
     smooth,
     visualize_gradient_flow,
 )
+from hjepa_dist_metrics.figures.training.stragglers import straggler_map
 
 STEPS = np.arange(6.0) * 10
 
@@ -43,17 +45,59 @@ def test_the_legend_of_many_runs_leaves_room_for_the_curves(count, last):
     assert box.height < 0.9
 
 
+MANY = np.arange(80.0) * 5
+NOISY = np.exp(-MANY / 100) + 0.05 * np.sin(17 * MANY)
+
+
 def test_runs_are_overlaid_and_smoothed():
-    logs = {
-        run: {"loss/total": (STEPS, np.array([6, 5, 4, 3, 2, 1.0]) * f)} for run, f in (("a", 1), ("b", 2))
-    }
+    logs = {run: {"loss/total": (MANY, NOISY * f)} for run, f in (("a", 1), ("b", 2))}
     figure = plot_training_curves(logs, smoothing=0.6)
     raw_a, smooth_a, raw_b, smooth_b = figure.axes[0].lines
-    np.testing.assert_array_equal(raw_a.get_ydata(), [6, 5, 4, 3, 2, 1])
-    np.testing.assert_array_equal(smooth_a.get_ydata(), smooth([6, 5, 4, 3, 2, 1], 0.6))
+    np.testing.assert_array_equal(raw_a.get_ydata(), NOISY)
+    np.testing.assert_array_equal(smooth_a.get_ydata(), smooth(NOISY, 0.6, MANY))
     assert raw_a.get_color() == smooth_a.get_color() != smooth_b.get_color() == raw_b.get_color()
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
     assert "smoothing 0.6" in figure.get_suptitle()
+
+
+def test_raw_values_are_drawn_by_default():
+    figure = plot_training_curves({"loss/total": (MANY, NOISY)})
+    (line,) = figure.axes[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), NOISY)
+    assert line.get_alpha() is None
+    assert figure.get_suptitle() == "Training curves"
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *(
+            "learning_rate/base_lr",
+            "train/lr",
+            "ema/momentum_current",
+            "train/ema_momentum",
+            "Train/learning_rate",
+        ),
+        "few/points",
+    ],
+)
+def test_schedules_and_series_of_few_points_are_never_smoothed(tag):
+    count = 49 if tag == "few/points" else 80
+    figure = plot_training_curves({tag: (MANY[:count], NOISY[:count])}, [tag], smoothing=0.9)
+    (line,) = figure.axes[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), NOISY[:count])
+    assert figure.get_suptitle() == "Training curves"
+
+
+def test_a_loss_that_is_logged_rarely_does_not_lag_behind_its_curve():
+    """Both series are one falling curve, and stay one when they are smoothed."""
+    dense, sparse = np.arange(2001.0), np.arange(0.0, 2001.0, 20.0)
+    logs = {"train/loss": (dense, np.exp(-dense / 400)), "val/loss": (sparse, np.exp(-sparse / 400))}
+    figure = plot_training_curves(logs, smoothing=0.9)
+    drawn = curves(figure.axes[0])
+    assert len(drawn["val/loss"]) == 101
+    # of either, the mean of what lies within about ten two-hundredths of the run
+    np.testing.assert_allclose(drawn["val/loss"], drawn["train/loss"][::20], rtol=0.03)
 
 
 def test_wide_ranges_get_a_logarithmic_axis():
@@ -88,6 +132,54 @@ def test_collapse_metrics_find_their_tags():
     assert figure.axes[1].get_ylim() == (-0.05, 1.05)
     level = plot_collapse_metrics({"collapse/level0_effective_rank": [2.0]}, name="level0")
     assert level.axes[0].lines[0].get_marker() == "o"  # one point is no line
+
+
+def test_probes_stand_beside_the_loss():
+    logs = {
+        "probe/encoder_linear_top1": [0.2, 0.6],
+        "probe/val_encoder_knn_top1": [0.5],
+        "probe/encoder_linear_loss": [2.0, 1.0],
+        "loss/total": [3.0, 1.0],
+    }
+    figure = plot_probes(logs)
+    assert [ax.get_title() for ax in figure.axes] == ["probes", "loss/total"]
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert labels == ["encoder linear", "val encoder knn"]
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [0.2, 0.6])
+    assert len(plot_probes({"probe/a_knn_top1": [0.1, 0.2]}).axes) == 1
+
+
+def test_collapse_panels_have_the_limits_of_the_runs_sizes():
+    logs = {
+        "collapse/effective_rank": [5.0, 36.0],
+        "collapse/mean_similarity": [0.9, 0.2],
+        "collapse/min_std_per_dim": [0.1, 0.2],
+        "collapse/num_features": [64.0],
+        "collapse/num_samples": [2048.0],
+    }
+    rank, similarity, spread = plot_collapse_metrics(logs).axes
+    assert [text.get_text() for text in rank.texts] == ["healthy: above 16", "collapse: below 3.2"]
+    assert [text.get_text() for text in similarity.texts] == ["healthy: below 0.5", "collapse: above 0.9"]
+    assert [line.get_ydata()[0] for line in rank.lines[1:]] == [16.0, 3.2]
+    assert len(spread.texts) == 0
+    sizes = {"collapse/num_features": [128.0], "collapse/num_samples": [2048.0]}
+    figure = plot_collapse_metrics({"a": logs, "b": logs | sizes})
+    assert len(figure.axes[0].texts) == 0  # the runs have different limits
+    assert len(figure.axes[1].texts) == 2
+
+
+def test_the_straggler_map_has_ranks_and_steps_on_its_axes():
+    own = np.array([[1.0, 1.0, 0.0], [1.0, 1.5, 0.0], [3.0, 1.0, 0.0]])
+    figure = straggler_map(own, [4, 5, 7])
+    ax, bar = figure.axes
+    (image,) = ax.images
+    np.testing.assert_allclose(image.get_array(), [[0, 0, 0], [0, 50, 0], [200, 0, 0]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["4", "5", "7"]
+    assert ax.get_xlim() == (-2.5, 0.5)
+    assert (ax.get_ylabel(), bar.get_ylabel()) == ("rank", "slower than the\nfastest rank (%)")
+    many = straggler_map(np.ones((200, 32)), range(200))
+    assert [t.get_text() for t in many.axes[0].get_yticklabels()] == ["0", "199"]
+    assert many.get_figheight() <= 8
 
 
 def test_momentum_and_its_memory():
@@ -136,6 +228,7 @@ def test_dead_parameters_are_marked():
         (lambda: plot_hierarchical_losses({"a": [1.0]}), "no loss by level"),
         (lambda: plot_collapse_metrics({"a": [1.0]}), "no collapse metric"),
         (lambda: plot_ema_momentum({"a": [1.0]}), "no momentum"),
+        (lambda: plot_probes({"a": [1.0]}), "no accuracy of a probe"),
         (lambda: plot_ema_momentum([0.5, 1.5]), r"leaves \[0, 1\]: 0.5 to 1.5"),
         (lambda: visualize_gradient_flow(network()), "no parameter has a gradient"),
         (lambda: visualize_gradient_flow({"w": torch.tensor([1.0, np.nan])}), "gradient of 'w' has values"),

@@ -85,16 +85,6 @@ def test_utilization_that_cannot_be_read_is_reported_once_and_left_out(monkeypat
     assert len(caplog.records) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu():
-    held = torch.zeros(1 << 22, device="cuda")
-    memory = Memory()
-    memory.update()
-    values = numbers(memory.compute())
-    assert values["system/gpu0_memory_allocated_gb"] >= held.numel() * 4 / 1e9
-    assert values["performance/gpu_memory_peak_gb"] >= values["performance/gpu_memory_allocated_gb"]
-
-
 def test_what_grows_is_the_largest_over_ranks():
     def body(context):
         growth = MemoryGrowth()

@@ -61,6 +61,16 @@ def test_a_slow_loader_is_data():
     assert values["performance/straggler"].markdown.startswith("rank 1 is slow in data: 410.0 ms")
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_slow_loader_is_found_where_others_wait_in_a_collective_that_no_clock_sees(ranks):
+    """DistributedDataParallel sends buffers in its forward: the wait is in no bucket of the gradients."""
+    times = [(0.25, 0.20, 0.01, 0.01, 0.0, 0.001)] * ranks
+    times[1] = (0.10, 0.20, 0.16, 0.01, 0.0, 0.0)
+    values = ranks_report(times)
+    assert float(values["performance/straggler_score"]) == pytest.approx(0.32 / 0.47, rel=0.01)
+    assert values["performance/straggler"].markdown.startswith("rank 1 is slow in data: 160.0 ms")
+
+
 def measured(cause, rank, ranks=4, delay=0.3, noise=0.0, steps=12, at=range(12)):
     """Return rows of `StepTimes` of ranks, one of which has a delay in one part, and the others wait."""
     generator = np.random.default_rng(0)

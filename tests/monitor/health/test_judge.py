@@ -131,7 +131,7 @@ def numbers(step):
     groups = {f"update/g{i}_ratio": 1e-3 for i in range(8)} | {f"weights/g{i}_norm": 1.0 for i in range(8)}
     more = {
         "loss/total": 1.0 + 1 / (1 + step),
-        "gradients/global_norm": 1.0,
+        "gradients/global_norm": 1.0 + 0.01 * (step % 7),
         "performance/samples_per_second": 9.0,
     }
     return stream | named | groups | more | {f"gradients/m{i}_mean": 0.1 for i in range(90)}

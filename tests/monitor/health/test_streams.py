@@ -143,7 +143,9 @@ HEALTHY: dict[str, Log] = {
     "a bad start that is left": vicreg,
     "a loss of 0 at the end": overtrained,
     "few rows": lambda s, i: _numbers(s.rows(count=24), s.loss(i), s.norm()),
-    "a last batch of 3 rows": lambda s, i: _numbers(s.rows(count=3 if i % 9 == 8 else 256), s.loss(i), 1.0),
+    "a last batch of 3 rows": lambda s, i: _numbers(
+        s.rows(count=3 if i % 9 == 8 else 256), s.loss(i), s.norm()
+    ),
     "rows without a mean of norm 1e-20": lambda s, i: _numbers(s.rows() * 1e-20, s.loss(i), s.norm()),
 }
 

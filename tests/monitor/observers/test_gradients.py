@@ -164,3 +164,18 @@ def test_a_clipping_of_the_loops_own_is_measured_and_left_as_it_is(tmp_path, kno
     after = series(tmp_path, "gradient/global_norm_after_clip")
     assert after == pytest.approx(dict.fromkeys(expected, 1e-3), rel=1e-2)
     assert series(tmp_path, "gradient/clipping_percentage")[4] == 100.0
+
+
+def test_gradients_that_were_clipped_before_they_are_observed_are_a_finding(tmp_path):
+    model, optimizer = problem()
+    with TrainingMonitor(model, optimizer, config(tmp_path, log_frequency=2)) as monitor:
+        for x in batches(20):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
+            monitor.observe_gradients()
+            optimizer.step()
+            monitor.step(samples=len(x))
+        monitor.flush()
+        findings = {finding.name: finding for finding in monitor.health().findings}
+    assert "observe_gradients() before the clipping" in findings["clipped_unseen"].advice

@@ -4,10 +4,13 @@ from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.detectors import (
     data,
     distribution,
+    internals,
     losses,
     masks,
     matching,
     optimization,
+    parameters,
+    probes,
     reconstruction,
     representation,
     teacher,
@@ -23,4 +26,7 @@ DETECTORS: tuple[Detector, ...] = (
     *distribution.DETECTORS,
     *matching.DETECTORS,
     *reconstruction.DETECTORS,
+    *parameters.DETECTORS,
+    *probes.DETECTORS,
+    *internals.DETECTORS,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from hjepa_dist_metrics.monitor.health.detector import Detector
@@ -26,10 +27,11 @@ def _share(tag: str, words: str) -> Callable[[History], list[Evidence]]:
 
 def early_end(history: History) -> list[Evidence]:
     """Find a rank that ran out of data before the others, by more than uneven shards make."""
-    missing, rank = history.value("data/steps_missing", 0.0), history.value("data/ended_early_rank", 0.0)
+    missing, rank = history.value("data/steps_missing", 0.0), history.value("data/ended_early_rank")
     if not missing > max(1.0, _UNEVEN * history.step):
         return []
-    reason = f"rank {rank:.0f} ended {missing:.0f} steps before the last"
+    who = f"rank {rank:.0f}" if math.isfinite(rank) else "a rank"
+    reason = f"{who} ended {missing:.0f} steps before the last"
     return [Evidence("data/steps_missing", missing, reason, limit=0.0, at_once=True)]
 
 

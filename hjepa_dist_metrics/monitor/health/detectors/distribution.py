@@ -16,7 +16,8 @@ _MEMORY = r"system/ram_gb|performance/gpu_memory_allocated_gb"
 
 _SLOWER, _FALLING = 0.55, 0.7  # of the speed at the start; of all pairs of logs, less those that rise
 _SLOW_LOGS = 8
-_GROWTH, _LEAST_GROWTH = 0.15, 0.02  # of the memory at the start; GB
+_GROWING_LOGS, _GROWING_STEPS = 10, 50
+_GROWTH, _LEAST_GROWTH = 0.1, 0.05  # of the memory before these logs; GB
 _RISING = 0.85
 
 
@@ -62,19 +63,28 @@ def throughput_decay(history: History) -> list[Evidence] | None:
 
 
 def memory_growth(history: History) -> list[Evidence] | None:
-    """Find memory that has grown from log to log over the whole run."""
+    """Find memory that grows from log to log, over the newest logs or slowly over the whole run."""
     found, judged = [], False
     for tag, series in history.matching(_MEMORY):
-        values = [value for _, value in series.outline][2:]
-        if len(values) < 12:
+        if series.count < _GROWING_LOGS + 2 or series.steps < _GROWING_STEPS:
             continue
         judged = True
-        grown = series.newest - values[0]
-        still = rank_correlation(values) > _RISING and rank_correlation(values[-6:]) > 0.5
-        if still and grown > max(_GROWTH * values[0], _LEAST_GROWTH):
-            reason = f"it was {values[0]:.3g} GB at step {series.outline[2][0]}, and grows at every log"
-            found.append(Evidence(tag, series.newest, reason, limit=values[0] * (1 + _GROWTH)))
+        for points in (list(series.recent)[-_GROWING_LOGS:], series.outline[2:]):
+            values = [value for _, value in points]
+            if _keeps_growing(values):
+                reason = f"it was {values[0]:.3g} GB at step {points[0][0]}, and grows at every log"
+                found.append(Evidence(tag, series.newest, reason, limit=values[0] * (1 + _GROWTH)))
+                break
     return found if judged else None
+
+
+def _keeps_growing(values: list[float]) -> bool:
+    """Return whether memory grows, and not less in the second half than before: what settles does not."""
+    if len(values) < _GROWING_LOGS or rank_correlation(values) <= _RISING:
+        return False
+    half = len(values) // 2
+    earlier, later = values[half] - values[0], values[-1] - values[half]
+    return later > 0.5 * earlier and earlier + later > max(_GROWTH * values[0], _LEAST_GROWTH)
 
 
 _PARAMETERS, _BUFFERS = "parameters/replica_disagreement", "parameters/buffer_disagreement"

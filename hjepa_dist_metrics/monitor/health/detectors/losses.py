@@ -18,7 +18,7 @@ _RATIO = r"update/.+_ratio"
 _SPIKE_SCORE, _SPIKE_RANGE, _HIGH_SCORE = 30.0, 1.5, 4.0  # the last where the loss doubles
 _SPIKE_SHARE = 0.1  # of the loss at the start, as the least height of a spike
 _BEFORE, _AFTER = 5, 3  # logs before and after a jump
-_SHIFT = 0.15  # of the loss
+_SHIFT = 0.12  # of the loss
 _DROP = 0.5  # of the loss
 _CLEAR = 4.0  # times the scatter between logs
 _PLATEAU_LOGS, _PLATEAU_STEPS, _PLATEAU_GAIN = 24, 100, 0.02
@@ -69,13 +69,13 @@ def _jump(history: History, sign: float, share: float, words: str) -> list[Evide
 
 
 def _is_step(older: list[float], newer: list[float], sign: float, share: float) -> bool:
-    before = median(older)
     extreme = max(sign * value for value in older[-4:])
     gap = min(sign * value for value in newer) - extreme
+    if gap <= share * abs(median(older)):
+        return False
     noise = max(scatter(older), scatter(newer) if len(newer) > 2 else 0.0)
     drift = sign * (median(older[-3:]) - median(older[-6:-3] or older[:3]))
-    steady = gap > 2.0 * drift
-    return steady and gap > share * abs(before) and gap > _CLEAR * noise
+    return gap > 2.0 * drift and gap > _CLEAR * noise
 
 
 def plateau(history: History) -> list[Evidence] | None:
@@ -104,7 +104,7 @@ def overfitting(history: History) -> list[Evidence] | None:
     points = (*validation.outline, *validation.recent)
     step, best = min(points, key=lambda point: point[1])
     then, now = named[1].at(step), named[1].median(3)
-    if not (min(validation.last(2)) > _OVERFIT * best > 0 and now < then):
+    if not (validation.newest > _OVERFIT * best > 0 and now < then):
         return []
     reason = f"{best:.4g} at best, at step {step}, while the training loss fell from {then:.4g} to {now:.4g}"
     return [Evidence(_VALIDATION, validation.newest, reason, limit=_OVERFIT * best, best=best)]

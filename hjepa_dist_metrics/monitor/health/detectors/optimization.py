@@ -21,6 +21,7 @@ _BAD_STEPS, _SKIPPED = "gradient/nonfinite_steps", "gradient/skipped_steps"
 _BAD_LEVEL = "loss/first_nonfinite_level"
 _COEFFICIENT = "gradient/clipping_ratio"
 _UNOPTIMIZED = "parameters/unoptimized"
+_SEEN_NORM = "gradients/global_norm"
 
 _JUMP = 100.0  # times the recent median
 _GROWTH = 5.0  # times the norm that was held, in steps that lead upwards
@@ -34,7 +35,8 @@ _IDLE, _NEARLY_IDLE = 2e-6, 1e-5  # of the weights in a step, at best; where the
 _MOVED = 0.02  # of the loss at the start
 _WARM_UP_LOGS = 20
 _SHRUNK = 0.5  # of the norm that the weights had for long
-_STRONGLY, _CLIPPED_LOGS = 0.05, 4  # of the gradient that clipping leaves, at as many logs in a row
+_STRONGLY, _CLIPPED_LOGS = 0.05, 3  # of the gradient that clipping leaves, at as many logs in a row
+_CEILING_LOGS, _ALIKE = 3, 1e-4  # logs with the same norm, and up to which difference it is the same
 _LEAST_LOGS = 5
 
 
@@ -238,6 +240,20 @@ def clipping_every_step(history: History) -> list[Evidence] | None:
     return [Evidence(_COEFFICIENT, coefficient.newest, reason, limit=_STRONGLY)]
 
 
+def clipped_unseen(history: History) -> list[Evidence] | None:
+    """Find a norm that comes to the same largest value again and again: no gradient does so by itself."""
+    norm = history.get(_SEEN_NORM)
+    if norm is None or norm.count < _CEILING_LOGS:
+        return None
+    values = [value for _, value in norm.recent]
+    largest = max(values)
+    at_ceiling = sum(value >= (1.0 - _ALIKE) * largest for value in values)
+    if largest <= 0 or at_ceiling < max(_CEILING_LOGS, len(values) / 2):
+        return []
+    reason = f"in {at_ceiling} of {len(values)} logs, which is what clipping leaves"
+    return [Evidence(_SEEN_NORM, norm.newest, reason, limit=largest)]
+
+
 def unoptimized_parameters(history: History) -> list[Evidence]:
     """Find trainable parameters that no optimizer holds."""
     value = history.value(_UNOPTIMIZED, 0.0)
@@ -257,5 +273,6 @@ DETECTORS = (
     Detector("skipped_steps", skipped_steps, (_SKIPPED,)),
     Detector("weights_vanishing", weights_vanishing, (_WEIGHTS,)),
     Detector("clipping_every_step", clipping_every_step, (_COEFFICIENT,)),
+    Detector("clipped_unseen", clipped_unseen, (_SEEN_NORM,)),
     Detector("unoptimized_parameters", unoptimized_parameters, (_UNOPTIMIZED,)),
 )

@@ -13,7 +13,7 @@ from hjepa_dist_metrics.monitor.health.series import HELD, History, Series, rank
 
 _LEAST = 4  # logs
 _FEW, _EARLY = 6, 50  # logs and steps before which there is no such level: networks leave their start
-_ALIKE, _ONE = 0.75, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
+_ALIKE, _ONE = 0.5, 0.995  # mean cosine of two samples: from which on a rise counts, and next to a point
 _APART_KEPT, _APART_LOST = 0.45, 0.3  # of 1 - the mean cosine, while it falls on and in any case
 _APART_GONE, _POINT = 0.1, 0.99  # of it, and the mean cosine: even an early run has collapsed there
 _RANK_GONE = 0.2  # of the rank, the same
@@ -36,8 +36,9 @@ _CLUSTERED, _NEARER = 0.3, 0.5  # of the distance to the nearest that the rank i
 _DEAD = 0.4  # of the features
 _GROWN, _SHRINKING, _SHRUNK = 5.0, 0.33, 0.25  # times the size that the features had: while it goes on, after
 _PEAK = 0.8  # of the largest size, which is the usual one before a fall
-_CONSTANT, _MATCH = 0.95, 0.9  # mean cosine of two predictions, and of predictions and targets
-_PROBES = r"val/.*accuracy|probe/.*accuracy"
+_CONSTANT, _MATCH, _MEETS = 0.95, 0.9, 0.8  # mean cosine of two predictions, and of predictions and targets
+# Accuracies on held-out batches; where there are none, those on rows of the training.
+_PROBES = (r"val/.*accuracy|probe/val_.+_top1", r"probe/.+_top1")
 _NORMS = (
     r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|embeddings/.+/norm"
     r"|collapse/(?!prediction|level)(?:.+_)?rms_norm"
@@ -249,29 +250,50 @@ def _usual_size(series: Series, sign: float) -> float:
 
 def ignored_input(history: History) -> list[Evidence] | None:
     """Find predictions that are all alike and do not meet their targets."""
-    return _alike_predictions(history, lambda match: match <= _MATCH, "predictions are all alike")
+    found, judged = [], _judged_predictions(history)
+    for tag, alike, match in judged:
+        now, level = alike.median(2), alike.sustained(HELD, -1.0)
+        limit = 1.0 - _APART_KEPT * (1.0 - level)
+        if now > max(limit, _CONSTANT) and match.newest <= _MATCH:
+            reason = f"predictions are all alike; their mean cosine was {level:.3g} before, "
+            reason += f"that to their targets is {match.newest:.3g}"
+            found.append(Evidence(tag, alike.newest, reason, limit=limit, best=level))
+    return found if judged else None
 
 
 def embedded_collapse(history: History) -> list[Evidence] | None:
-    """Find predictions that are all alike and meet their targets, which are then all alike too."""
-    return _alike_predictions(history, lambda match: match > _MATCH, "predictions and targets are all alike")
+    """Find predictions that are all alike and meet their targets, which are then all alike too.
 
-
-def _alike_predictions(history: History, meets: Callable[[float], bool], words: str) -> list[Evidence] | None:
-    found, judged = [], False
-    for tag, series in history.matching(_PREDICTIONS):
-        match = history.value(tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS))
-        if tag not in history.fresh or not math.isfinite(match) or _is_early(series):
-            continue
-        judged = True
-        now, level = series.median(2), series.sustained(HELD, -1.0)
+    The mean cosine of two targets is estimated by that of two predictions times the square of theirs to the
+    targets, as where the rest of a target points anywhere.
+    """
+    found, judged = [], _judged_predictions(history)
+    for tag, alike, match in judged:
+        now = alike.median(2) * match.median(2) ** 2
+        level = alike.sustained(HELD, -1.0) * match.sustained(HELD, -1.0) ** 2
         limit = 1.0 - _APART_KEPT * (1.0 - level)
-        if now > max(limit, _CONSTANT) and meets(match):
+        if now > limit and match.median(2) > _MEETS:
             reason = (
-                f"{words}; their mean cosine was {level:.3g} before, that to their targets is {match:.3g}"
+                f"predictions meet their targets and are all alike ({alike.newest:.4g}): so are the targets"
             )
-            found.append(Evidence(tag, series.newest, reason, limit=limit, best=level))
+            limit = math.sqrt(limit / alike.median(2))
+            found.append(Evidence(_match_of(tag), match.newest, reason, limit=limit))
     return found if judged else None
+
+
+def _judged_predictions(history: History) -> list[tuple[str, Series, Series]]:
+    """Return the tags of mean cosines of two predictions, their series, and those of their match."""
+    judged = []
+    for tag, alike in history.matching(_PREDICTIONS):
+        match = history.get(_match_of(tag))
+        if tag in history.fresh and match is not None and match.count and not _is_early(alike):
+            judged.append((tag, alike, match))
+    return judged
+
+
+def _match_of(tag: str) -> str:
+    """Return the tag of the mean cosine to the targets of the predictions that `tag` is about."""
+    return tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS)
 
 
 def _point(history: History) -> list[Evidence] | None:
@@ -303,7 +325,8 @@ def _is_stuck(series: Series, sign: float = 1.0) -> bool:
 
 def _probe_holds(history: History) -> bool:
     """Return whether a probe says that the features are as good as ever."""
-    probes = [series for _, series in history.matching(_PROBES) if series.count > 1]
+    logged = ([s for _, s in history.matching(pattern) if s.count > 1] for pattern in _PROBES)
+    probes = next((found for found in logged if found), [])
     return bool(probes) and all(
         series.newest >= _PROBE_KEPT * max(value for _, value in (*series.outline, *series.recent))
         and history.step - series.recent[-1][0] <= max(series.steps, 1)
@@ -322,17 +345,19 @@ DETECTORS = (
     Detector(
         "point_collapse",
         _point,
-        (WIDTHS,),
-        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _PREDICTIONS, _MATCHES),
+        (WIDTHS, _PREDICTIONS),
+        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _MATCHES),
     ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTAL_LOSSES)),
-    Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), _PROBES)),
+    Detector(
+        "cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), *_PROBES)
+    ),
     Detector(
         "dimensional_collapse",
         _each(dimensional_collapse),
         (WIDTHS,),
-        (*_reads("effective_rank", "pooled_effective_rank", "rankme_centered"), _PROBES),
+        (*_reads("effective_rank", "pooled_effective_rank", "rankme_centered"), *_PROBES),
     ),
     Detector("dead_features", _each(dead_features), (WIDTHS,), _reads("dead_features")),
     Detector("norm_explosion", norm_explosion, (_NORMS,)),

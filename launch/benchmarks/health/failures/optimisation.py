@@ -155,6 +155,13 @@ def tight_clipping(job: Job, strength: float) -> None:
     job.recipe.clip = strength
 
 
+@failure("clipped_unseen", "vicreg", strengths=(0.1, 0.01), from_start=True)
+def foreign_clipping(job: Job, strength: float) -> None:
+    """Clip with torch's own function before the monitor looks at the gradients."""
+    parameters = list(job.recipe.model.parameters())
+    job.on("gradients", lambda: torch.nn.utils.clip_grad_norm_(parameters, strength))
+
+
 @failure("unoptimized_parameters", "language", "vicreg", strengths=(1, 2), from_start=True)
 def forgotten_parameters(job: Job, strength: float) -> None:
     """Leave every so many-th layer with weights out of the optimizer: half of them, or the last one."""

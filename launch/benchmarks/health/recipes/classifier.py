@@ -31,7 +31,7 @@ class Classifier(Recipe):
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=self.base_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
-        self.smoothing, self.augments = 0.1, True
+        self.smoothing, self.augments, self.painted = 0.1, True, 0.0
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels."""
@@ -42,9 +42,16 @@ class Classifier(Recipe):
     def forward(self, batch: tuple[Tensor, Tensor]) -> Step:
         """Return the cross entropy."""
         images, labels = batch
-        features = self.encoder(augment(images, self.generator) if self.augments else images)
+        views = augment(images, self.generator) if self.augments else images
+        features = self.encoder(self._paint(views, labels) if self.painted else views)
         loss = F.cross_entropy(self.classes(features), labels, label_smoothing=self.smoothing)
         return Step(loss, {"loss": loss.detach()}, len(images), {"features": features})
+
+    def _paint(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the images with a bright pixel that tells the label, as a watermark of its source would."""
+        painted = images.clone()
+        painted[torch.arange(len(labels)), 0, 2 * (labels // 5), labels % 5 + 1] = self.painted
+        return painted
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -62,7 +62,8 @@ class MAE(Recipe):
         error = (self.decoder["paint"](x) - truth).square().mean(dim=2)
         loss = error.gather(1, masked).mean() if self.masked else 0.0 * error.sum()
         mask = torch.zeros(len(batch), 16, dtype=torch.bool).scatter_(1, masked, True)
-        observed: dict[str, Any] = {"mask": mask.view(-1, 4, 4)}
+        given = torch.zeros_like(mask).scatter_(1, seen, True)
+        observed: dict[str, Any] = {"mask": mask.view(-1, 4, 4), "context_mask": given.view(-1, 4, 4)}
         if self.logs_features:  # of whole images: which patches are visible tells images apart as well
             with torch.no_grad():
                 observed["features"] = self.encoder(batch)

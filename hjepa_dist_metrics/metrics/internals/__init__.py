@@ -1,0 +1,1 @@
+"""What happens inside of a model: activations, attention, the load of experts."""

@@ -1,0 +1,1 @@
+"""Observers of what happens inside of the model."""

@@ -1,0 +1,1 @@
+"""Features of modules by name, and probes that tell how good features are."""

@@ -1,0 +1,1 @@
+"""What is kept of the layers of a model, by name: units, elements, attention heads."""
