@@ -111,11 +111,14 @@ class MonitoredRun:
         self._signals = SignalFlush(lambda: drain_syncs(SIGNAL_FLUSH_SECONDS))
 
     def _notes(self, config: LoggingConfig) -> Explain:
-        """Return what writes the run's notes; one that is resumed has the page on how to read it."""
-        environment = {"notes/environment": describe_environment(self.options.context)}
+        """Return what writes the run's notes, once: a run that is resumed has them."""
         if self.options.resume:
-            return lambda tags: environment
-        return lambda tags: {"notes/how_to_read": how_to_read(profile_of(config, tags), tags), **environment}
+            return lambda tags: {}
+        environment = describe_environment(self.options.context)
+        return lambda tags: {
+            "notes/how_to_read": how_to_read(profile_of(config, tags), tags),
+            "notes/environment": environment,
+        }
 
     def add_observer(self, observer: Observer) -> None:
         """Let an observer look at each step, and judge by its rules."""
