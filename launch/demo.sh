@@ -8,6 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" train,figures
 
 # --standalone takes a free port, so that two demos can run at the same time; the loopback address keeps
 # the start independent of whether this machine's name resolves.
-exec "$HJEPA_PYTHON" -m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2 \
+exec "$HJEPA_PYTHON" "$HJEPA_ROOT/launch/torchrun.py" --standalone --local-addr 127.0.0.1 --nproc-per-node 2 \
     "$HJEPA_ROOT/launch/train.py" --config "$HJEPA_ROOT/configs/default.yaml" \
     --logging.log_dir "$HJEPA_ROOT/results/logs" "$@"

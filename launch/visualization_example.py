@@ -102,10 +102,14 @@ def example_training_visualization() -> Figures:
         "collapse/effective_rank": (steps, 50 - 40 * decay),
         "collapse/mean_similarity": (steps, 0.8 * decay),
     }
+    probe = {
+        "probe/encoder_linear_top1": (steps, 0.8 - 0.6 * decay - 0.3 * (steps > 700) * (steps / 700 - 1))
+    }
     momentum = (1 - 0.004 * (np.cos(np.pi * steps / 1000) + 1) / 2).tolist()
     yield "training_curves", fig.plot_training_curves(logs)
     yield "training_levels", fig.plot_hierarchical_losses(logs)
     yield "training_collapse", fig.plot_collapse_metrics(logs)
+    yield "training_probes", fig.plot_probes(logs | probe)
     yield "training_momentum", fig.plot_ema_momentum(momentum)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))

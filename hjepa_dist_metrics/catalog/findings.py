@@ -40,6 +40,7 @@ _COLLAPSES = (
     "ignored_input",
     "loss_level_shift",
     "loss_spike",
+    "forgetting",
 )
 _DIVERGENCE = (
     "gradient_explosion",
@@ -263,6 +264,14 @@ FINDINGS: dict[str, Description] = {
         "give the optimizer all parameters, or set requires_grad_(False) on those that stay fixed",
         explains=("point_collapse", "dimensional_collapse", "cluster_collapse", "plateau"),
     ),
+    "unmoved_parameters": Description(
+        "optimization",
+        "warning",
+        "a parameter group that never moves",
+        "a detached module, a loss that does not reach it, or steps too small for half-precision weights",
+        "look at gradients/{module}_total_norm: 0 says detached; else keep weights in float32",
+        explains=("learning_rate_too_low",),
+    ),
     "loss_spike": Description(
         "loss",
         "warning",
@@ -374,6 +383,14 @@ FINDINGS: dict[str, Description] = {
         "memory grows by the step",
         "tensors that are kept with their graph, such as losses in a list",
         "detach what is kept; look for lists that grow",
+    ),
+    "forgetting": Description(
+        "probes",
+        "warning",
+        "a probe falls while the loss goes on falling",
+        "the objective is met by features that say less of the classes: a shortcut, or a slow collapse",
+        "go back to the checkpoint with the best probe; look at collapse/effective_rank and at what the loss "
+        "can be met by",
     ),
     "misaligned_modalities": Description(
         "matching",

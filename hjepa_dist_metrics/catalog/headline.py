@@ -34,6 +34,7 @@ _RARELY_READ = re.compile(
             # sizes of what was measured, and counts that are 0: a finding says so where they are not
             r"collapse/(.+_)?(num_samples|num_features|nonfinite|is_constant)",
             r"(hierarchy|prediction)/level\d+_nonfinite|prediction/level\d+_num_tokens",
+            r"activation/nonfinite|experts/(num_experts|experts_per_token)",
             r"(loss|gradients)/nonfinite|stability/nonfinite_steps|parameters/.*|data/.*",
             r"masking/(repeated_batches|repeated_fraction|unique_masks)|gradients/target_encoder_.*",
             # representations in depth: of streams beside the first, the rank and the similarity stay

@@ -25,6 +25,10 @@ _INTERNALS = "internals"
 # Groups of findings that a run of another kind cannot have.
 _GROUPS = frozenset({"teacher", "masks", "matching", "reconstruction"})
 _LEVELS = frozenset({"level_imbalance", "loss_drop"})
+# Tags of paired modalities, and of frames that are reconstructed; their groups of findings.
+_PAIRED = re.compile(r"alignment/")
+_FRAMES = re.compile(r"(Train|Train_Batch|Eval)/")
+_SPECIAL = {"matching": _PAIRED, "reconstruction": _FRAMES}
 
 
 def observed_profile(tags: Iterable[str]) -> Profile:
@@ -49,10 +53,23 @@ def shows(profile: Profile, pattern: str, observed: Collection[str]) -> bool:
     return not _SELF_SUPERVISED.match(pattern)
 
 
+def has_pairs(observed: Iterable[str]) -> bool:
+    """Return whether a run aligns modalities."""
+    return any(_PAIRED.match(tag) for tag in observed)
+
+
+def has_frames(observed: Iterable[str]) -> bool:
+    """Return whether a run reconstructs frames."""
+    return any(_FRAMES.match(tag) for tag in observed)
+
+
 def shown_findings(profile: Profile, observed: Collection[str]) -> list[str]:
     """Return the names of the findings that a run of the profile may have."""
     hidden = set() if any(map(_REQUESTED.match, observed)) else {_INTERNALS}
     if profile == "ssl":
         return [name for name, what in FINDINGS.items() if what.group not in hidden]
-    hidden |= _GROUPS if shows(profile, "collapse/", observed) else _GROUPS | {"collapse"}
+    measured = {group for group, tags in _SPECIAL.items() if any(tags.match(tag) for tag in observed)}
+    groups = {"collapse": "collapse/", "probes": "probe/"}
+    hidden |= _GROUPS - measured
+    hidden |= {group for group, tag in groups.items() if not shows(profile, tag, observed)}
     return [name for name, what in FINDINGS.items() if what.group not in hidden and name not in _LEVELS]

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         plot_training_curves as plot_training_curves,
         visualize_gradient_flow as visualize_gradient_flow,
     )
+    from hjepa_dist_metrics.figures.training.probes import plot_probes as plot_probes
     from hjepa_dist_metrics.figures.training.series import Series as Series, smooth as smooth
 
 # Where each function lives. It is imported at its first use, so that what draws a run's figures need not load
@@ -88,6 +89,7 @@ _HOMES = {
         "visualize_reconstruction",
     ),
     "attention.rollout": ("attention_rollout",),
+    "training.probes": ("plot_probes",),
     "training.series": (
         "Series",
         "smooth",

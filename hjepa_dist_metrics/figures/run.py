@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hjepa_dist_metrics.figures.attention.overlay import outline, show_patches, show_picture, tint
-from hjepa_dist_metrics.figures.canvas import colour_bar, finish, new_figure, panels
+from hjepa_dist_metrics.figures.canvas import CARD_WIDTH, card, colour_bar, finish, new_figure, panels
 from hjepa_dist_metrics.figures.inputs import Bools, Floats, Grid, picture, upsample
 from hjepa_dist_metrics.figures.masks.pictures import draw_block_sizes
 from hjepa_dist_metrics.figures.predictions.projection import Method, project
 from hjepa_dist_metrics.figures.style import (
+    DIVERGING,
     MASKED,
     SEQUENTIAL,
     TICK_SIZE,
     colour,
     describe,
+    group_legend,
     plot_area,
+)
+from hjepa_dist_metrics.figures.training.spectrum import (
+    visualize_gram_matrices,
+    visualize_hierarchy_resolution,
+    visualize_spectrum,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WIDTH = 9.0
 _MOST_SCENES = 3
+_LOOKS = {
+    "prediction": {"ls": "", "marker": "o", "ms": 3},
+    "target": {"ls": "", "marker": "x", "ms": 4},
+}
 
 
 def similarity_heatmap(images: Floats, cosines: Floats, masks: Bools, grid: Grid) -> Figure:
     """Draw images [k, C, H, W] and, below each, the cosine with the target [k, N] where masked [k, N]."""
-    figure, drawn = panels(2 * len(images), len(images), aspect=images.shape[2] / images.shape[3])
+    aspect = images.shape[2] / images.shape[3]
+    figure, drawn = panels(2 * len(images), len(images), aspect=aspect, width=CARD_WIDTH)
     mappable: Any = None
     for i, (image, cosine, mask) in enumerate(zip(images, cosines, masks, strict=True)):
         top, bottom = drawn[i], drawn[len(images) + i]
@@ -38,10 +49,11 @@ def similarity_heatmap(images: Floats, cosines: Floats, masks: Bools, grid: Grid
         show_picture(top, shown)
         describe(top, "image")
         values = np.ma.masked_array(cosine, ~mask).reshape(grid)
-        mappable = show_patches(bottom, values, shown, vmin=-1.0, vmax=1.0)
-        describe(bottom, f"mean cosine {cosine[mask].mean():.2f}" if mask.any() else "nothing masked")
-    colour_bar(figure, mappable, drawn[len(images) :], "cosine of prediction and target")
-    return finish(figure, "Prediction quality by patch")
+        mappable = show_patches(bottom, values, shown, vmin=-1.0, vmax=1.0, cmap=DIVERGING)
+        describe(bottom, f"mean {cosine[mask].mean():.2f}" if mask.any() else "no mask")
+    bar = colour_bar(figure, mappable, drawn, "cosine of prediction and target, masked patches", "bottom")
+    bar.set_ticks([-1.0, -0.5, 0.0, 0.5, 1.0])
+    return card(finish(figure, "Prediction quality by patch"))
 
 
 def mask_geometry(
@@ -54,37 +66,39 @@ def mask_geometry(
     `masks` [k, N] are the samples.
     """
     with_blocks, scenes = bool(size_counts.any()), min(len(images), _MOST_SCENES)
-    rows = [["area"] * 3 + ["shape"] * 3] if with_blocks else []
-    cells = [f"scene{i}" for i in range(scenes)] + ["coverage"]
-    span = 12 // len(cells)
-    mosaic: list[Any] = [[name for name in row for _ in range(2)] for row in rows]
-    mosaic += [[name for name in cells for _ in range(span)]]
-    figure = new_figure(None, (_WIDTH, 3.1 * len(mosaic)))
-    axes: Any = figure.subplot_mosaic(mosaic)
-    if with_blocks:
+    pictures = [[f"image{i}" for i in range(scenes)], [f"scene{i}" for i in range(scenes)]]
+    mosaic: Any = [[*row, "coverage", "coverage"] for row in pictures]
+    figure = new_figure(None, (CARD_WIDTH, 3.6 if with_blocks else 2.2))
+    parts: Any = figure.subfigures(1 + with_blocks, 1, height_ratios=[1.3, 2.0][1 - with_blocks :])
+    above, below = parts if with_blocks else (None, parts)
+    axes: Any = below.subplot_mosaic(mosaic)
+    if above is not None:
         sizes = np.argwhere(size_counts > 0)
-        draw_block_sizes(axes["area"], axes["shape"], sizes, size_counts[size_counts > 0])
+        area, shape = above.subplots(1, 2)
+        draw_block_sizes(area, shape, sizes, size_counts[size_counts > 0])
     for i in range(scenes):
         shown, flags = picture(images[i]), masks[i].reshape(grid)
+        show_picture(axes[f"image{i}"], shown)
         show_picture(axes[f"scene{i}"], tint(shown, upsample(flags, shown), MASKED))
-        describe(axes[f"scene{i}"], f"{100 * flags.mean():.0f} % masked")
+        describe(axes[f"image{i}"], "image")
+        describe(axes[f"scene{i}"], f"{100 * flags.mean():.0f} %")
     share = 100 * coverage.reshape(grid) / max(count, 1)
     mappable = show_patches(axes["coverage"], share, None, vmin=0.0, vmax=100.0)
-    colour_bar(figure, mappable, axes["coverage"], "masked (%)", "bottom")
+    colour_bar(below, mappable, axes["coverage"], "% of images", "bottom")
     describe(axes["coverage"], "how often masked")
-    return finish(figure, f"Masks of {count:,.0f} images")
+    return card(finish(figure, f"Masks (orange) of {count:,.0f} images"))
 
 
 def coverage_map(coverage: Floats, count: float, grid: Grid) -> Figure:
     """Draw how often each patch is masked, on a scale of its own range; arguments as in `mask_geometry`."""
     share = 100 * coverage.reshape(grid) / max(count, 1)
-    figure, (ax,) = panels(1, 1, (5.0, 4.2))
+    figure, (ax,) = panels(1, 1, (CARD_WIDTH, 3.2))
     mappable = show_patches(
         ax, share, None, cmap=SEQUENTIAL, vmin=float(share.min()), vmax=float(share.max()) or 1.0
     )
     colour_bar(figure, mappable, ax, "masked (%)")
     describe(ax, f"{share.min():.0f} to {share.max():.0f} % of {count:,.0f} images")
-    return finish(figure, "Mask coverage")
+    return card(finish(figure, "Mask coverage"))
 
 
 def prediction_map(
@@ -96,7 +110,7 @@ def prediction_map(
     """
     alike = len({p.shape[1] for p in predictions}) == 1
     groups = [list(range(len(predictions)))] if alike else [[i] for i in range(len(predictions))]
-    figure, drawn = panels(len(groups), min(len(groups), 2), height=5.6 if alike else 4.0)
+    figure, drawn = panels(len(groups), 1, height=3.6, width=CARD_WIDTH)
     title = ""
     for ax, levels in zip(drawn, groups, strict=True):
         both = [np.concatenate([predictions[i], targets[i]]) for i in levels]
@@ -105,14 +119,20 @@ def prediction_map(
         for i, points in zip(levels, parts, strict=True):
             half = len(predictions[i])
             look: dict[str, Any] = {"color": colour(i), "alpha": 0.6}
-            ax.scatter(points[:half, 0], points[:half, 1], s=16, lw=0, label=f"level {i}: prediction", **look)
+            ax.scatter(points[:half, 0], points[:half, 1], s=8, lw=0, label=f"level {i}: prediction", **look)
             ax.scatter(
-                points[half:, 0], points[half:, 1], s=20, lw=1, marker="x", label=f"level {i}: target", **look
+                points[half:, 0],
+                points[half:, 1],
+                s=10,
+                lw=0.7,
+                marker="x",
+                label=f"level {i}: target",
+                **look,
             )
         plot_area(ax)
-        ax.legend(fontsize=TICK_SIZE, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        group_legend(ax, [f"level {i}" for i in levels], _LOOKS)
         describe(ax, "", found.x, found.y)
-    return finish(figure, f"Predictions and targets, {title}")
+    return card(finish(figure, f"Predictions and targets, {title}"))
 
 
 def patch_grid(patches: Floats, cosines: Floats, owners: Any, title: str) -> Figure:
@@ -120,13 +140,29 @@ def patch_grid(patches: Floats, cosines: Floats, owners: Any, title: str) -> Fig
 
     `owners` [k, 2] are image and patch numbers.
     """
-    figure, drawn = panels(len(patches), 6, aspect=patches.shape[2] / patches.shape[3] * 1.15)
+    aspect = patches.shape[2] / patches.shape[3] * 1.25
+    figure, drawn = panels(len(patches), 4, aspect=aspect, width=CARD_WIDTH)
     low, high = float(patches.min()), float(patches.max())
     for ax, patch, cosine, (image, number) in zip(drawn, patches, cosines, owners, strict=True):
         # One stretch for all patches, or a dark one would look like a bright one.
         shown = patch if low >= 0 and high <= 1 else (patch - low) / max(high - low, 1e-12)
         show_picture(ax, picture(shown))
         outline(ax, (1, 1), (patch.shape[1] / 3, patch.shape[2] / 3), MASKED)
-        describe(ax, f"cosine {cosine:.2f}\nimage {image}, patch {number}")
+        describe(ax, f"cosine {cosine:.2f}\n#{image}, patch {number}")
         ax.title.set_fontsize(TICK_SIZE)
-    return finish(figure, title)
+    return card(finish(figure, f"{title} (framed), with their image's number"))
+
+
+def gram_matrix(matrix: Floats, name: str) -> Figure:
+    """Draw one correlation matrix [D, D] of features."""
+    return card(visualize_gram_matrices({name: matrix}, figsize=(CARD_WIDTH, 3.4)))
+
+
+def spectrum(spectra: Mapping[str, Floats]) -> Figure:
+    """Draw singular values by rank; arguments as in `visualize_spectrum`."""
+    return card(visualize_spectrum(spectra, figsize=(CARD_WIDTH, 3.3)))
+
+
+def resolution(tokens: Sequence[float], compute: Sequence[float], memory: Sequence[float]) -> Figure:
+    """Draw each level's tokens and cost; arguments as in `visualize_hierarchy_resolution`."""
+    return card(visualize_hierarchy_resolution(tokens, compute, memory, figsize=(CARD_WIDTH, 2.4)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,8 +64,11 @@ def picture_area(ax: Axes) -> None:
         spine.set_visible(False)
 
 
-def legend(ax: Axes, columns: int = 1) -> None:
-    """Show the legend where the panel has several labelled series: of many, the first and how many more."""
+def legend(ax: Axes, columns: int = 1, below: bool = False) -> None:
+    """Show the legend where the panel has several labelled series: of many, the first and how many more.
+
+    `below` puts it under the panel, where it covers no data.
+    """
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) < 2:
         return
@@ -74,4 +78,21 @@ def legend(ax: Axes, columns: int = 1) -> None:
         more = f"and {len(labels) - MOST_NAMED + 1} more"
         handles = [*handles[: MOST_NAMED - 1], Line2D([], [], ls="none")]
         labels = [*labels[: MOST_NAMED - 1], more]
-    ax.legend(handles, labels, fontsize=TICK_SIZE, frameon=False, ncols=columns)
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)} if below else {}
+    ax.legend(handles, labels, fontsize=TICK_SIZE, frameon=False, ncols=columns, **place)
+
+
+def group_legend(ax: Axes, groups: Sequence[str], kinds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say under the panel what its colours and its markers or lines mean, each once.
+
+    `groups` are coloured in order, `kinds` map a name to the look of its lines (`ls`, `marker`).
+    """
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour(i), lw=3, label=name) for i, name in enumerate(groups)]
+    shown = kinds if len(kinds) > 1 else {}
+    handles += [Line2D([], [], color=MUTED, label=name, **look) for name, look in shown.items()]
+    if len(handles) > 1:
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+        width: dict[str, Any] = {"columnspacing": 1.2, "handlelength": 1.6}
+        ax.legend(handles=handles, fontsize=TICK_SIZE, frameon=False, ncols=3, **place, **width)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
 from hjepa_dist_metrics.errors import MissingExtraError
-from hjepa_dist_metrics.figures.canvas import to_image
+from hjepa_dist_metrics.figures.canvas import CARD_DPI, to_image
 from hjepa_dist_metrics.values import Image
 
 # What makes a figure: a function of this package with its arguments, NumPy arrays among them.
@@ -75,7 +75,7 @@ def draw_all(sketches: Mapping[str, bytes]) -> Answer:
     pictures: dict[str, Image | str] = {}
     for tag, sketch in sketches.items():
         try:
-            pictures[tag] = to_image(pickle.loads(sketch)())
+            pictures[tag] = to_image(pickle.loads(sketch)(), CARD_DPI)
         except MissingExtraError as error:
             return str(error)
         except Exception as error:

@@ -15,6 +15,7 @@ from hjepa_dist_metrics.metrics.multimodal.epoch_loss import EpochLoss as EpochL
 from hjepa_dist_metrics.metrics.named_means import NamedMeans as NamedMeans
 from hjepa_dist_metrics.metrics.optimization.clipping import GradientClipping as GradientClipping
 from hjepa_dist_metrics.metrics.optimization.coverage import OptimizerCoverage as OptimizerCoverage
+from hjepa_dist_metrics.metrics.optimization.gradient_cosines import GradientCosines as GradientCosines
 from hjepa_dist_metrics.metrics.optimization.gradients import GradientFlow as GradientFlow
 from hjepa_dist_metrics.metrics.optimization.learning_rate import LearningRate as LearningRate
 from hjepa_dist_metrics.metrics.optimization.noise import GradientNoise as GradientNoise

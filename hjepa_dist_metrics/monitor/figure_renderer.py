@@ -54,9 +54,9 @@ class FigureRenderer:
         self._asking = threading.Lock()
         self._thread: threading.Thread | None = None
         self._helper: subprocess.Popen[bytes] | None = None
-        self._falls_back = self._closed = False
+        self._falls_back = self._closed = self._hurries = False
         self._guard = ForkGuard()
-        self._signals = SignalFlush(lambda: self.drain(SIGNAL_SECONDS))
+        self._signals = SignalFlush(self._hurry)
         atexit.register(self.close)
 
     def draw(self, step: int, drawings: Mapping[str, Drawing]) -> None:
@@ -87,7 +87,7 @@ class FigureRenderer:
         """Draw what waits, end the process, and give the signals back."""
         if self._closed or self._guard.in_child:
             return
-        if not self.drain(timeout):
+        if not self.drain(0.0 if self._hurries else timeout) and not self._hurries:
             missing = self._asked - self._done
             logger.error("%d sets of figures were not drawn within %g s: they are missing", missing, timeout)
         self._closed = True
@@ -95,6 +95,10 @@ class FigureRenderer:
         self._signals.restore()
         atexit.unregister(self.close)
         self._stop_worker()
+
+    def _hurry(self) -> None:
+        self._hurries = True  # the job is told to stop: what is not drawn within seconds stays undrawn
+        self.drain(SIGNAL_SECONDS)
 
     def _work(self) -> None:
         while (asked := self._sets.get()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
@@ -37,6 +38,8 @@ class Scope:
         self.gather = gather
         # Whether the loop is within `TrainingMonitor.pause`: an evaluation or a checkpoint.
         self.paused = False
+        # Counts the time in its body as the monitor's own.
+        self.own_time: Callable[[], AbstractContextManager[None]] = nullcontext
         self._registry, self._schedule = registry, schedule
 
     @property

@@ -102,9 +102,10 @@ class Publisher:
         """Return the pages on the run, with the first values."""
         with self._lock:
             explain, self._explain = self._explain, None
+            tags = {**self.latest, **values}
         if explain is None or not values:
             return {}
-        return {tag: Text(page) for tag, page in explain(values).items()}
+        return {tag: Text(page) for tag, page in explain(tags).items()}
 
     def _draw_later(self, step: int, drawings: dict[str, Drawing]) -> None:
         if self._studio is None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_dist_metrics.catalog import how_to_read
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, REQUESTED_DASHBOARDS
 from hjepa_dist_metrics.catalog.headline import shown_names
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.logging.output import agree_on_run, open_output
@@ -114,9 +115,11 @@ class MonitoredRun:
         """Return what writes the run's notes, once: a run that is resumed has them."""
         if self.options.resume:
             return lambda tags: {}
+        default = (*DASHBOARDS, *REQUESTED_DASHBOARDS)
+        named = default if config.dashboards == "default" else config.dashboards
         environment = describe_environment(self.options.context)
         return lambda tags: {
-            "notes/how_to_read": how_to_read(profile_of(config, tags), tags),
+            "notes/how_to_read": how_to_read(profile_of(config, tags), tags, named),
             "notes/environment": environment,
         }
 

@@ -36,8 +36,12 @@ def save(directory: str | Path, step: int, state: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _NAME.format(step)
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError):  # the disk is full, for instance
+        partial.unlink(missing_ok=True)
+        raise
     return path
 
 

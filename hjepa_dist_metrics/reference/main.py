@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from hjepa_dist_metrics import MetricsError, ProcessContext
 from hjepa_dist_metrics.reference.arguments import RunConfig, parse
-from hjepa_dist_metrics.reference.launch import process
-from hjepa_dist_metrics.reference.progress import progress_bar
-from hjepa_dist_metrics.reference.summary import show
+from hjepa_dist_metrics.reference.launch import Stopped, StopSignals, process
+from hjepa_dist_metrics.reference.progress import show_progress
+from hjepa_dist_metrics.reference.summary import show, stopped_line
 from hjepa_dist_metrics.reference.trainer import Outcome, Trainer
 from hjepa_dist_metrics.reference.workloads import workload_kind
 
@@ -18,17 +18,25 @@ EXIT_BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code: 128 and the signal's number where it was told to stop."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    signals = StopSignals()
     try:
-        train(parse(sys.argv[1:] if arguments is None else arguments))
+        train(parse(given), signals, given)
     except MetricsError as error:
+        if signals.received is not None:
+            return signals.received.exit_code
         rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
         print(f"{rank}train.py: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
+    except Stopped as stopped:
+        return stopped.exit_code
+    finally:
+        signals.restore()
     return 0
 
 
-def train(config: RunConfig) -> Outcome:
+def train(config: RunConfig, signals: StopSignals | None = None, arguments: Sequence[str] = ()) -> Outcome:
     """Train the configured workload on this process and show the result on the main one."""
     with process() as context:
         kind = workload_kind(config.workload)
@@ -36,8 +44,16 @@ def train(config: RunConfig) -> Outcome:
         trainer = Trainer(workload, config.training, config.logging, context, config.settings())
         if context.is_main:
             print(opening(context, trainer.start_step), file=sys.stderr, flush=True)
-        with progress_bar(show=context.is_main) as progress:
-            outcome = trainer.run(progress)
+        try:
+            with show_progress(config.logging, context.is_main) as progress:
+                outcome = trainer.run(progress)
+        except BaseException:
+            received = None if signals is None else signals.received
+            if received is None:
+                raise
+            if context.is_main:
+                print(stopped_line(trainer, arguments), file=sys.stderr, flush=True)
+            raise received from None
         if context.is_main:
             show(outcome, config.logging, kind.rows(outcome, config.model))
         return outcome

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging as logs
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +23,9 @@ from hjepa_dist_metrics.reference.training import TrainingConfig
 from hjepa_dist_metrics.reference.workload import LayoutWorkload, LossWorkload, MicroStep, Workload
 from hjepa_dist_metrics.sinks import HParam
 
+logger = logs.getLogger("hjepa_dist_metrics.reference")
+
+_LEAST_BYTES = 1 << 20  # of a checkpoint
 # Buffers are constants here: nothing to send before each forward pass. Newer torch renamed the option.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
@@ -58,7 +63,9 @@ class Trainer:
         self.total_steps = training.epochs * workload.steps_per_epoch
         self.last_step = min(self.total_steps, training.max_steps or self.total_steps)
         self.optimizer = torch.optim.AdamW(workload.parameter_groups(), lr=training.learning_rate)
-        self.start_step = 0
+        self.start_step = self.steps_done = 0
+        self.run_name = logging.experiment_name
+        self.failures: list[str] = []
         self._saved: dict[str, Any] | None = None
         if training.resume and training.checkpoint_dir:
             self._restore(checkpoint.folder(training.checkpoint_dir, logging.experiment_name))
@@ -81,6 +88,7 @@ class Trainer:
             hparams=self.hparams,
             layout=self.workload.layout if isinstance(self.workload, LayoutWorkload) else None,
         ) as monitor:
+            self.run_name = monitor.run_name
             self.workload.attach(monitor)
             if self._saved is not None:
                 monitor.load_state_dict(self._saved["monitor"])
@@ -101,6 +109,7 @@ class Trainer:
             self._step(monitor, batches, epoch)
             if self._saves_within(epoch, monitor.step_number):
                 self._save(monitor)
+            self.steps_done = monitor.step_number
             progress(monitor.step_number, self.last_step, monitor.latest)
         monitor.end_epoch()
         over = self._is_over(monitor)
@@ -165,7 +174,7 @@ class Trainer:
             monitor.run_name,
             monitor.health(),
             [str(alert) for alert in monitor.alerts],
-            monitor.failures,
+            [*monitor.failures, *self.failures],
             monitor.should_stop,
         )
 
@@ -221,7 +230,19 @@ class Trainer:
             if self.context.is_main:
                 state["model"] = self.workload.model.state_dict()
                 state["optimizer"] = self.optimizer.state_dict()
-                checkpoint.save(directory, monitor.step_number, state)
+                self._write_checkpoint(directory, monitor.step_number, state)
+
+    def _write_checkpoint(self, directory: Path, step: int, state: dict[str, Any]) -> None:
+        """Save; where the disk is full or gone the run goes on without, which is said once."""
+        try:
+            checkpoint.save(directory, step, state)
+        except (OSError, RuntimeError) as error:  # torch.save raises either
+            full = shutil.disk_usage(directory if directory.exists() else ".").free < _LEAST_BYTES
+            reason = "the disk is full" if full else " ".join(str(error).split())[:200]
+            message = f"no checkpoint of step {step} in {directory}, training goes on: {reason}"
+            if not self.failures:
+                logger.error(message)
+                self.failures.append(message)
 
     def _restore(self, directory: Path) -> None:
         """Take the newest checkpoint, and go on under its run's name; start anew where there is none."""

@@ -263,6 +263,7 @@ def _training_jobs(runs: Runs) -> Iterator[Job]:
     for name, make, tag in (
         ("training_levels.png", fig.plot_hierarchical_losses, "loss/h0"),
         ("training_collapse.png", fig.plot_collapse_metrics, "collapse/effective_rank"),
+        ("training_probes.png", fig.plot_probes, "val/knn_accuracy"),
         ("training_momentum.png", fig.plot_ema_momentum, "train/ema_momentum"),
     ):
         if tag in tags:

@@ -54,6 +54,11 @@ class BackgroundSink:
         return [*self._opened.failures, *(text for lane in self._lanes for text in lane.group.failures)]
 
     @property
+    def waiting(self) -> int:
+        """Return how many writes wait, over all places."""
+        return sum(lane.waiting for lane in self._lanes)
+
+    @property
     def dropped_steps(self) -> int:
         """Return how many writes the places together have not got because they were too slow."""
         return sum(lane.dropped_steps for lane in self._lanes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -11,6 +12,7 @@ from hjepa_dist_metrics.values import Value
 
 logger = logging.getLogger("hjepa_dist_metrics.sinks")
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Writes in a row of which a sink took nothing, after which it counts as broken.
 _MOST_FRUITLESS = 10
 
@@ -27,6 +29,7 @@ class SinkGroup:
     def __init__(self, sinks: Iterable[Sink] = ()) -> None:
         self._sinks: list[Sink] = list(sinks)
         self.failures: list[str] = []
+        self._disk_is_full = False
         self._left_out: set[tuple[str, str]] = set()
         self._fruitless: dict[str, int] = {}
 
@@ -133,9 +136,25 @@ class SinkGroup:
             logger.debug("closing %s after its failure failed too: %s", sink, again)
 
     def _report(self, name: str, verb: str, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            self._report_full_disk(name, error)
+            return
         message = (
             f"logging to {name} failed in {verb} and is switched off for the rest of the run; "
             f"training and the other outputs go on ({type(error).__name__}: {error})"
         )
+        self.failures.append(message)
+        logger.error(message)
+
+    def _report_full_disk(self, name: str, error: OSError) -> None:
+        """Say it once for all files of the disk, which follow each other."""
+        message = (
+            f"the disk is full ({error.strerror}): logging to {name} is switched off for the rest of the "
+            "run, and so are other files there; training goes on"
+        )
+        if self._disk_is_full:
+            logger.debug(message)
+            return
+        self._disk_is_full = True
         self.failures.append(message)
         logger.error(message)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import cProfile
 import dataclasses
-import pstats
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from benchmarks._profile import hottest, observer_shares
 from benchmarks._ranks import markdown, median, milliseconds, on_ranks, write
 from benchmarks._turns import Turn, in_turns
 from hjepa_dist_metrics import LoggingConfig, ProcessContext, TrainingMonitor
@@ -38,7 +39,6 @@ from hjepa_dist_metrics.reference.workloads import workload_kind
 KINDS = ("off", "observe", "sync", "all")
 GOAL = 1.05
 _WARM = 5
-_MOST_FUNCTIONS = 10
 _this_run = threading.local()
 _CONFIG = Path(__file__).resolve().parents[2] / "configs/default.yaml"
 
@@ -136,14 +136,21 @@ def measure(
             costs[kind].append(found[kind])
     if not profiled:
         return costs, steps, ""
-    profile = cProfile.Profile()
+    profile = cProfile.Profile(time.thread_time)  # which other work on the machine does not lengthen
     profile.runcall(train, config, settings["all"], lambda: None, watched=True)
-    return costs, steps, hottest(profile)
+    step = median([cost.training / cost.count for cost in costs["off"]]) / dist.get_world_size()
+    return costs, steps, f"{observer_shares(profile, steps, step)}\n\n{hottest(profile)}"
 
 
 def variant(logging: LoggingConfig, kind: str, folder: str) -> LoggingConfig:
     """Return the run's logging settings, reduced to what a kind of run does."""
-    changed = dataclasses.replace(logging, log_dir=folder, experiment_name=kind)
+    changed = dataclasses.replace(
+        logging,
+        log_dir=folder,
+        experiment_name=kind,
+        activations=dataclasses.replace(logging.activations, enabled=True, gradients=True),
+        attention=dataclasses.replace(logging.attention, enabled=True),
+    )
     if kind != "all":
         changed = dataclasses.replace(
             changed,
@@ -200,21 +207,6 @@ def _cost(turn: Turn) -> Cost:
     dist.all_gather_object(every, turn.seconds)
     training, threads, children = (sum(column) for column in zip(*every, strict=True))
     return Cost(tuple(turn.steps[_WARM - 1 :]), training, threads - training, children, len(turn.steps) + 1)
-
-
-def hottest(profile: cProfile.Profile) -> str:
-    """Return a table of the package's functions in which the training thread spends most time."""
-    found = []
-    stats: dict[Any, Any] = vars(pstats.Stats(profile))["stats"]
-    for (file, line, name), (_, calls, _, cumulative, _) in stats.items():
-        _, package, rest = file.rpartition("hjepa_dist_metrics/")
-        if package and not rest.startswith(("reference/", "parallel/")):
-            found.append((cumulative, f"{rest}:{line} {name}", calls))
-    rows = [
-        [f"`{name}`", str(calls), milliseconds(seconds)]
-        for seconds, name, calls in sorted(found, reverse=True)[:_MOST_FUNCTIONS]
-    ]
-    return markdown(["training thread, whole profiled run", "calls", "ms, with what they call"], rows)
 
 
 def report(costs: Mapping[str, Sequence[Cost]], ranks: int, steps: int) -> str:
@@ -274,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ranks", type=int, default=2, help="gloo ranks (default 2)")
     add("--steps", type=int, help="timed steps of a run (default: the whole run)")
     add("--rounds", type=int, default=2, help="runs of each kind (default 2)")
-    add("--profile", action="store_true", help="tell the functions in which the training thread spends most")
+    add("--profile", action="store_true", help="tell the share of each observer, and what is slow")
     add("--config", default=str(_CONFIG), help="the run's YAML file (default configs/default.yaml)")
     add("--out", default="results/benchmarks", help="folder of overhead.md")
     add("overrides", nargs="*", help="after --: overrides of the run, --section.key value")

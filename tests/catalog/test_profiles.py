@@ -68,3 +68,17 @@ def test_the_page_tells_of_collapse_where_features_are_measured():
         assert "nonfinite" in page
         assert "loss/total" in page
         assert "frozen_teacher" not in page
+
+
+def test_the_page_of_paired_modalities_and_of_frames_is_their_own():
+    tags = ["loss/total", "alignment/text_vs_image/diagonal_similarity"]
+    page = catalog.how_to_read("supervised", tags, catalog.MULTIMODAL_DASHBOARDS)
+    for words in ("Training Progress", "alignment/recall_at_5_chance", "no_diagonal"):
+        assert words in page
+    assert "PSNR" not in page
+    tags = ["loss/total", "Train/PSNR", "Eval/Gap/psnr_gap"]
+    page = catalog.how_to_read("supervised", tags, catalog.DUAL_HEAD_DASHBOARDS)
+    for words in ("Overview", "Eval/Frame/val_psnr", "head_imbalance", "| `Eval/Gap/psnr_gap` |"):
+        assert words in page
+    for words in ("alignment/", "frozen_teacher", "collapse"):
+        assert words not in page

@@ -41,14 +41,15 @@ NAMES = (
     "visualize_gradient_flow",
     "plot_collapse_metrics",
     "plot_ema_momentum",
+    "plot_probes",
     "load_training_logs",
 )
 
 LOGS = {"train_loss": [3.0, 2.0, 1.0]}
 
 
-def test_all_twenty_six_functions_are_there_and_documented():
-    assert len(NAMES) == 26
+def test_all_functions_are_there_and_documented():
+    assert len(NAMES) == 27
     for name in NAMES:
         assert getattr(figures, name).__doc__, name
 

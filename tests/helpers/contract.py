@@ -245,6 +245,17 @@ def _feed_head_gradients(metric: Any, piece: slice) -> None:
         metric.update()
 
 
+SHARED = torch.nn.Linear(DIM, 2, dtype=torch.float64)
+
+
+def _feed_cosines(metric: Any, piece: slice) -> None:
+    with torch.enable_grad():
+        outputs = SHARED(FEATURES[piece].double())
+        target = LABELS[piece].double()
+        losses = {"a": (outputs[:, 0] - target).square().mean(), "b": (outputs.sum(1) + target).tanh().mean()}
+    metric.update(losses, len(target))
+
+
 def _feed_parameters(metric: Any, piece: slice) -> None:
     for step in range(piece.start, piece.stop):
         for number, slot in enumerate(metric.watched.slots):
@@ -295,7 +306,7 @@ def _optimizer() -> torch.optim.Optimizer:
 
 def _feed_activations(metric: Any, piece: slice) -> None:
     rows = torch.relu(FEATURES[piece]) * 3.0 + 0.25
-    metric.update({"blocks.2": rows, "blocks.10": FEATURES[piece] * 1e3}, {"blocks.2": -rows})
+    metric.update({"blocks.2": rows, "blocks.10": FEATURES[piece] * 2}, {"blocks.2": -rows})
 
 
 def _feed_attention(metric: Any, piece: slice) -> None:
@@ -391,6 +402,9 @@ EXAMPLES: dict[type[DistributedMetric], Example] = {
     ),
     metrics.HeadLosses: Example(lambda: metrics.HeadLosses(["pixel", "clip"]), _feed_heads, tolerance=1e-9),
     metrics.HeadGradients: Example(_head_gradients, _feed_head_gradients, replicated=True, tolerance=1e-9),
+    metrics.GradientCosines: Example(
+        lambda: metrics.GradientCosines(SHARED, ["a", "b"]), _feed_cosines, tolerance=1e-9
+    ),
     metrics.HeadParameters: Example(
         _head_parameters,
         _feed_parameters,

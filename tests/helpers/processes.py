@@ -94,10 +94,11 @@ def _context() -> mp.context.ForkServerContext:
 
 
 class GlooWorld:
-    """A few processes that keep one process group from test to test."""
+    """A few processes that keep one process group from test to test, as long as none of them fails."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
+        self.usable = True  # until a run fails: ranks may be lost, or at different collectives
         self.port = free_port()
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
@@ -112,17 +113,29 @@ class GlooWorld:
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Any]:
         """Call `function(*args)` on every rank; return the results in rank order, raise where any failed."""
+        self.usable = False
         for pipe in self.pipes:
             pipe.send((function, args))
-        outcomes = []
-        for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(timeout):
-                raise AssertionError(f"rank {rank} of {self.world_size} did not answer in {timeout} s")
-            outcomes.append(pipe.recv())
+        outcomes = [self._answer(rank, timeout) for rank in range(self.world_size)]
         failures = [f"rank {rank}:\n{text}" for rank, (_, text) in enumerate(outcomes) if text is not None]
         if failures:
             raise AssertionError("\n".join(failures))
+        self.usable = True
         return [value for value, _ in outcomes]
+
+    def _answer(self, rank: int, timeout: float) -> Any:
+        if not self.pipes[rank].poll(timeout):
+            raise AssertionError(f"rank {rank} of {self.world_size} did not answer in {timeout} s")
+        try:
+            return self.pipes[rank].recv()
+        except EOFError:
+            raise AssertionError(f"rank {rank} of {self.world_size} ended") from None
+
+    def kill(self) -> None:
+        """End processes that may not answer any more."""
+        for process in self.processes:
+            process.kill()
+        self.close()
 
     def close(self) -> None:
         for pipe in self.pipes:
@@ -135,15 +148,19 @@ class GlooWorld:
 
 
 class GlooPool:
-    """Worlds by size, started when first asked for."""
+    """Worlds by size, started when first asked for, and anew where one has failed."""
 
     def __init__(self) -> None:
         self.worlds: dict[int, GlooWorld] = {}
 
     def __call__(self, world_size: int) -> GlooWorld:
-        if world_size not in self.worlds:
-            self.worlds[world_size] = GlooWorld(world_size)
-        return self.worlds[world_size]
+        world = self.worlds.get(world_size)
+        if world is not None and not world.usable:
+            self.worlds.pop(world_size).kill()
+            world = None
+        if world is None:
+            world = self.worlds[world_size] = GlooWorld(world_size)
+        return world
 
     def close(self) -> None:
         for world in self.worlds.values():

@@ -41,6 +41,8 @@ class Scaling:
 ALL = {"": 1}
 FEATURES = {r"feat_(mean|std|norm|min|max)$": 1}
 SCALINGS: dict[type[DistributedMetric], Scaling] = {
+    metrics.ActivationStatistics: Scaling((0, 1), {"rms|absmax": 1}),
+    metrics.AttentionStatistics: Scaling((0,), {"logit": 1}, free="entropy|sink"),
     metrics.HierarchicalLoss: Scaling((0,), {"contribution|nonfinite": 0, **ALL}),
     metrics.WeightedMean: Scaling((0,), ALL),
     metrics.NamedMeans: Scaling((0,), ALL),

@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hjepa_dist_metrics.figures import worker
-from hjepa_dist_metrics.figures.canvas import to_image
+from hjepa_dist_metrics.figures.canvas import CARD_DPI, to_image
 from hjepa_dist_metrics.figures.run import coverage_map
 from hjepa_dist_metrics.figures.training.spectrum import visualize_spectrum
 from hjepa_dist_metrics.monitor.figure_renderer import FigureRenderer, draw
@@ -29,7 +29,7 @@ SKETCHES = {
 
 
 def drawing(sketch):
-    return Drawing(lambda: to_image(sketch()), lambda: sketch)
+    return Drawing(lambda: to_image(sketch(), CARD_DPI), lambda: sketch)
 
 
 DRAWINGS = {tag: drawing(sketch) for tag, sketch in SKETCHES.items()}

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from hjepa_dist_metrics import GradientClipping, GradientFlow, GradientNoise, TrainingMonitor, Updates
+from hjepa_dist_metrics import (
+    GradientClipping,
+    GradientCosines,
+    GradientFlow,
+    GradientNoise,
+    TrainingMonitor,
+    Updates,
+)
 from tests.helpers.contract import EXAMPLES
 from tests.helpers.waiting import DEVICE, no_waiting, on_device
 from tests.monitor.test_monitor import config
@@ -45,6 +52,7 @@ def observations(x):
         "scalars": {"temperature": 0.5},
         "images": x.new_zeros(IMAGES, 3, 12, 12),
         "ids": torch.arange(IMAGES),
+        "labels": torch.zeros(IMAGES, dtype=torch.int64, device=x.device),
     }
 
 
@@ -91,7 +99,14 @@ def test_observing_on_cadence_before_the_sync(tmp_path, monkeypatch):
     with monitor:
         train(monitor, model, optimizers, 3)
         seen = set(monitor.run.collection)
-    assert {"gradient_flow", "gradient_histograms", "updates", "gradient_noise", "collapse"} <= seen
+    assert {
+        "gradient_flow",
+        "gradient_histograms",
+        "updates",
+        "gradient_noise",
+        "collapse",
+        "probes_target",
+    } <= seen
 
 
 def test_reading_gradients():
@@ -110,7 +125,23 @@ def test_reading_gradients():
             updates.update()
 
 
-@pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("size", [8, 1 << 16])
+def test_comparing_gradients_of_losses(size):
+    model = Model().to(DEVICE)
+    metric = GradientCosines(model.context_encoder, ["a", "b"], size=size)
+    y = model(torch.zeros(2, DIM, device=DEVICE))
+    with no_waiting():
+        for _ in range(2):
+            metric.update({"a": y.mean(), "b": y.square().mean()}, 2)
+
+
+# The losses of its example are of a model on the host.
+ELSEWHERE = {GradientCosines}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in EXAMPLES if kind not in ELSEWHERE], ids=lambda kind: kind.__name__
+)
 def test_every_metrics_update(kind):
     example = EXAMPLES[kind]
     metric = example.make()

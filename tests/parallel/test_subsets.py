@@ -5,10 +5,13 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.torch_version import TorchVersion
 
 from hjepa_dist_metrics import ConfigError, MetricCollection, ProcessContext, WeightedMean
+from tests.helpers.processes import run_disposable
 
 
 def mean_of_ranks(context: ProcessContext) -> dict[str, float]:
@@ -34,21 +37,34 @@ def test_a_group_of_some_ranks_and_ranks_outside(gloo):
     assert gloo(4).run(odd_ranks) == [outside, inside[0], outside, inside[1]]
 
 
-def uneven_groups():
+def uneven_groups(rank: int):
     """Ranks that belong to different numbers of groups still find each other."""
-    if dist.get_rank() in (1, 3):
-        group = dist.new_group([1, 3], use_local_synchronization=True)
-        first = mean_of_ranks(ProcessContext.current(group))
-    else:
-        first = {}
-    again = dist.new_group()
-    return first, mean_of_ranks(ProcessContext.current()), mean_of_ranks(ProcessContext.current(again))
+    group = dist.new_group([1, 3], use_local_synchronization=True) if rank in (1, 3) else None
+    first = {} if group is None else mean_of_ranks(ProcessContext.current(group))
+    return first, mean_of_ranks(ProcessContext.current())
 
 
-def test_ranks_with_different_numbers_of_groups(gloo):
-    everybody = {"m": 1.5}
-    results = gloo(4).run(uneven_groups)
-    assert results == [({} if r % 2 == 0 else {"m": 2.0}, everybody, everybody) for r in range(4)]
+def test_ranks_with_different_numbers_of_groups():
+    results = run_disposable(4, uneven_groups)
+    assert results == {r: ({} if r % 2 == 0 else {"m": 2.0}, {"m": 1.5}) for r in range(4)}
+
+
+def one_more_group(rank: int):
+    if rank in (1, 3):
+        dist.new_group([1, 3], use_local_synchronization=True)
+    group = dist.new_group()
+    return mean_of_ranks(ProcessContext.current(group))
+
+
+def test_a_group_that_is_made_after_different_numbers_of_groups():
+    """torch counts groups to name them: from 2.14 on, ranks that have counted differently never meet."""
+    if torch.__version__ >= TorchVersion("2.14"):
+        with pytest.raises(AssertionError, match="did not answer"):
+            run_disposable(4, one_more_group, timeout=20.0)
+        pytest.skip(
+            f"torch {torch.__version__}: new_group() hangs where ranks have made different numbers of groups"
+        )
+    assert run_disposable(4, one_more_group) == {r: {"m": 1.5} for r in range(4)}
 
 
 def on_mesh(names, dims):

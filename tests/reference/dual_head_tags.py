@@ -14,6 +14,7 @@ SCALARS = [
     "Train/Gradients/rgb_head_norm",
     "Train/Gradients/clip_head_norm",
     "Train/Gradients/decoder_norm",
+    "Train/Gradients/rgb_to_clip_cosine",
     "Train/Gradients/rgb_to_clip_ratio",
     "Train_Batch/PSNR",
     "Train_Batch/pixel_loss",

@@ -1,5 +1,6 @@
 """Sinks together: a failure of one is said once and touches nothing else."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ class FailingSink(MemorySink):
     def _maybe(self, verb):
         self.calls.append(verb)
         if verb in self.verbs:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.EIO, "Input/output error")
 
     def write(self, step, values, wall_time=None):
         self._maybe("write")
@@ -73,7 +74,7 @@ def test_a_failing_sink_is_dropped_and_reported_once(verb, caplog):
     assert failing.calls[-1] == "close"
     (message,) = caplog.messages
     assert group.failures == [message]
-    for part in ("failing (/some/path)", verb, "OSError", "No space left on device", "training"):
+    for part in ("failing (/some/path)", verb, "OSError", "Input/output error", "training"):
         assert part in message
 
 
@@ -180,3 +181,28 @@ def test_the_report_reaches_stderr_without_any_logging_set_up():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.count("bad (/p) failed in write") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_one_line(caplog):
+    class Full:
+        def __init__(self, name):
+            self.name = name
+
+        def __str__(self):
+            return self.name
+
+        def write(self, step, values, wall_time=None):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self):
+            pass
+
+        def close(self):
+            pass
+
+    group = SinkGroup([Full("events"), Full("lines")])
+    group.write(0, {"a": Scalar(1.0)})
+    (message,) = group.failures
+    assert "the disk is full (No space left on device): logging to events is switched off" in message
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [message]
+    assert group.sinks == ()

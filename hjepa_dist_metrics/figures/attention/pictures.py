@@ -70,9 +70,10 @@ def visualize_attention_maps(
     `heads` picks heads instead.
     """
     maps, layout = _maps(model, image, layers, grid)
+    found, count = len(maps), next(iter(maps.values())).shape[1]
     if layers is None:
         maps = _spread(maps)
-    columns = _head_columns(next(iter(maps.values())).shape[1], heads)
+    columns = _head_columns(count, heads)
     values = [
         [host(query_weights(fuse_heads(w) if h is None else w[:, h], layout, query))[0] for h in columns]
         for w in maps.values()
@@ -84,7 +85,16 @@ def visualize_attention_maps(
         for head in columns
     ]
     _draw_weights(figure, drawn, titles, [v for row in values for v in row], image, cmap)
-    return finish(figure, "Attention by layer and head", save_path, dpi)
+    title = "Attention by layer and head"
+    left_out = [
+        f"{shown} of {of} {what}"
+        for what, shown, of in (
+            ("layers", len(maps), found),
+            ("heads", sum(head is not None for head in columns), count),
+        )
+        if shown < of
+    ]
+    return finish(figure, f"{title}: {', '.join(left_out)}" if left_out else title, save_path, dpi)
 
 
 def visualize_multihead_attention(
@@ -101,11 +111,19 @@ def visualize_multihead_attention(
     save_path: str | Path | None = None,
     dpi: int = PRINT_DPI,
 ) -> Figure:
-    """Draw every head of one layer over the image, with one colour scale."""
+    """Draw every head of one layer over the image, with one colour scale, beside the image itself.
+
+    `axes`, where given, are one a head; the image is left out.
+    """
     maps, layout = _maps(model, image, [layer], grid)
     name, weights = next(iter(maps.items()))
     values = host(query_weights(weights, layout, query))[0]
-    figure, drawn = panels(len(values), columns, figsize, axes, aspect=_aspect(image))
+    beside = axes is None
+    figure, drawn = panels(len(values) + beside, columns + beside, figsize, axes, aspect=_aspect(image))
+    if beside:
+        show_picture(drawn[0], picture(image))
+        describe(drawn[0], "image")
+        drawn = drawn[1:]
     _draw_weights(figure, drawn, [f"head {i}" for i in range(len(values))], list(values), image, cmap)
     return finish(figure, f"Attention heads of {name}", save_path, dpi)
 

@@ -42,10 +42,11 @@ from hjepa_dist_metrics.figures.style import (
     COLOURS,
     CONTEXT,
     MASKED,
+    MUTED,
     SEQUENTIAL,
-    TICK_SIZE,
     count_axis,
     describe,
+    legend,
     picture_area,
     plot_area,
 )
@@ -58,6 +59,8 @@ MaskGenerator = Callable[[int], ArrayLike]
 
 _HIDDEN = 0.5  # the grey that stands for a masked patch
 _DEFAULT_GRID = (14, 14)
+# Of target blocks: blue is the context's.
+_FRAMES = tuple(colour for colour in COLOURS if colour != CONTEXT)
 
 
 def visualize_masking_strategy(
@@ -77,12 +80,12 @@ def visualize_masking_strategy(
     masked, total = int(flags.sum()), flags.size
     describe(drawn[0], f"{masked} of {total} patches masked ({100 * masked / total:.1f} %)")
     rows, columns = flags.mean(axis=1) * 100, flags.mean(axis=0) * 100
-    drawn[1].plot(range(len(rows)), rows, marker="o", color=COLOURS[0], label="rows")
-    drawn[1].plot(range(len(columns)), columns, marker="s", ls="--", color=COLOURS[1], label="columns")
+    drawn[1].plot(range(len(rows)), rows, marker="o", color=MASKED, label="rows")
+    drawn[1].plot(range(len(columns)), columns, marker="s", ls="--", color=MUTED, label="columns")
     plot_area(drawn[1])
     count_axis(drawn[1], "x")
     drawn[1].set_ylim(-3, 103)
-    drawn[1].legend(fontsize=TICK_SIZE, frameon=False)
+    legend(drawn[1], 2, below=True)
     describe(drawn[1], "where the mask lies", "row or column (patch)", "masked (%)")
     return finish(figure, "Masking strategy", save_path, dpi)
 
@@ -140,7 +143,7 @@ def visualize_context_target_regions(
     frames = _blocks(blocks, flags.shape)
     patch = (shown.shape[0] / flags.shape[0], shown.shape[1] / flags.shape[1])
     for i, (top, left, height, width) in enumerate(frames):
-        outline(drawn[2], (top, left), patch, COLOURS[i % len(COLOURS)], (height, width))
+        outline(drawn[2], (top, left), patch, _FRAMES[i % len(_FRAMES)], (height, width))
     many = f" in {len(frames)} blocks" if len(frames) else ""
     describe(drawn[2], f"targets: {int(flags.sum())} patches{many}")
     return finish(figure, "Context and target regions", save_path, dpi)
@@ -272,9 +275,9 @@ def draw_block_sizes(area: Axes, ratio: Axes, sizes: Any, counts: Any) -> None:
     """Draw blocks' areas and aspect ratios; `sizes` [n, 2] are (height, width), `counts` [n] how often."""
     areas, aspects = sizes[:, 0] * sizes[:, 1], sizes[:, 0] / np.maximum(sizes[:, 1], 1)
     values, where = np.unique(areas, return_inverse=True)
-    area.bar(values, np.bincount(where, weights=counts, minlength=len(values)), color=COLOURS[0], width=0.8)
+    area.bar(values, np.bincount(where, weights=counts, minlength=len(values)), color=MASKED, width=0.8)
     edges = 2.0 ** np.linspace(-2.125, 2.125, 18)
-    ratio.hist(np.clip(aspects, edges[0], edges[-1]), bins=list(edges), weights=counts, color=COLOURS[1])
+    ratio.hist(np.clip(aspects, edges[0], edges[-1]), bins=list(edges), weights=counts, color=MASKED)
     ratio.set_xscale("log", base=2)
     ratio.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     for ax in (area, ratio):
@@ -314,7 +317,7 @@ def _draw_coverage(ax: Axes, flags: Bools, cmap: str) -> Any:
 def _draw_ratios(ax: Axes, flags: Bools) -> None:
     """Draw the distribution of the share of masked patches, and its mean."""
     ratios = 100 * flags.mean(axis=(1, 2))
-    ax.hist(ratios, bins=list(np.linspace(0, 100, 26)), color=COLOURS[0])
+    ax.hist(ratios, bins=list(np.linspace(0, 100, 26)), color=MASKED)
     ax.axvline(float(ratios.mean()), color=COLOURS[6], ls="--", lw=1.2)
     plot_area(ax)
     count_axis(ax)

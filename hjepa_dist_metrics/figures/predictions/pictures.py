@@ -40,9 +40,9 @@ from hjepa_dist_metrics.figures.predictions.neighbours import Neighbours, neares
 from hjepa_dist_metrics.figures.predictions.projection import Method, Projection, project
 from hjepa_dist_metrics.figures.style import (
     COLOURS,
+    DIVERGING,
     MASKED,
     MUTED,
-    SEQUENTIAL,
     TICK_SIZE,
     colour,
     count_axis,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ERROR_MAP = "magma"
+_COSINE_TICKS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
 def visualize_predictions(
@@ -70,7 +71,7 @@ def visualize_predictions(
     index: int = 0,
     grid: Grid | None = None,
     axes: Panels | None = None,
-    cmap: str = SEQUENTIAL,
+    cmap: str = DIVERGING,
     figsize: FigureSize | None = None,
     save_path: str | Path | None = None,
     dpi: int = PRINT_DPI,
@@ -93,7 +94,7 @@ def visualize_predictions(
     )
     if shown is not None:
         show_picture(drawn[0], shown)
-        describe(drawn[0], f"image {index}")
+        describe(drawn[0], f"image {index}" + (f" of {batch}" if batch > 1 else ""))
     visible = ~flags[index].reshape(shape)
     for ax, values, limits, label in (
         (drawn[-3], cosine, {"vmin": -1.0, "vmax": 1.0, "cmap": cmap}, "cosine"),
@@ -107,7 +108,9 @@ def visualize_predictions(
         mappable = show_patches(
             ax, np.ma.masked_array(values[index].reshape(shape), visible), shown, **limits
         )
-        colour_bar(figure, mappable, ax, label, "bottom")
+        bar = colour_bar(figure, mappable, ax, label, "bottom")
+        if label == "cosine":
+            bar.set_ticks(_COSINE_TICKS)
         describe(ax, f"{label} by patch")
     _draw_cosines(drawn[-1], cosine[flags])
     return finish(figure, "Predictions against targets", save_path, dpi)
@@ -122,7 +125,7 @@ def visualize_hierarchical_predictions(
     index: int = 0,
     grids: Sequence[Grid] | None = None,
     axes: Panels | None = None,
-    cmap: str = SEQUENTIAL,
+    cmap: str = DIVERGING,
     figsize: FigureSize | None = None,
     save_path: str | Path | None = None,
     dpi: int = PRINT_DPI,
@@ -149,7 +152,7 @@ def visualize_hierarchical_predictions(
         mappable = show_patches(drawn[level], values, shown if fits else None, vmin=-1.0, vmax=1.0, cmap=cmap)
         describe(drawn[level], f"level {level}: {shape[0]}x{shape[1]} tokens")
         _draw_cosines(drawn[levels + level], cosine[flags])
-    colour_bar(figure, mappable, drawn[:levels], "cosine")
+    colour_bar(figure, mappable, drawn[:levels], "cosine").set_ticks(_COSINE_TICKS)
     return finish(figure, "Predictions by level", save_path, dpi)
 
 

@@ -16,7 +16,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures.canvas import PRINT_DPI, FigureSize, colour_bar, finish, new_figure
 from hjepa_dist_metrics.figures.gather import gather_rows
 from hjepa_dist_metrics.figures.inputs import Floats
-from hjepa_dist_metrics.figures.style import COLOURS, SEQUENTIAL, TICK_SIZE, describe
+from hjepa_dist_metrics.figures.style import COLOURS, LABEL_SIZE, SEQUENTIAL, TICK_SIZE, describe
 from hjepa_dist_metrics.parallel import ProcessContext
 
 if TYPE_CHECKING:
@@ -178,8 +178,9 @@ def _draw_surface(ax: Any, found: Landscape, cmap: str) -> None:
     values = np.where(np.isfinite(found.loss), found.loss, np.nan)
     ax.plot_surface(x, y, values, cmap=cmap, rstride=1, cstride=1, linewidth=0, antialiased=True)
     ax.locator_params(nbins=4)
-    describe(ax, "loss", "direction 1", "direction 2")
+    describe(ax, "", "direction 1", "direction 2")
     ax.tick_params(labelsize=TICK_SIZE)
+    ax.set_zlabel("loss", fontsize=LABEL_SIZE)
     ax.view_init(elev=28, azim=-50)
 
 

@@ -24,6 +24,7 @@ from hjepa_dist_metrics.figures.style import (
     TICK_SIZE,
     colour,
     describe,
+    group_legend,
     legend,
     plot_area,
 )
@@ -45,24 +46,33 @@ def visualize_spectrum(
 ) -> Figure:
     """Draw singular values [D] by rank, each spectrum divided by its largest value, on a logarithmic scale.
 
-    `spectra` maps a name (a level, a stream) to its singular values, in any order.
+    `spectra` maps a name (a level, a stream) to its singular values, in any order. Names such as
+    "level 0, targets" give the lines of a level one colour, and those of a kind one style.
     """
     if not spectra:
         raise ConfigError("expected at least one spectrum, got none")
     figure, drawn = panels(1, 1, figsize, None if ax is None else [ax], height=4.2)
-    for number, (name, values) in enumerate(spectra.items()):
+    groups = list(dict.fromkeys(name.partition(", ")[0] for name in spectra))
+    kinds = list(dict.fromkeys(name.partition(", ")[2] for name in spectra))
+    for name, values in spectra.items():
+        group, _, kind = name.partition(", ")
         sigma = np.sort(host(values).reshape(-1))[::-1]
         top = max(float(sigma[0]), 1e-300) if sigma.size else 1.0
-        style = LINE_STYLES[number % len(LINE_STYLES)]
+        style = LINE_STYLES[kinds.index(kind) % len(LINE_STYLES)]
         shown = np.maximum(sigma / top, _FLOOR)
         marker = "o" if len(sigma) == 1 else None
         drawn[0].semilogy(
-            np.arange(1, len(sigma) + 1), shown, color=colour(number), ls=style, marker=marker, label=name
+            np.arange(1, len(sigma) + 1),
+            shown,
+            color=colour(groups.index(group)),
+            ls=style,
+            marker=marker,
+            label=name,
         )
     _decades(drawn[0])
     plot_area(drawn[0])
-    legend(drawn[0])
-    describe(drawn[0], "", "number", "singular value / largest")
+    group_legend(drawn[0], groups, {kind: {"ls": LINE_STYLES[i % 4]} for i, kind in enumerate(kinds)})
+    describe(drawn[0], "", "singular value, largest first", "relative to the largest")
     return finish(figure, "Spectrum of the features", save_path, dpi)
 
 
@@ -125,12 +135,12 @@ def visualize_hierarchy_resolution(
         drawn = right.bar(
             places + 0.38 * (offset - 0.5), shares, width=0.36, color=colour(number), label=label
         )
-        right.bar_label(drawn, fmt="%.0f %%", fontsize=TICK_SIZE, padding=2)
+        right.bar_label(drawn, fmt="%.0f", fontsize=TICK_SIZE, padding=2)
     for ax in (left, right):
         plot_area(ax)
         ax.set_xticks(places, names, fontsize=TICK_SIZE)
         ax.margins(y=0.12)
-    legend(right)
+    legend(right, 2, below=True)
     describe(left, "resolution", "", "tokens of an image")
     describe(right, "cost", "", "share of all levels (%)")
     return finish(figure, "Hierarchy: resolution and cost", save_path, dpi)

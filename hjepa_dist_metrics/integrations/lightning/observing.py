@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.integrations.lightning.library import LightningModule
@@ -32,6 +33,7 @@ class ModuleObservation:
         self.phases = Phases(monitor)
         self._batches = MicroBatches()
         self._backpropagated: list[Tensor] = []
+        self._labels: list[Tensor] = []  # of the batches whose features are watched
         self._stepped = False
         self._measured = False  # the gradients of the step under way
         self._measuring = False
@@ -86,6 +88,8 @@ class ModuleObservation:
         losses = self._losses(returned)
         if losses:
             self._batches.add(losses, samples, count=returned.get("count"), tokens=tokens)
+        if self._features and isinstance(labels := returned.get("labels"), Tensor):
+            self._labels.append(labels)
         self._backpropagated.clear()
 
     def _losses(self, returned: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +107,9 @@ class ModuleObservation:
     def _step_arguments(self, returned: Mapping[str, Any]) -> dict[str, Any]:
         taken = self._monitor.run.observers.arguments - {"losses", *_OF_THE_BATCH}
         handed = {name: value for name, value in returned.items() if name in taken}
+        labels, self._labels = self._labels, []
+        if labels:
+            handed["labels"] = torch.cat(labels)
         return {**self._batches.take(), **handed}
 
     def _configured_clipping(self, method: Callable[..., None], *args: Any, **more: Any) -> None:

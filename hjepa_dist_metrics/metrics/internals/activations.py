@@ -38,11 +38,6 @@ _GROUPS = {"activation": "activation", "gradient": "activation_gradient"}
 class ActivationStatistics(DistributedMetric):
     r"""Describe the outputs of a model's blocks, over all rows of all ranks, and where asked their gradients.
 
-        statistics = ActivationStatistics(model, [r"encoder\.blocks\.\d+"])
-        with statistics.watching():  # hooks are on the model in the body alone
-            model(images)
-        statistics.compute()
-
     `modules` are names of modules or regular expressions of whole names; by default the blocks, which are
     what lies in lists of modules that are alike. Of each block: the root mean square of all elements, the
     largest magnitude, the kurtosis n sum (x - m)^4 / (sum (x - m)^2)^2 (3 of a Gaussian), the fraction of
@@ -60,12 +55,13 @@ class ActivationStatistics(DistributedMetric):
     instead. With a `layout`, ranks whose outputs are copies add nothing. ConfigError, with the nearest names,
     for a pattern that matches no module.
 
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> _ = nn.init.constant_(model[0].bias[:5], -100.0)
     >>> statistics = ActivationStatistics(model, ["1"])
-    >>> with statistics.watching():
-    ...     rms = model(torch.randn(16, 4)).detach().square().mean().sqrt()
-    >>> abs(statistics.compute()["activation/rms_max"] - float(rms)) < 1e-5
-    True
+    >>> with statistics.watching():  # hooks are on the model in the body alone
+    ...     output = model(torch.randn(64, 3))
+    >>> statistics.compute()["activation/dead"].markdown
+    '`1`: 5 of 8'
     """
 
     def __init__(

@@ -29,11 +29,6 @@ from hjepa_dist_metrics.states import HeadSums, NamedRows, Sum
 class AttentionStatistics(DistributedMetric):
     """Describe each head's attention over all queries of all ranks, from queries and keys.
 
-        statistics = AttentionStatistics(model)
-        with statistics.watching():  # hooks are on the model in the body alone
-            model(images)
-        statistics.compute()
-
     Of each head: the entropy -sum p log p of a query's weights over the keys that it sees, mean, in nats
     (Zhai et al., arXiv 2303.06296); the relative entropy, that over its largest value, the logarithm of the
     number of keys; the largest logit q k / sqrt(d) (Dehghani et al., arXiv 2302.05442); and the sink, the
@@ -52,11 +47,12 @@ class AttentionStatistics(DistributedMetric):
     for a block of queries at a time, in float32. Padding among the queries counts. With a `layout` whose
     `tensor` ranks hold other heads, heads are numbered through.
 
-    >>> statistics = AttentionStatistics(nn.Linear(1, 1))
-    >>> statistics.update(torch.zeros(1, 2, 8, 4), torch.zeros(1, 2, 8, 4))  # all keys alike
-    >>> values = statistics.compute()
-    >>> round(values["attention/relative_entropy_min"], 6), values["attention/logit_max"]
-    (1.0, 0.0)
+    >>> model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    >>> statistics = AttentionStatistics(model)
+    >>> with statistics.watching():  # hooks are on the model in the body alone
+    ...     output = model(torch.zeros(1, 4, 8))
+    >>> round(statistics.compute()["attention/relative_entropy_median"], 4)
+    1.0
     """
 
     def __init__(

@@ -58,12 +58,9 @@ class LayerLoad:
 class ExpertLoad(DistributedMetric):
     """Count how many tokens each expert of each mixture layer gets, over all ranks.
 
-        load = ExpertLoad(num_experts=8)
-        load.update(router_logits.topk(2).indices, router_logits, layer="layers.3")  # on the tokens' rank
-        load.update_received(received, held=[4, 5, 6, 7], layer="layers.3")  # or on the experts' ranks
-
     Experts go by their numbers in the whole layer, wherever they are. In an expert-parallel job count either
-    the choices of each rank's own tokens, or what each rank's experts receive: both give the same numbers.
+    the choices of each rank's own tokens, `update`, or what each rank's experts receive, `update_received`:
+    both give the same numbers.
 
     Tags under `experts/`: `utilization`, the share of all experts of all layers with a token, and the number
     of `dead_experts`; `overload_factor_median` and `_max` over the layers, the load of the busiest expert
@@ -76,10 +73,11 @@ class ExpertLoad(DistributedMetric):
     outside of 0 ... num_experts - 1 count as dropped, as -1 usually says.
 
     >>> load = ExpertLoad(num_experts=4)
-    >>> load.update(torch.tensor([0, 0, 0, 1]))  # three of four tokens go to the first expert
-    >>> values = load.compute()
-    >>> values["experts/utilization"], values["experts/overload_factor_max"]
-    (0.5, 3.0)
+    >>> load.update(torch.tensor([[0, 1], [0, 1], [0, 2]]), layer="layers.3")  # three tokens
+    >>> load.compute()["experts/overload_factor_max"]
+    2.0
+    >>> load.compute()["experts/dead"].markdown
+    '`layers.3`: experts 3'
     """
 
     def __init__(self, num_experts: int, *, per_layer: bool = False) -> None:

@@ -17,9 +17,9 @@ _NOTHING = float("-inf")
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold attention scores to be: `of(samples, queries)` gives a block float32 [b, heads, q, keys].
+    """Hold attention scores to be: `of(samples, queries)` gives a block [b, heads, q, keys].
 
-    Keys that a query may not see are minus infinity.
+    Blocks are float32, or float64 of float64; keys that a query may not see are minus infinity.
     """
 
     batch: int
@@ -58,15 +58,15 @@ def scores_of(
     (heads, queries, width), keys = query.shape[-3:], key.shape[-2]
     own = query.reshape(-1, heads, queries, width)
     other = key.expand(*query.shape[:-3], *key.shape[-3:]).reshape(-1, *key.shape[-3:])
-    factor = width**-0.5 if scale is None else scale
+    factor, exact = width**-0.5 if scale is None else scale, _exact(query, key)
     whole = None if mask is None else mask.detach().expand(*query.shape[:-1], keys)
     whole = None if whole is None else whole.reshape(-1, heads, queries, keys)
 
     def block(samples: slice, rows: slice) -> Tensor:
-        theirs = other[samples].float()
+        theirs = other[samples].to(exact)
         if theirs.shape[1] != heads:
             theirs = theirs.repeat_interleave(heads // theirs.shape[1], dim=1)
-        scores = _product(own[samples, :, rows].float() * factor, theirs)
+        scores = _product(own[samples, :, rows].to(exact) * factor, theirs)
         if causal:
             places = torch.arange(queries, device=scores.device)[rows, None]
             hidden = torch.arange(keys, device=scores.device) > places
@@ -76,7 +76,7 @@ def scores_of(
         part = whole[samples, :, rows]
         if part.dtype == torch.bool:
             return scores.masked_fill(~part, _NOTHING)
-        return _without_hidden(scores + part.float(), part)
+        return _without_hidden(scores + part.to(exact), part)
 
     return Scores(len(own), heads, queries, keys, query.device, block)
 
@@ -86,8 +86,14 @@ def _without_hidden(scores: Tensor, masked: Tensor) -> Tensor:
     return scores.masked_fill(masked < 0.5 * torch.finfo(masked.dtype).min, _NOTHING)
 
 
+def _exact(*tensors: Tensor) -> torch.dtype:
+    """Return float32, or float64 where a tensor is of that."""
+    found = {tensor.dtype for tensor in tensors}
+    return torch.float64 if torch.float64 in found else torch.float32
+
+
 def _product(query: Tensor, key: Tensor) -> Tensor:
-    """Return q k^T in float32, with TF32 off."""
+    """Return q k^T with TF32 off."""
     if query.device.type != "cuda":
         return query @ key.transpose(-2, -1)
     precision = torch.backends.cuda.matmul.allow_tf32
@@ -101,11 +107,11 @@ def _product(query: Tensor, key: Tensor) -> Tensor:
 def ready_scores(scores: Tensor, heads: int) -> Scores:
     """Return scores [..., heads, N, M] that a model has computed itself; [batch * heads, N, M] too."""
     queries, keys = scores.shape[-2:]
-    whole = scores.detach().reshape(-1, heads, queries, keys)
+    whole, exact = scores.detach().reshape(-1, heads, queries, keys), _exact(scores)
 
     def block(samples: slice, rows: slice) -> Tensor:
         part = whole[samples, :, rows]
-        return _without_hidden(part.float(), part)
+        return _without_hidden(part.to(exact), part)
 
     return Scores(len(whole), heads, queries, keys, scores.device, block)
 

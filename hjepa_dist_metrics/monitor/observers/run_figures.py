@@ -14,14 +14,9 @@ from torch.nn import functional as F
 
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.figures import run
-from hjepa_dist_metrics.figures.canvas import to_image
+from hjepa_dist_metrics.figures.canvas import CARD_DPI, to_image
 from hjepa_dist_metrics.figures.inputs import Grid, grid_of, host
 from hjepa_dist_metrics.figures.predictions.projection import Method
-from hjepa_dist_metrics.figures.training.spectrum import (
-    visualize_gram_matrices,
-    visualize_hierarchy_resolution,
-    visualize_spectrum,
-)
 from hjepa_dist_metrics.metrics import DistributedMetric
 from hjepa_dist_metrics.metrics.ssl.collapse import token_ids
 from hjepa_dist_metrics.metrics.ssl.formulas.spectrum import covariance_spectrum
@@ -215,7 +210,7 @@ class RunFigures(DistributedMetric):
 
     def _gram(self, states: Mapping[str, Any], level: int, kind: str) -> Sketch:
         matrix = gram_matrices(states, level)[kind]
-        return partial(visualize_gram_matrices, {f"{kind}s, level {level}": matrix}, figsize=(5.0, 4.4))
+        return partial(run.gram_matrix, matrix, f"{kind}s, level {level}")
 
     def _spectrum(self, states: Mapping[str, Any], levels: Sequence[int]) -> Sketch:
         spectra = {}
@@ -225,7 +220,7 @@ class RunFigures(DistributedMetric):
             for kind, part in (("predictions", slice(0, dim)), ("targets", slice(dim, None))):
                 values = covariance_spectrum(joint.matrix[part, part], joint.mean[part])
                 spectra[f"level {i}, {kind}"] = host(values.sqrt())
-        return partial(visualize_spectrum, spectra)
+        return partial(run.spectrum, spectra)
 
     def _map(self, states: Mapping[str, Any], levels: Sequence[int]) -> Sketch:
         rows = [host(states[f"points{i}"].rows_kept) for i in levels]
@@ -234,7 +229,7 @@ class RunFigures(DistributedMetric):
 
 
 def _drawing(sketch: Callable[[], Sketch]) -> Drawing:
-    return Drawing(lambda: to_image(sketch()()), sketch)
+    return Drawing(lambda: to_image(sketch()(), CARD_DPI), sketch)
 
 
 def observed(
@@ -264,4 +259,4 @@ def resolution(numbers: Mapping[str, float]) -> dict[str, Drawing]:
     if levels == 0:
         return {}
     bars = [[numbers[f"hierarchy/level{i}_{kind}"] for i in range(levels)] for kind in kinds]
-    return {"hierarchy/resolution": _drawing(lambda: partial(visualize_hierarchy_resolution, *bars))}
+    return {"hierarchy/resolution": _drawing(lambda: partial(run.resolution, *bars))}

@@ -40,6 +40,7 @@ class Timing(Observer):
     def attach(self, scope: Scope) -> None:
         """Begin to observe a run."""
         super().attach(scope)
+        scope.own_time = self.own_time
         self._phases = PhaseClock(scope.context.device, lambda: _clock())
         self._recent: deque[StepTimes] = deque(maxlen=_WINDOW)
         self._latest: StepTimes | None = None  # a step whose waits are known after the next one

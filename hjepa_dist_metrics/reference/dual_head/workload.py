@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_dist_metrics import (
+    GradientCosines,
     HeadGradients,
     HeadLosses,
     HeadParameters,
@@ -68,7 +69,8 @@ class DualHeadWorkload:
         videos = int(max(patches.video.max() for patches in self.splits.values())) + 1
         makers = {head.name: head.module for head in self.heads}
         self.model = PatchField(model, videos, (height, width), makers).to(context.device)
-        self.weight_decay = training.weight_decay
+        self.weight_decay, self.compiled = training.weight_decay, training.compile
+        self._cosines: GradientCosines | None = None
         self._monitor: TrainingMonitor | None = None
         self._weights: dict[str, float] | None = None
         self._make_metrics()
@@ -92,6 +94,11 @@ class DualHeadWorkload:
         parts = self.model.parts()
         gradients = HeadGradients(monitor.model, parts, [(first, other) for other in others])
         parameters = HeadParameters(monitor.model, {name: parts[name] for name in (first, *others)})
+        # A graph of torch.compile is gone after one backward pass.
+        if len(self.heads) > 1 and not self.compiled:
+            names = [head.name for head in self.heads]
+            self._cosines = GradientCosines(self.model.decoder, names, "Train/Gradients")
+            monitor.add_metric("cosines", self._cosines, "scalars")
         monitor.add_metric("epoch_gradients", gradients, "epoch")
         monitor.add_metric("parameters", parameters, "system")
         monitor.before_clipping(gradients.update)
@@ -122,9 +129,18 @@ class DualHeadWorkload:
         # A head in its warm-up has the weight 0 and a gradient of zeros: every parameter takes part.
         loss = torch.stack([weights[name] * value for name, value in local.items()]).sum() * share
         shown = {name: value.detach() * (weights[name] > 0) for name, value in local.items()}
+        self._compare_gradients(local, weights, len(batch))
         self._observe(shown, weights, outputs, batch)
         total = torch.stack([weights[name] * value for name, value in shown.items()]).sum()
         return MicroStep(loss, {"loss": total}, len(batch))
+
+    def _compare_gradients(
+        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], count: int
+    ) -> None:
+        """Compare the heads' gradients on steps that log, once all heads have a weight."""
+        due = self._monitor is not None and self._monitor.due("scalars")
+        if self._cosines is not None and due and all(weights.values()):
+            self._cosines.update({head.name: losses[head.loss_name] for head in self.heads}, count)
 
     def _weights_at(self, epoch: int) -> dict[str, float]:
         weights = {head.loss_name: head.weight_at(epoch) for head in self.heads}

@@ -19,9 +19,10 @@ def rows(outcome: Outcome, model: ModelConfig) -> Iterator[Row]:
             yield tag, f"{first[tag]:.4f}", f"{latest[tag]:.4f}", ""
     if "collapse/effective_rank" in latest:
         dim, count = model.embed_dim, int(latest["collapse/num_samples"])
-        limits = catalog.effective_rank_limits(dim, count)
         start, end = (f"{values['collapse/effective_rank']:.1f}" for values in (first, latest))
-        yield "effective rank", start, end, f"{limits.warn:.0f} of {catalog.best_rank(dim, count):.0f}"
+        limit = latest.get("health/effective_rank_limit")
+        below = "" if limit is None else f"limit {limit:.1f} "
+        yield "effective rank", start, end, f"{below}of {catalog.best_rank(dim, count):.0f}"
     if "val/knn_accuracy" in latest:
         start, end = (f"{100 * values['val/knn_accuracy']:.1f} %" for values in (first, latest))
         yield "kNN accuracy", start, end, f"{start} untrained"

@@ -95,6 +95,7 @@ class HJEPAWorkload:
         result, output = self._objective(model, images, drawn.mask)
         observed = {
             "features": output["targets"],
+            "labels": batch["label"],
             "ids": index.to(self.context.device, non_blocking=True),
             "context_features": output["context_features"],
             "context_valid": output["context_valid"],
@@ -140,6 +141,7 @@ class HJEPAWorkload:
         accuracy = knn_accuracy(
             self._encode,
             self.splits,
+            self.model.config.embed_dim,
             labels_per_class=self.labels_per_class,
             context=self.context,
         )

@@ -36,7 +36,7 @@ def test_the_planted_error_is_where_it_was_planted():
     predictions, targets = planted()
     figure = visualize_predictions(predictions, targets, torch.rand(2, 3, 8, 12), index=1, grid=GRID)
     image, cosine, error, counts = figure.axes[:4]
-    assert image.get_title() == "image 1"
+    assert image.get_title() == "image 1 of 2"
     wanted = np.ones(GRID)
     wanted[1, 1] = -1
     np.testing.assert_allclose(array(cosine), wanted, atol=1e-6)

@@ -10,6 +10,7 @@ from hjepa_dist_metrics.figures import (
     plot_collapse_metrics,
     plot_ema_momentum,
     plot_hierarchical_losses,
+    plot_probes,
     plot_training_curves,
     smooth,
     visualize_gradient_flow,
@@ -133,6 +134,21 @@ def test_collapse_metrics_find_their_tags():
     assert level.axes[0].lines[0].get_marker() == "o"  # one point is no line
 
 
+def test_probes_stand_beside_the_loss():
+    logs = {
+        "probe/encoder_linear_top1": [0.2, 0.6],
+        "probe/val_encoder_knn_top1": [0.5],
+        "probe/encoder_linear_loss": [2.0, 1.0],
+        "loss/total": [3.0, 1.0],
+    }
+    figure = plot_probes(logs)
+    assert [ax.get_title() for ax in figure.axes] == ["probes", "loss/total"]
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert labels == ["encoder linear", "val encoder knn"]
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [0.2, 0.6])
+    assert len(plot_probes({"probe/a_knn_top1": [0.1, 0.2]}).axes) == 1
+
+
 def test_collapse_panels_have_the_limits_of_the_runs_sizes():
     logs = {
         "collapse/effective_rank": [5.0, 36.0],
@@ -212,6 +228,7 @@ def test_dead_parameters_are_marked():
         (lambda: plot_hierarchical_losses({"a": [1.0]}), "no loss by level"),
         (lambda: plot_collapse_metrics({"a": [1.0]}), "no collapse metric"),
         (lambda: plot_ema_momentum({"a": [1.0]}), "no momentum"),
+        (lambda: plot_probes({"a": [1.0]}), "no accuracy of a probe"),
         (lambda: plot_ema_momentum([0.5, 1.5]), r"leaves \[0, 1\]: 0.5 to 1.5"),
         (lambda: visualize_gradient_flow(network()), "no parameter has a gradient"),
         (lambda: visualize_gradient_flow({"w": torch.tensor([1.0, np.nan])}), "gradient of 'w' has values"),

@@ -146,6 +146,17 @@ def test_a_loss_by_samples_is_averaged_over_micro_batches_of_uneven_size(tmp_pat
     assert series(tmp_path, "collapse/pixels_effective_rank")[0] > 1
 
 
+def test_labels_make_probes_of_watched_features(tmp_path):
+    """Of several micro-batches of a step the labels come together, as the features do."""
+    torch.manual_seed(0)
+    given = tiny.arguments(tmp_path, max_steps=4, gradient_accumulation_steps=4, remove_unused_columns=False)
+    metrics = callback(tmp_path, {"pixels": "encoder"})
+    Trainer(Classifier(), given, train_dataset=pictures(48), data_collator=stack, callbacks=[metrics]).train()
+    rows = list(series(tmp_path, "probe/pixels_linear_rows").values())
+    assert 24 < rows[-1] < 48  # of four steps of twelve samples, what is not held out
+    assert all(0 <= value <= 1 for value in series(tmp_path, "probe/pixels_knn_top1").values())
+
+
 def test_evaluations_are_written_also_those_after_the_training(tmp_path):
     watched = trainer(tmp_path, [callback(tmp_path)], eval_strategy="steps", eval_steps=2)
     watched.train()

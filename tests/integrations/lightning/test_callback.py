@@ -234,6 +234,19 @@ def test_features_from_two_places_are_an_error(tmp_path):
         fit(tmp_path, modules.JEPA(), [callback(tmp_path, "context_encoder")], modules.masked(4))
 
 
+class Labelled(modules.Classifier):
+    def training_step(self, batch, batch_idx):
+        return {"loss": self.loss(batch), "labels": batch[1]}
+
+
+def test_labels_make_probes_of_watched_features(tmp_path):
+    """Of several batches of a step the labels come together, as the features do."""
+    watched = callback(tmp_path, {"body": "body"})
+    fit(tmp_path, Labelled(), [watched], modules.samples(60), accumulate_grad_batches=3)
+    assert series(tmp_path, "probe/body_linear_rows")
+    assert all(0 <= value <= 1 for value in series(tmp_path, "probe/body_knn_top1").values())
+
+
 def test_outside_of_a_training_there_is_no_monitor(tmp_path):
     with pytest.raises(ConfigError, match=r"Trainer\.fit"):
         _ = callback(tmp_path).monitor

@@ -140,6 +140,20 @@ def test_a_compiled_model_is_looked_at_and_stays_compiled(first):
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore")  # dynamo turns warnings that are errors into errors of its own
+def test_compiled_blocks_are_looked_at():
+    model, x = Net(), data()
+    for block in model.blocks:
+        block.compile(backend="eager")
+    model(x)
+    metric = ActivationStatistics(model, per_block=True)
+    with metric.watching():
+        model(x)
+    values, _ = outputs_of(Net(), x)
+    assert_right(scalars(metric), values)
+    torch.compiler.reset()
+
+
 def test_autocast_is_off_in_the_numbers():
     model, x = Net(), data()
     metric = ActivationStatistics(model, per_block=True)

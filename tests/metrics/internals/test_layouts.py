@@ -111,7 +111,7 @@ def test_outputs_that_are_dtensors_count_once(gloo, placement):
 
 
 def of_head_shares() -> dict[str, float]:
-    """Each tensor-parallel rank attends with two of four heads, each data rank for half of the samples."""
+    """Each tensor-parallel rank has two of four heads, and each data rank half of the samples."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     layout = ParallelLayout(mesh, data="dp", tensor="tp")
     q, k = heads()

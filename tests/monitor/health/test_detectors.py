@@ -78,6 +78,16 @@ def test_a_straggler_is_one_rank_at_one_log_after_the_other():
     assert after((turns, 10)) == set()
 
 
+def test_a_collapse_that_predictions_show_lasts_until_they_part_again():
+    def numbers(alike, match):
+        return {"collapse/prediction0_mean_similarity": alike, "prediction/level0_cosine_sim_mean": match}
+
+    healthy, collapsed = numbers(0.9, 0.6), numbers(0.999, 0.999)
+    assert after((healthy, 20), (collapsed, 8)) == {"point_collapse"}
+    assert after((healthy, 20), (collapsed, 80)) == {"point_collapse"}
+    assert after((healthy, 20), (collapsed, 80), (healthy, 20)) == set()
+
+
 def test_norms_that_meet_a_ceiling_were_clipped_before():
     def clipped(i):
         return {"gradients/global_norm": min(1.0, 0.95 + 0.05 * (i % 4)) * (1 - 1e-6)}
@@ -142,3 +152,58 @@ def test_a_plateau_needs_weights_that_move():
 
 def test_a_warm_up_is_no_learning_rate_that_is_too_low():
     assert after((lambda i: {"update/group0_ratio": 1e-7 * (i + 1), "loss/total": 2.3}, 12)) == set()
+
+
+def moving(i, still=0.0):
+    return {
+        "update/body_norm": 1e-3,
+        "update/head_norm": still,
+        "update/head_exp_avg_norm": 0.0,
+        "learning_rate/param_group_0": 0.1,
+        "learning_rate/param_group_1": 0.1,
+    }
+
+
+def test_a_group_that_never_moves():
+    assert after((moving, 20)) == {"unmoved_parameters"}
+    assert after((moving, 8)) == set()  # too early to tell
+    assert after((lambda i: moving(i, 1e-3), 1), (moving, 19)) == set()  # it has moved
+    assert after((moving, 6), (lambda i: moving(i, 1e-3), 1), (moving, 13)) == set()  # after its warm-up
+    assert (
+        after((lambda i: moving(i) | {"update/body_norm": 0.0}, 20)) == set()
+    )  # nothing moves: another finding
+    assert after((lambda i: moving(i) | {"learning_rate/param_group_1": 0.0}, 20)) == set()  # on purpose
+    assert after((lambda i: {"update/head_exp_avg_norm": 0.0, "update/body_norm": 1.0}, 20)) == set()
+
+
+def probed(accuracy, loss, rows=3000.0):
+    def numbers(i):
+        return {"loss/total": loss(i), "probe/x_linear_top1": accuracy(i), "probe/x_linear_rows": rows}
+
+    return numbers
+
+
+def falling(i):
+    return 2.0 * 0.97**i
+
+
+def late_fall(i):
+    return min(0.3 + 0.02 * i, 0.6) if i < 25 else max(0.6 - 0.05 * (i - 25), 0.2)
+
+
+def test_a_probe_that_falls_while_the_loss_goes_on_falling():
+    assert after((probed(late_fall, falling), 36)) == {"forgetting"}
+    rises = probed(lambda i: min(0.3 + 0.02 * i, 0.6), falling)
+    assert after((rises, 36)) == set()
+    noisy = probed(lambda i: 0.5 + 0.08 * math.sin(2.1 * i), falling, rows=100.0)
+    assert after((noisy, 36)) == set()
+    few = probed(late_fall, falling, rows=30.0)  # ten rows are held out
+    assert after((few, 32)) == set()
+    assert after((probed(lambda i: 0.6 - 0.05 * i, falling), 6)) == set()  # random features are left
+    comes_back = probed(lambda i: late_fall(i) if i < 30 else 0.2 + 0.05 * (i - 30), falling)
+    assert "forgetting" not in after((comes_back, 44))
+
+
+def test_a_run_that_diverges_is_not_forgetting():
+    worse = probed(late_fall, lambda i: falling(i) if i < 25 else falling(25) * 1.1 ** (i - 25))
+    assert "forgetting" not in after((worse, 36))

@@ -133,3 +133,25 @@ def test_the_verdict_is_written_once_a_step(tmp_path):
     seen = [(r["step"], tag) for r in records for tag in r if tag.startswith(("alerts/", "health/"))]
     assert (6, "health/score") in seen
     assert len(seen) == len(set(seen))
+
+
+def test_a_module_that_the_loss_does_not_reach_is_named(tmp_path):
+    torch.manual_seed(0)
+    body, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+    groups = [{"params": body.parameters(), "name": "body"}, {"params": head.parameters(), "name": "head"}]
+    model = torch.nn.Sequential(body, head)
+    optimizer = torch.optim.SGD(groups, lr=0.05)
+    config = {"experiment_name": "run", "log_dir": str(tmp_path), "log_frequency": 5}
+    with TrainingMonitor(model, optimizer, config) as monitor:
+        for _ in range(120):
+            loss = (head(body(torch.randn(16, 4)).tanh()) - 1.0).square().mean()
+            loss.backward()
+            body.zero_grad()  # as behind a detach
+            monitor.clip_grad_norm_(1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.step(samples=16, losses=loss)
+        monitor.finish()
+        found = {finding.name: finding for finding in monitor.health().findings}
+    assert "unmoved_parameters" in found
+    assert "update/body_norm" in str(found["unmoved_parameters"])

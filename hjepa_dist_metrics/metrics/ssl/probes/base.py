@@ -14,7 +14,9 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.ssl.collapse import token_ids
 from hjepa_dist_metrics.metrics.ssl.probes.classifiers import Classifier
+from hjepa_dist_metrics.metrics.ssl.probes.held_out import HeldOutScores
 from hjepa_dist_metrics.metrics.ssl.probes.rows import labelled_rows, require_in_range, scaled_rows
+from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.states import Max, Min, RecentSample
 
 _FEWEST, _MOST, _NUMBERS = 1024, 16384, 1 << 21  # rows of a queue, and numbers in it
@@ -103,9 +105,21 @@ class SingleProbe(Probe):
         """Return tags without their prefix from the five sums of `Classifier.scores`, of a row or more."""
 
     def classifier(self, states: Mapping[str, Any]) -> Classifier | None:
-        """Return the classifier that merged states give; None where they hold nothing to learn from."""
-        rows, labels, _ = self._split(states)[0]
+        """Return the classifier that learns from all rows of merged states; None where there are none."""
+        (rows, labels, _), (others, truth, _) = self._split(states)
+        rows, labels = torch.cat([rows, others]), torch.cat([labels, truth])
         return self.classifier_of(rows, labels) if len(rows) else None
+
+    def held_out(self, stream: str | None = None, context: ProcessContext | None = None) -> HeldOutScores:
+        """Return a metric that scores held-out batches with what all ranks have learned by now.
+
+        It reports the probe's numbers as those of `stream`, the probe's own by default. A collective call.
+        ConfigError where no rank has a labelled row.
+        """
+        merged = self._merged(lambda states: {"classifier": self.classifier(states)}, context) or {}
+        if merged.get("classifier") is None:
+            raise ConfigError(f"{self.name} has no labelled row to learn from: call `update` first")
+        return HeldOutScores(self, merged["classifier"], self.stream if stream is None else stream)
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """Learn from the queue and score what is held out; {} where either is empty."""

@@ -9,6 +9,8 @@ from hjepa_dist_metrics.monitor.health.detectors import (
     masks,
     matching,
     optimization,
+    parameters,
+    probes,
     reconstruction,
     representation,
     teacher,
@@ -24,5 +26,7 @@ DETECTORS: tuple[Detector, ...] = (
     *distribution.DETECTORS,
     *matching.DETECTORS,
     *reconstruction.DETECTORS,
+    *parameters.DETECTORS,
+    *probes.DETECTORS,
     *internals.DETECTORS,
 )

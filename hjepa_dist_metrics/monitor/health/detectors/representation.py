@@ -37,7 +37,8 @@ _DEAD = 0.4  # of the features
 _GROWN, _SHRINKING, _SHRUNK = 5.0, 0.33, 0.25  # times the size that the features had: while it goes on, after
 _PEAK = 0.8  # of the largest size, which is the usual one before a fall
 _CONSTANT, _MATCH, _MEETS = 0.95, 0.9, 0.8  # mean cosine of two predictions, and of predictions and targets
-_PROBES = r"val/.*accuracy|probe/.*accuracy"
+# Accuracies on held-out batches; where there are none, those on rows of the training.
+_PROBES = (r"val/.*accuracy|probe/val_.+_top1", r"probe/.+_top1")
 _NORMS = (
     r"hierarchy/level\d+_feat_norm|train/(?:context|target)_norm|embeddings/.+/norm"
     r"|collapse/(?!prediction|level)(?:.+_)?rms_norm"
@@ -272,8 +273,11 @@ def embedded_collapse(history: History) -> list[Evidence] | None:
         level = alike.sustained(HELD, -1.0) * match.sustained(HELD, -1.0) ** 2
         limit = 1.0 - _APART_KEPT * (1.0 - level)
         if now > limit and match.median(2) > _MEETS:
-            reason = f"predictions meet their targets ({match.newest:.3g}), so that these are all alike too"
-            found.append(Evidence(tag, alike.newest, reason, best=level))
+            reason = (
+                f"predictions meet their targets and are all alike ({alike.newest:.4g}): so are the targets"
+            )
+            limit = math.sqrt(limit / alike.median(2))
+            found.append(Evidence(_match_of(tag), match.newest, reason, limit=limit))
     return found if judged else None
 
 
@@ -281,11 +285,15 @@ def _judged_predictions(history: History) -> list[tuple[str, Series, Series]]:
     """Return the tags of mean cosines of two predictions, their series, and those of their match."""
     judged = []
     for tag, alike in history.matching(_PREDICTIONS):
-        name = tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS)
-        match = history.get(name)
+        match = history.get(_match_of(tag))
         if tag in history.fresh and match is not None and match.count and not _is_early(alike):
             judged.append((tag, alike, match))
     return judged
+
+
+def _match_of(tag: str) -> str:
+    """Return the tag of the mean cosine to the targets of the predictions that `tag` is about."""
+    return tag.replace("collapse/prediction", "prediction/level").replace(*_OF_PAIRS)
 
 
 def _point(history: History) -> list[Evidence] | None:
@@ -317,7 +325,8 @@ def _is_stuck(series: Series, sign: float = 1.0) -> bool:
 
 def _probe_holds(history: History) -> bool:
     """Return whether a probe says that the features are as good as ever."""
-    probes = [series for _, series in history.matching(_PROBES) if series.count > 1]
+    logged = ([s for _, s in history.matching(pattern) if s.count > 1] for pattern in _PROBES)
+    probes = next((found for found in logged if found), [])
     return bool(probes) and all(
         series.newest >= _PROBE_KEPT * max(value for _, value in (*series.outline, *series.recent))
         and history.step - series.recent[-1][0] <= max(series.steps, 1)
@@ -336,17 +345,19 @@ DETECTORS = (
     Detector(
         "point_collapse",
         _point,
-        (WIDTHS,),
-        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _PREDICTIONS, _MATCHES),
+        (WIDTHS, _PREDICTIONS),
+        (*_reads("mean_similarity", "is_constant", "rankme_centered"), _MATCHES),
     ),
     Detector("image_collapse", _each(image_collapse), (WIDTHS,), _reads("between_within_ratio")),
     Detector("partial_collapse", partial_collapse, (WIDTHS,), (*_reads("effective_rank"), *TOTAL_LOSSES)),
-    Detector("cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), _PROBES)),
+    Detector(
+        "cluster_collapse", _each(cluster_collapse), (WIDTHS,), (*_reads("neighbor_distance"), *_PROBES)
+    ),
     Detector(
         "dimensional_collapse",
         _each(dimensional_collapse),
         (WIDTHS,),
-        (*_reads("effective_rank", "pooled_effective_rank", "rankme_centered"), _PROBES),
+        (*_reads("effective_rank", "pooled_effective_rank", "rankme_centered"), *_PROBES),
     ),
     Detector("dead_features", _each(dead_features), (WIDTHS,), _reads("dead_features")),
     Detector("norm_explosion", norm_explosion, (_NORMS,)),

@@ -55,7 +55,8 @@ class ForwardObserver(Observer):
         """Run an update of a forward pass, if it is one of the training's."""
         evaluates = not self.scope.model.training and not torch.is_grad_enabled()
         if not self.scope.paused and not evaluates:
-            self.scope.run(update)
+            with self.scope.own_time():
+                self.scope.run(update)
 
     @abstractmethod
     def hooks(self, families: Sequence[str]) -> Iterator[Any]:

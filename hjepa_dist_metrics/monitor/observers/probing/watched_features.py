@@ -40,6 +40,7 @@ class WatchedFeatures(Observer):
         self._mask: Tensor | None = None
         self._within = True  # the part of a step whose forward passes count
         self._paused = self._evaluating = False
+        self._decided_step, self._is_used = -1, False  # whether that step uses features
 
     def __bool__(self) -> bool:
         return bool(self._outputs)
@@ -146,12 +147,18 @@ class WatchedFeatures(Observer):
     def _is_wanted(self) -> bool:
         if self._evaluating:
             return True
-        if not self._within or self._paused:
+        if not self._within or self._paused or not self._step_uses_features():
             return False
         if not self._root.training and not torch.is_grad_enabled():  # an evaluation
             return False
-        wanted = self._probes.takes_next or self.scope.is_due("representations")
-        return wanted and not compat.in_backward()
+        return not compat.in_backward()
+
+    def _step_uses_features(self) -> bool:
+        """Decide once a step: hooks ask on every forward pass."""
+        if self._decided_step != self.scope.step:
+            self._decided_step = self.scope.step
+            self._is_used = self._probes.takes_next or self.scope.is_due("representations")
+        return self._is_used
 
 
 def _by_name(watch: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
