@@ -113,15 +113,15 @@ class MonitoredRun:
         self._signals = SignalFlush(lambda: drain_syncs(SIGNAL_FLUSH_SECONDS))
 
     def _notes(self, config: LoggingConfig) -> Explain:
-        """Return what writes the run's notes; one that is resumed has the page on how to read it."""
-        environment = {"notes/environment": describe_environment(self.options.context)}
+        """Return what writes the run's notes, once: a run that is resumed has them."""
         if self.options.resume:
-            return lambda tags: environment
+            return lambda tags: {}
         default = (*DASHBOARDS, *REQUESTED_DASHBOARDS)
         named = default if config.dashboards == "default" else config.dashboards
+        environment = describe_environment(self.options.context)
         return lambda tags: {
             "notes/how_to_read": how_to_read(profile_of(config, tags), tags, named),
-            **environment,
+            "notes/environment": environment,
         }
 
     def add_observer(self, observer: Observer) -> None:
