@@ -18,6 +18,7 @@ from hjepa_dist_metrics.metrics.ssl.probes.held_out import HeldOutScores
 from hjepa_dist_metrics.metrics.ssl.probes.rows import labelled_rows, require_in_range, scaled_rows
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.states import Max, Min, RecentSample
+from hjepa_dist_metrics.states.base import moved
 
 _FEWEST, _MOST, _NUMBERS = 1024, 16384, 1 << 21  # rows of a queue, and numbers in it
 _HELD_OUT = 3  # rows whose key has these bits at 0 are held out, one in four
@@ -77,7 +78,7 @@ class Probe(DistributedMetric):
         names = None
         if ids is not None:  # of tokens where the labels are
             rows = features if labels.ndim == 2 else features[..., 0, :] if features.ndim == 3 else features
-            names = token_ids(ids.to(marks.device, non_blocking=True), rows).reshape(-1)
+            names = token_ids(moved(ids, marks.device), rows).reshape(-1)
         self.rows.update(scaled_rows(given.rows), marks, given.counted, names, step)
 
     @property
