@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hjepa_dist_metrics.states.base import moved
 from tests.helpers.waiting import DEVICE, WaitsForDevice, no_waiting, on_device
 
 WAITS = {
@@ -30,11 +31,33 @@ WAITS = {
 }
 
 
+UNFINISHED = {
+    "to": lambda x: x.to("cpu", non_blocking=True),
+    "copy": lambda x: torch.ones(3).copy_(x, non_blocking=True),
+}
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_a_copy_to_the_host_that_nothing_waits_for_is_found(name):
+    x = on_device(torch.ones(3))
+    with pytest.raises(WaitsForDevice, match="may be anything"), no_waiting():
+        UNFINISHED[name](x)
+
+
 @pytest.mark.parametrize("name", WAITS)
 def test_a_wait_is_found(name):
     x = on_device(torch.ones(3))
     with pytest.raises((WaitsForDevice, RuntimeError, TypeError)), no_waiting():
         WAITS[name](x)
+
+
+def test_moving_waits_for_copies_to_the_host_alone():
+    x, host = on_device(torch.ones(3)), torch.ones(3)
+    with no_waiting():
+        assert moved(host, DEVICE, torch.float64).dtype == torch.float64
+        assert moved(x, DEVICE) is x
+        with pytest.raises(WaitsForDevice, match="and waits"):
+            moved(x, host.device)
 
 
 def test_what_does_not_wait_is_let_through():

@@ -85,8 +85,11 @@ def _wait(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | 
         return "reads a value"
     if there and name in SHAPES:
         return "asks for values to know a shape"
-    if name in COPIES and _crosses(args, kwargs) and not _asynchronous(name, args, kwargs):
-        return "copies between host and device, and waits"
+    if name in COPIES and _crosses(args, kwargs):
+        if not _asynchronous(name, args, kwargs):
+            return "copies between host and device, and waits"
+        if _target(args, kwargs) != DEVICE:
+            return "copies to the host, and does not wait: what is read there may be anything"
     if name in INDEXING and args[0].device == DEVICE:
         indices = [index for index in args[1] if index is not None]
         if any(index.dtype == torch.bool for index in indices):
@@ -98,8 +101,12 @@ def _wait(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | 
 
 def _crosses(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     source = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else args[0]
-    target = args[0].device if source is not args[0] else kwargs.get("device") or source.device
-    return (source.device == DEVICE) != (torch.device(target) == DEVICE)
+    return (source.device == DEVICE) != (_target(args, kwargs) == DEVICE)
+
+
+def _target(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
+    copied_into = len(args) > 1 and isinstance(args[1], Tensor)
+    return args[0].device if copied_into else torch.device(kwargs.get("device") or args[0].device)
 
 
 def _asynchronous(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.validation import as_number
 from hjepa_dist_metrics.states import Sum
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.sketches.hashing import mix
 
 _CHUNK = 1 << 20
@@ -72,7 +73,7 @@ class GradientCosines(DistributedMetric):
         if bare := [name for name in self.names if not losses[name].requires_grad]:
             raise ConfigError(f"the loss {bare[0]!r} has no graph: hand losses over before they are detached")
         rows = torch.stack([self._sketch(losses[name]) for name in self.names])
-        counted = as_number("count", count).to(rows.device, non_blocking=True)
+        counted = moved(as_number("count", count), rows.device)
         self.gradients.update(torch.where(counted > 0, rows * counted, 0.0))
 
     def _sketch(self, loss: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hjepa_dist_metrics.errors import ConfigError
-from hjepa_dist_metrics.states.base import State, as_tensor, follow, require_same_signature
+from hjepa_dist_metrics.states.base import State, as_tensor, follow, moved, require_same_signature
 from hjepa_dist_metrics.states.rows import row_weights
 from hjepa_dist_metrics.states.sketches.hashing import mix, row_keys
 
@@ -109,7 +109,7 @@ class RecentSample(State):
         flat = as_tensor(rows, self._held["keys"].device).to(torch.float32)
         if flat.ndim != 2 or flat.shape[1] != self.dim:
             raise ConfigError(f"expected rows [N, {self.dim}], got shape {list(flat.shape)}")
-        marks = as_tensor(labels, flat.device).to(flat.device, torch.int64, non_blocking=True)
+        marks = moved(as_tensor(labels, flat.device), flat.device, torch.int64)
         if marks.shape != flat.shape[:1]:
             raise ConfigError(f"expected a label for each of {len(flat)} rows, got shape {list(marks.shape)}")
         keys = self._row_keys(flat, marks, ids)
@@ -126,7 +126,7 @@ class RecentSample(State):
     def _row_keys(self, rows: Tensor, labels: Tensor, ids: Tensor | None) -> Tensor:
         if ids is None:
             return mix(row_keys(rows, self.seed) ^ labels, self.seed)
-        numbers = as_tensor(ids, rows.device).to(rows.device, torch.int64, non_blocking=True)
+        numbers = moved(as_tensor(ids, rows.device), rows.device, torch.int64)
         if numbers.shape != labels.shape:
             raise ConfigError(f"expected an id for each of {len(rows)} rows, got {list(numbers.shape)}")
         return mix(numbers, self.seed)

@@ -18,6 +18,7 @@ from hjepa_dist_metrics.metrics.ssl.probes.held_out import HeldOutScores
 from hjepa_dist_metrics.metrics.ssl.probes.rows import labelled_rows, require_in_range, scaled_rows
 from hjepa_dist_metrics.parallel import ProcessContext
 from hjepa_dist_metrics.states import Max, Min, RecentSample
+from hjepa_dist_metrics.states.base import moved
 
 _FEWEST, _MOST, _NUMBERS = 1024, 16384, 1 << 21  # rows of a queue, and numbers in it
 _BLOCK = 1 << 20  # numbers that are copied in float64 at a time
@@ -84,7 +85,7 @@ class Probe(DistributedMetric):
 
     def _names(self, ids: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """Return a number for each row: of tokens where the labels are of tokens."""
-        numbers = ids.to(features.device, non_blocking=True)
+        numbers = moved(ids, features.device)
         numbers = token_ids(numbers, features) if labels.ndim == 2 else numbers
         if numbers.shape != labels.shape:
             shapes = f"{list(labels.shape)}, got {list(ids.shape)}"

@@ -10,6 +10,7 @@ from torch import Tensor
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.ssl.formulas.rows import pool
 from hjepa_dist_metrics.metrics.validation import described, require_features
+from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.rows import row_mask
 from hjepa_dist_metrics.states.scales import power_of_two
 
@@ -37,7 +38,7 @@ def labelled_rows(name: str, features: Any, labels: Any, valid: Any, dim: int) -
         raise ConfigError(f"{name} expected features [N, {dim}] or [B, N, {dim}], got shape {shape}")
     _require_labels(name, features, labels)
     x = features.detach()
-    marks = labels.detach().to(x.device, torch.int64, non_blocking=True)
+    marks = moved(labels.detach(), x.device, torch.int64)
     kept = None if valid is None else row_mask(valid, x.shape[:-1], x.device)
     if x.ndim == 3 and marks.ndim == 1:
         x, kept = pool(x, kept)
