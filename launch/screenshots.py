@@ -1,11 +1,13 @@
 """Take the pictures of the README and store the notebook's outputs, all from real runs.
 
-python launch/screenshots.py [NAME ...]: health, pinned, report, figures, notebook; by default all of them.
-Needs Chromium, and the extras `train`, `figures` and `dev`. Pictures go to launch/images/, each below 100 kB.
+python launch/screenshots.py [NAME ...] [--logs DIR]: health, report, figures, notebook; by default all of
+them, of a demo that is trained for it or has left its logs in DIR. Needs Chromium, and the extras `train`,
+`figures` and `dev`. Pictures go to launch/images/, each below 100 kB.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import shutil
@@ -20,16 +22,13 @@ from typing import Any
 
 from PIL import Image as Pictures
 
-from hjepa_dist_metrics.catalog.headline import pinned_link
-from hjepa_dist_metrics.readers.events import event_pictures
-
 HERE = Path(__file__).resolve().parent
 IMAGES, ROOT = HERE / "images", HERE.parent
 MOST_BYTES = 100_000
+NAMES = ("health", "report", "figures", "notebook")
 GALLERY = (
     "masking/geometry_analysis",
     "patches/similarity_heatmap",
-    "collapse/spectrum",
     "embeddings/pca_pred_vs_target",
 )
 
@@ -77,7 +76,7 @@ def photograph(url: str, name: str, size: tuple[int, int], box: tuple[int, int, 
             "--hide-scrollbars",
             "--virtual-time-budget=60000",
         ]
-        place = [f"--screenshot={shot}", f"--window-size={size[0]},{size[1]}"]
+        place = [f"--screenshot={shot}", f"--window-size={size[0]},{size[1]}", "--virtual-time-budget=60000"]
         subprocess.run([browser, *flags, *place, url], check=True, capture_output=True, timeout=120)
         store(Pictures.open(shot).crop(box), name)
 
@@ -97,15 +96,20 @@ def store(picture: Any, name: str) -> None:
 def small_png(picture: Any, colours: int) -> bytes:
     """Return a PNG of a palette."""
     buffer = io.BytesIO()
-    picture.convert("RGB").quantize(colours, dither=Pictures.Dither.NONE).save(buffer, "PNG", optimize=True)
+    method = Pictures.Quantize.MAXCOVERAGE  # keeps the few pixels of a line's colour
+    drawn = picture.convert("RGB").quantize(colours, method=method, dither=Pictures.Dither.NONE)
+    drawn.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def figures(logs: Path) -> None:
     """Store figures of the run side by side."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     (directory,) = (path for path in (logs / "tensorboard").iterdir() if path.is_dir())
-    found = event_pictures(directory)
-    drawn = [Pictures.open(io.BytesIO(found[tag][1])).convert("RGB") for tag in GALLERY]
+    board = EventAccumulator(str(directory)).Reload()
+    files = [io.BytesIO(board.Images(tag)[-1].encoded_image_string) for tag in GALLERY]
+    drawn = [Pictures.open(file).convert("RGB") for file in files]
     drawn = [p.resize((480, round(480 * p.height / p.width)), Pictures.Resampling.LANCZOS) for p in drawn]
     height = max(p.height for p in drawn)
     page = Pictures.new("RGB", (480 * len(drawn), height), "white")
@@ -147,27 +151,28 @@ def notebook() -> None:
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], given: Path | None) -> None:
     """Take the pictures that are named, or all."""
-    wanted = set(names) or {"health", "pinned", "report", "figures", "notebook"}
+    wanted = set(names) or set(NAMES)
     if "notebook" in wanted:
         notebook()
     if wanted == {"notebook"}:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        logs = train(folder)
+        logs = train(folder) if given is None else given
         if "figures" in wanted:
             figures(logs)
         if "report" in wanted:
             report(logs, folder)
-        if wanted & {"health", "pinned"}:
+        if "health" in wanted:
             with tensorboard(logs) as server:
-                if "health" in wanted:
-                    photograph(f"{server}/#custom_scalars", "health", (1480, 1120), (0, 0, 1480, 1040))
-                if "pinned" in wanted:
-                    photograph(pinned_link(server), "pinned", (1480, 1000), (0, 0, 1480, 1000))
+                photograph(f"{server}/#custom_scalars", "health", (1480, 1120), (320, 66, 1480, 1040))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--logs", type=Path)
+    options = parser.parse_args()
+    main(options.names, options.logs)
