@@ -1,6 +1,7 @@
 """launch/*.sh: run on copies, with a stub in place of Python where an installation would be started."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -226,6 +227,26 @@ def test_a_failed_check_fails_the_run_after_all_have_run(checkout: Checkout, fai
     run = checkout.run("test.sh", STUB_FAIL_ON=f"-m {failing}")
     assert run.returncode == 1
     assert len(checkout.calls()) == 4
+
+
+def test_the_oldest_versions_are_tested_in_an_environment_that_is_thrown_away(checkout: Checkout):
+    run = checkout.run("test.sh", "--oldest", "-k", "one", PYTHON="python3", TMPDIR=str(checkout.elsewhere))
+    assert run.returncode == 0, run.stderr
+    made, install, tests = checkout.calls()
+    assert made == "venv"
+    floor = re.search(r'"torch>=([0-9.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert floor is not None
+    assert f" torch=={floor[1]} {checkout.root}[train," in install
+    assert "launch/constraints.txt" not in install  # which names the newest torch
+    assert tests.startswith(f"run {checkout.root} -m pytest ")
+    assert tests.endswith(" -k one")
+    assert list(checkout.elsewhere.iterdir()) == []
+
+
+def test_a_missing_oldest_python_is_one_line(checkout: Checkout):
+    run = checkout.run("test.sh", "--oldest", PYTHON="python3.99")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == "[test] error: 'python3.99' was not found; set PYTHON to the oldest Python to test\n"
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("configs/accelerate/*.yaml")), ids=lambda p: p.stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -155,7 +156,8 @@ class MonitoredRun:
         """Score held-out batches with the run's probes, write what they give, and return it."""
         self.cycle.settle()
         watched = self.built_in.watched
-        with self.built_in.timing.pause(), watched.evaluating():
+        pause = nullcontext() if watched.is_paused else self.built_in.timing.pause()
+        with pause, watched.evaluating():
             values = evaluate(self.collection, batches, prefix, watched.take)
         self.log(values, step)
         return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -55,6 +56,7 @@ def _cell(fault: Fault, mode: Mode, world_size: int, rounds: int) -> dict[str, A
         verdicts[verdict] += 1
         if verdict != HELD:
             odd.append({"victim": victim, "verdict": verdict, "answers": answers})
+    print(f"{fault.name}, {mode}, {world_size} ranks: {dict(verdicts)}", file=sys.stderr, flush=True)
     return {
         "case": fault.name,
         "mode": mode,
