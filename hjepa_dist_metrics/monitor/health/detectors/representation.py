@@ -79,7 +79,7 @@ def point_collapse(stream: Stream) -> list[Evidence] | None:
         reason = f"the mean cosine of two samples was {level:.3g} before, and rises towards 1"
         return [Evidence(tag, similarity.newest, reason, limit=limit, best=level)]
     if now > _ONE and _is_stuck(similarity, -1.0):
-        reason = "the mean cosine of two samples has been next to 1 since the start"
+        reason = "the mean cosine of two samples stays next to 1; it has never been far from it"
         return [Evidence(tag, similarity.newest, reason, limit=_ONE, best=level)]
     return []
 

@@ -29,7 +29,14 @@ def frozen_teacher(history: History) -> list[Evidence] | None:
     if move >= _LEAST_MOVE * due:
         return []
     momentum = history.value(_MOMENTUM)
-    return [Evidence(_MOVE, move, f"{due:.3g} follows from momentum {momentum:.4g}", limit=_LEAST_MOVE * due)]
+    return [
+        Evidence(
+            _MOVE,
+            move,
+            f"of its weights a step; momentum {momentum:.4g} makes it {due:.3g}",
+            limit=_LEAST_MOVE * due,
+        )
+    ]
 
 
 def _still_without_momentum(move: float, distance: float) -> list[Evidence]:
