@@ -273,9 +273,7 @@ def embedded_collapse(history: History) -> list[Evidence] | None:
         level = alike.sustained(HELD, -1.0) * match.sustained(HELD, -1.0) ** 2
         limit = 1.0 - _APART_KEPT * (1.0 - level)
         if now > limit and match.median(2) > _MEETS:
-            reason = (
-                f"predictions meet their targets and are all alike ({alike.newest:.4g}): so are the targets"
-            )
+            reason = f"predictions are all alike ({alike.newest:.4g}) and meet targets that are so too"
             limit = math.sqrt(limit / alike.median(2))
             found.append(Evidence(_match_of(tag), match.newest, reason, limit=limit))
     return found if judged else None
