@@ -11,9 +11,8 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from hjepa_dist_metrics.metrics import DistributedMetric
-from hjepa_dist_metrics.monitor.deprecated import DeprecatedNames
-from hjepa_dist_metrics.monitor.health.findings import Health
-from hjepa_dist_metrics.monitor.health.health_log import Alert, OnAlert
+from hjepa_dist_metrics.monitor.facade import DeprecatedNames, RunReadings
+from hjepa_dist_metrics.monitor.health.health_log import OnAlert
 from hjepa_dist_metrics.monitor.health.judge import Rule
 from hjepa_dist_metrics.monitor.loop import LoopHooks
 from hjepa_dist_metrics.monitor.observer import Observer
@@ -29,7 +28,7 @@ from hjepa_dist_metrics.sinks import HParam
 from hjepa_dist_metrics.values import Scalar, Value
 
 
-class TrainingMonitor(LoopHooks, DeprecatedNames):
+class TrainingMonitor(LoopHooks, RunReadings, DeprecatedNames):
     """Watch a training loop, on every rank alike; the main process writes.
 
     `config` is a `LoggingConfig`, a mapping with its keys, or a whole run's configuration with a section
@@ -221,49 +220,6 @@ class TrainingMonitor(LoopHooks, DeprecatedNames):
         """
         values = self.run.evaluate(batches, prefix, step)
         return {tag: float(value.value) for tag, value in values.items() if isinstance(value, Scalar)}
-
-    @property
-    def should_stop(self) -> str | None:
-        """Return the finding of `logging.alerts.stop_on` that has begun, None while training may go on.
-
-        The same after the same `step` on every rank: with background syncs the step after one that logs waits
-        for its sync, and decides by the result; inline syncs and `log` decide at once.
-        """
-        return min(self.run.cycle.stopping, default=None)
-
-    @property
-    def first(self) -> dict[str, float]:
-        """Return the first number written under each tag, on every rank."""
-        return dict(self.run.publisher.first)
-
-    @property
-    def latest(self) -> dict[str, float]:
-        """Return the newest number of each tag, on every rank."""
-        return dict(self.run.publisher.latest)
-
-    @property
-    def step_number(self) -> int:
-        """Return the number of the coming step."""
-        return self.run.schedule.step
-
-    @property
-    def last_step(self) -> int:
-        """Return the number of the last finished step; 0 before the first."""
-        return self.run.schedule.last_step
-
-    def health(self) -> Health:
-        """Return the verdict on the run as of its newest log, the same on every rank, with all findings."""
-        return self.run.health_log.health
-
-    @property
-    def alerts(self) -> list[Alert]:
-        """Return the alerts so far, in order."""
-        return list(self.run.health_log.alerts)
-
-    @property
-    def failures(self) -> list[str]:
-        """Return what was reported about outputs that failed."""
-        return list(getattr(self.run.sink, "failures", ()))
 
     # -- life --------------------------------------------------------------------------------------------
 
