@@ -115,7 +115,7 @@ def test_a_run_is_found_by_its_name_and_the_newest_without_one(tmp_path, capsys,
     code, _, err = run(capsys, "summary", "oldest")
     assert code == 2
     assert "there is no file, directory or run 'oldest'; runs here: older" in err
-    assert run(capsys, "compare", "older", "newer", "--all")[1].startswith("Parted first, at step 0, ")
+    assert run(capsys, "compare", "older", "newer", "--all")[1].startswith("The runs part by over ")
     code, out, _ = run(capsys, "report", "older", "newer", "--output", "both.html")
     assert (code, out) == (0, "wrote both.html\n")
     assert "<title>older, newer</title>" in Path("both.html").read_text()

@@ -27,6 +27,7 @@ case "$*" in
         [[ "$*" != *"${{STUB_FAIL_ON:-nothing at all}}"* ]] || {{ echo "ERROR: no space left"; exit 3; }} ;;
     "-m pip "*) ;;
     "-m "*) echo "run $PWD $*" >> "$STUB_LOG"; [[ "$*" != *"${{STUB_FAIL_ON:-nothing at all}}"* ]] ;;
+    *"/launch/torchrun.py "*) echo "run $PWD $*" >> "$STUB_LOG" ;;
     *) exec "{sys.executable}" "$@" ;;
 esac
 """
@@ -185,7 +186,7 @@ def test_demo_starts_two_ranks_and_passes_arguments_on(checkout: Checkout):
     run = checkout.run("demo.sh", "--training.epochs", "3")
     assert run.returncode == 0, run.stderr
     command = checkout.calls()[-1]
-    assert command.startswith(f"run {checkout.elsewhere} -m torch.distributed.run --standalone")
+    assert command.startswith(f"run {checkout.elsewhere} {checkout.root}/launch/torchrun.py --standalone")
     assert "--nproc-per-node 2" in command
     assert f"{checkout.root}/launch/train.py --config {checkout.root}/configs/default.yaml" in command
     assert command.endswith(" --training.epochs 3")

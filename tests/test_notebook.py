@@ -1,4 +1,4 @@
-"""launch/demo.ipynb runs from top to bottom, and shows its figures."""
+"""launch/demo.ipynb is stored with its figures, small ones, and runs from top to bottom."""
 
 from pathlib import Path
 
@@ -18,7 +18,11 @@ def test_the_notebook_runs_and_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     notebook = nbformat.read(ROOT / "launch/demo.ipynb", as_version=4)
     headings = [cell.source.splitlines()[0] for cell in notebook.cells if cell.source.startswith("## ")]
     assert [line.split(".")[0] for line in headings] == [f"## {n}" for n in range(1, SECTIONS + 1)]
-    assert not any(cell.get("outputs") for cell in notebook.cells)
+    stored = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [output["data"]["image/png"] for output in stored if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 13, "run: python launch/screenshots.py notebook"
+    assert max(map(len, pictures)) < 60_000
+    assert not any(output["output_type"] == "error" for output in stored)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 13

@@ -38,7 +38,7 @@ _RARELY_READ = re.compile(
             r"(loss|gradients)/nonfinite|stability/nonfinite_steps|parameters/.*|data/.*",
             r"masking/(repeated_batches|repeated_fraction|unique_masks)|gradients/target_encoder_.*",
             # representations in depth: of streams beside the first, the rank and the similarity stay
-            r"collapse/.+_pooled_.*|collapse/level\d+_.*|collapse/prediction\d+_(?!effective_rank).*",
+            r"collapse/.+_pooled_.*|collapse/(level|prediction)\d+_.*|probe/.+_(rows|nonfinite|loss|top5)",
             r"collapse/[^/]+_(mean_std_per_dim|min_std_per_dim|std_similarity|max_similarity|uniformity"
             r"|rankme|participation_ratio|stable_rank|vicreg_variance|vicreg_covariance|alpha_req|sigreg|lidar"
             r"|between_within_ratio)",

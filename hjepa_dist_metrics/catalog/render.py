@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterable
 
-from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, load_dashboard
+from hjepa_dist_metrics.catalog.dashboards import DASHBOARDS, REQUESTED_DASHBOARDS, load_dashboard
 from hjepa_dist_metrics.catalog.entry import Entry, Limits
 from hjepa_dist_metrics.catalog.findings import FINDINGS
 from hjepa_dist_metrics.catalog.headline import CARDS, GROUP
@@ -78,7 +78,9 @@ def describe(tag: str) -> str:
 
 
 def how_to_read(
-    profile: Profile = "ssl", observed: Collection[str] = (), dashboards: Collection[str] = DASHBOARDS
+    profile: Profile = "ssl",
+    observed: Collection[str] = (),
+    dashboards: Collection[str] = (*DASHBOARDS, *REQUESTED_DASHBOARDS),
 ) -> str:
     """Return the Markdown page that every run carries in its TEXT tab.
 

@@ -88,7 +88,7 @@ def _parted(parted: Mapping[str, int], tolerance: float) -> str:
     names = sorted((tag for tag, step in chosen.items() if step == first), key=_place)
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     named = ", ".join(names[:_MOST_NAMED])
-    return f"Parted first, at step {first}, by over {100 * tolerance:.3g} %: {named}{more}"
+    return f"The runs part by over {100 * tolerance:.3g} % first at step {first}, in {named}{more}"
 
 
 def _place(tag: str) -> int:

@@ -13,7 +13,8 @@ from hjepa_dist_metrics.commands.table import printable
 
 WIDTH = 80
 _COLOURS = {"healthy": "32", "warning": "33", "failing": "1;31"}
-_VERDICT = re.compile(rf"\b({'|'.join(_COLOURS)})\b")
+# A verdict begins a line, or follows the name of a run there.
+_VERDICT = re.compile(rf"^(\S.*?: )?({'|'.join(_COLOURS)})(?=[:;]|$)")
 
 
 def wrap(lines: Iterable[str], width: int = WIDTH) -> list[str]:
@@ -41,7 +42,7 @@ def say(text: str, stream: IO[str] | None = None) -> None:
 
 def _painted(line: str) -> str:
     """Return the line with its first verdict in colour."""
-    return _VERDICT.sub(lambda found: f"\x1b[{_COLOURS[found[1]]}m{found[1]}\x1b[0m", line, count=1)
+    return _VERDICT.sub(lambda found: f"{found[1] or ''}\x1b[{_COLOURS[found[2]]}m{found[2]}\x1b[0m", line)
 
 
 def _is_coloured(stream: IO[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -112,15 +113,15 @@ class MonitoredRun:
         self._signals = SignalFlush(lambda: drain_syncs(SIGNAL_FLUSH_SECONDS))
 
     def _notes(self, config: LoggingConfig) -> Explain:
-        """Return what writes the run's notes; one that is resumed has the page on how to read it."""
-        environment = {"notes/environment": describe_environment(self.options.context)}
+        """Return what writes the run's notes, once: a run that is resumed has them."""
         if self.options.resume:
-            return lambda tags: environment
+            return lambda tags: {}
         default = (*DASHBOARDS, *REQUESTED_DASHBOARDS)
         named = default if config.dashboards == "default" else config.dashboards
+        environment = describe_environment(self.options.context)
         return lambda tags: {
             "notes/how_to_read": how_to_read(profile_of(config, tags), tags, named),
-            **environment,
+            "notes/environment": environment,
         }
 
     def add_observer(self, observer: Observer) -> None:
@@ -155,7 +156,8 @@ class MonitoredRun:
         """Score held-out batches with the run's probes, write what they give, and return it."""
         self.cycle.settle()
         watched = self.built_in.watched
-        with self.built_in.timing.pause(), watched.evaluating():
+        pause = nullcontext() if watched.is_paused else self.built_in.timing.pause()
+        with pause, watched.evaluating():
             values = evaluate(self.collection, batches, prefix, watched.take)
         self.log(values, step)
         return values

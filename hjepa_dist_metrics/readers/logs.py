@@ -20,15 +20,17 @@ _KINDS = ("tensorboard", "metrics")
 def read_logs(path: str | Path) -> dict[str, RunLog]:
     """Return the runs of an event file, a JSON-lines file, or all of them in a directory, by name.
 
-    A run is named by its place below `path`. Where a run has both kinds, as in a log directory, the event
-    files count for the tags that they have. Raises ConfigError for a path that is not there or holds no
-    scalars, and for a damaged file.
+    A run is named by its place below `path`. Where a run has both kinds, the event files count for the tags
+    that they have; JSON lines are found also where `path` is a run's `tensorboard` folder alone.
+    Raises ConfigError for a path that is not there or holds no scalars, and for a damaged file.
     """
     root = Path(path)
     if not root.exists():
         raise ConfigError(f"there is no file or directory {root}")
-    runs = {name: event_log(place) for name, place in _event_runs(root)}
-    for name, file in _jsonl_runs(root):
+    events = dict(_event_runs(root))
+    runs = {name: event_log(place) for name, place in events.items()}
+    lines_of = {name: file for name, place in events.items() if (file := _lines_beside(place)) is not None}
+    for name, file in (lines_of | dict(_jsonl_runs(root))).items():
         lines = jsonl_log(file)
         log = runs.setdefault(name, lines)
         log.scalars = lines.scalars | log.scalars
@@ -114,6 +116,16 @@ def _jsonl_runs(root: Path) -> Iterator[tuple[str, Path]]:
         return
     for file in sorted(root.rglob("*.jsonl")):
         yield _run_name(root, file.with_suffix("")), file
+
+
+def _lines_beside(place: Path) -> Path | None:
+    """Return `metrics/<run>.jsonl` beside the `tensorboard/<run>` that event files lie in, or None."""
+    folder = (place if place.is_dir() else place.parent).resolve()
+    for parent in folder.parents:
+        if parent.name == "tensorboard":
+            file = parent.parent / "metrics" / f"{folder.relative_to(parent)}.jsonl"
+            return file if file.is_file() else None
+    return None
 
 
 def _run_name(root: Path, place: Path) -> str:

@@ -68,17 +68,25 @@ def reasons(outcome: Outcome) -> Iterator[str]:
 
 
 def next_steps(outcome: Outcome, logging: LoggingConfig) -> Iterator[str]:
-    """Yield the commands that look at a run; none where it was to write nothing to look at."""
-    folder, run = shlex.quote(logging.log_dir), f" --run {shlex.quote(outcome.run_name)}"
-    if not logging.tensorboard.enabled and not logging.jsonl.enabled:
-        return
+    """Yield where the run's files are and how to look at them; nothing where it was to write none."""
+    commands = next_commands(logging, outcome.run_name)
     part = " (incomplete, see above)" if outcome.failures else ""
-    yield f"Logs:        {logging.log_dir}, run {outcome.run_name}{part}"
-    yield f"Look:        {_command()} summary {folder}{run}"
-    yield f"Share:       {_command()} report {folder}{run}"
+    if commands:
+        yield f"Logs:        {logging.log_dir}, run {outcome.run_name}{part}"
+    yield from commands
     if logging.tensorboard.enabled:
-        yield f"TensorBoard: {_command()} tensorboard {folder}"
         yield f"  then       {pinned_link(_SERVER)}"
+
+
+def next_commands(logging: LoggingConfig, run_name: str) -> list[str]:
+    """Return lines with the commands that show a run, as this user can type them."""
+    folder = shlex.quote(str(logging.log_dir))
+    run, lines = f"{folder} --run {shlex.quote(run_name)}", []
+    if logging.tensorboard.enabled or logging.jsonl.enabled:
+        lines = [f"Look:        {_command()} summary {run}", f"Share:       {_command()} report {run}"]
+    if logging.tensorboard.enabled:
+        lines.append(f"TensorBoard: {_command()} tensorboard {folder}")
+    return lines
 
 
 def _command() -> str:

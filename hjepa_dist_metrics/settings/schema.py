@@ -187,10 +187,10 @@ class FiguresConfig:
 
 @dataclass(frozen=True)
 class ActivationsConfig:
-    """Activations of the model's blocks, with the representations, and their figure over depth."""
+    """Size, outliers and dead units of the outputs of the model's blocks, with the representations."""
 
     enabled: bool = False
-    """Measure size, outliers and dead units of each block's output on the steps that log."""
+    """Measure each block's output on the steps that log, in which compiled models run eagerly."""
     modules: list[str] | None = None
     """Names of modules or regular expressions of whole names; null takes the blocks of the model."""
     gradients: bool = False
@@ -205,10 +205,10 @@ class ActivationsConfig:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Attention of the model's heads, with the representations, and their figure."""
+    """Entropy, largest logit and sink of the model's attention heads, with the representations."""
 
     enabled: bool = False
-    """Measure entropy, largest logit and sink of each attention head on the steps that log."""
+    """Measure each attention head on the steps that log, in which compiled models run eagerly."""
     per_layer: bool = False
     """Write every layer's numbers too: three tags a layer."""
 

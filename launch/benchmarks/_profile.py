@@ -1,35 +1,30 @@
-"""Where the training thread's time goes in a profiled run: by function, and by the monitor's observers."""
+"""Where the training thread's time goes: by function of a profiled run, and by the monitor's observers."""
 
 from __future__ import annotations
 
 import cProfile
+import functools
+import inspect
 import pstats
-import re
+import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks._ranks import markdown, milliseconds
+from hjepa_dist_metrics import Observer
 
 _PACKAGE = "hjepa_dist_metrics/"
 _MOST_FUNCTIONS = 10
-# What belongs to an observer: its own file, and what its hooks call from the model's forward pass.
-_OBSERVERS = (
-    (re.compile(r"monitor/observers/(?:\w+/)*(activations|attention|forward)\.py"), None),
-    (re.compile(r"metrics/internals/(activation|attention)\w*\.py"), None),
-    (re.compile(r"metrics/internals/hooks\.py"), "activations"),
-    (re.compile(r"monitor/observers/(?:\w+/)*(\w+)\.py"), None),
-)
-# The mode that shows calls of attention runs the model's own operations in between.
-_PASSES_THROUGH = "__torch_function__"
-
-Function = tuple[str, int, str]
 
 
 def hottest(profile: cProfile.Profile) -> str:
     """Return a table of the package's functions in which the training thread spends most time."""
     found = []
-    for (file, line, name), (_, calls, _, cumulative, _) in _stats(profile).items():
+    stats: dict[Any, Any] = vars(pstats.Stats(profile))["stats"]
+    for (file, line, name), (_, calls, _, cumulative, _) in stats.items():
         _, package, rest = file.rpartition(_PACKAGE)
         if package and not rest.startswith(("reference/", "parallel/")):
             found.append((cumulative, f"{rest}:{line} {name}", calls))
@@ -40,47 +35,54 @@ def hottest(profile: cProfile.Profile) -> str:
     return markdown(["training thread, whole profiled run", "calls", "ms, with what they call"], rows)
 
 
-def observer_shares(profile: cProfile.Profile, steps: int, step_seconds: float) -> str:
-    """Return a table of what each observer takes of the training thread, with all that it calls.
+@contextmanager
+def timed_observers() -> Iterator[Mapping[str, float]]:
+    """Yield the training thread's processor seconds in the methods of each observer, by its class's name.
 
-    `step_seconds` is what a step takes of the training thread without a monitor, processor time both. The
-    profiler slows Python down, so that shares are upper bounds.
+    What a method calls of its own observer counts once; what it calls of another one counts for both. The
+    gradients' clipping, which a loop without a monitor does too, is among them.
     """
-    seconds = observer_seconds(_stats(profile))
+    seconds: dict[str, float] = defaultdict(float)
+    inside: set[str] = set()
+
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(self: Observer, *args: Any, **kwargs: Any) -> Any:
+            name = type(self).__name__
+            if name in inside:
+                return method(self, *args, **kwargs)
+            inside.add(name)
+            begun = time.thread_time()
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                inside.discard(name)
+                seconds[name] += time.thread_time() - begun
+
+        return call
+
+    with ExitStack() as stack:
+        for kind in _subclasses(Observer):
+            for name, method in list(vars(kind).items()):
+                plain = inspect.isfunction(method) and not hasattr(method, "__wrapped__")
+                if plain and not name.startswith("__") and not inspect.isgeneratorfunction(method):
+                    stack.enter_context(patch.object(kind, name, timed(method)))
+        yield seconds
+
+
+def observer_shares(seconds: Mapping[str, float], steps: int, step_seconds: float) -> str:
+    """Return a table of what each observer takes of the training thread.
+
+    `step_seconds` is what a step takes of it without a monitor, processor time both.
+    """
     rows = [
         [f"`{name}`", milliseconds(spent / steps), f"{100 * spent / steps / step_seconds:.2f} %"]
         for name, spent in sorted(seconds.items(), key=lambda item: -item[1])
     ]
-    return markdown(["observer, profiled", "processor ms a step", "of a step without a monitor"], rows)
+    return markdown(["observer", "processor ms a step", "of a step without a monitor"], rows)
 
 
-def observer_seconds(stats: Mapping[Function, Any]) -> dict[str, float]:
-    """Return the seconds in functions of each observer that were called from elsewhere."""
-    seconds: dict[str, float] = defaultdict(float)
-    for function, (_, _, own, _, callers) in stats.items():
-        name = _observer(function)
-        if name is None:
-            continue
-        if function[2] == _PASSES_THROUGH:
-            seconds[name] += own
-            continue
-        for caller, (_, _, _, cumulative) in callers.items():
-            if _observer(caller) != name or caller[2] == _PASSES_THROUGH:
-                seconds[name] += cumulative
-    return dict(seconds)
-
-
-def _observer(function: Function) -> str | None:
-    """Return the observer that a function belongs to, None for any other."""
-    _, package, rest = function[0].rpartition(_PACKAGE)
-    if not package:
-        return None
-    for pattern, name in _OBSERVERS:
-        if match := pattern.fullmatch(rest):
-            return name or {"activation": "activations", "forward": "activations"}.get(match[1], match[1])
-    return None
-
-
-def _stats(profile: cProfile.Profile) -> dict[Function, Any]:
-    stats: dict[Function, Any] = vars(pstats.Stats(profile))["stats"]
-    return stats
+def _subclasses(kind: type) -> Iterator[type]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)

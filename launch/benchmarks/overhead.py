@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks._profile import hottest, observer_shares
+from benchmarks._profile import hottest, observer_shares, timed_observers
 from benchmarks._ranks import markdown, median, milliseconds, on_ranks, write
 from benchmarks._turns import Turn, in_turns
 from hjepa_dist_metrics import LoggingConfig, ProcessContext, TrainingMonitor
@@ -136,10 +136,13 @@ def measure(
             costs[kind].append(found[kind])
     if not profiled:
         return costs, steps, ""
+    step = median([cost.training / cost.count for cost in costs["off"]]) / dist.get_world_size()
+    with timed_observers() as seconds:
+        train(config, settings["all"], lambda: None, watched=True)
+    shares = observer_shares(seconds, steps, step)
     profile = cProfile.Profile(time.thread_time)  # which other work on the machine does not lengthen
     profile.runcall(train, config, settings["all"], lambda: None, watched=True)
-    step = median([cost.training / cost.count for cost in costs["off"]]) / dist.get_world_size()
-    return costs, steps, f"{observer_shares(profile, steps, step)}\n\n{hottest(profile)}"
+    return costs, steps, f"{shares}\n\n{hottest(profile)}"
 
 
 def variant(logging: LoggingConfig, kind: str, folder: str) -> LoggingConfig:
@@ -157,6 +160,7 @@ def variant(logging: LoggingConfig, kind: str, folder: str) -> LoggingConfig:
             tensorboard=dataclasses.replace(logging.tensorboard, enabled=False),
             jsonl=dataclasses.replace(logging.jsonl, enabled=False),
             figures=dataclasses.replace(logging.figures, enabled=False),
+            cadence=dataclasses.replace(logging.cadence, figures=0),
         )
     if kind in ("off", "observe"):
         never = {field.name: 0 for field in dataclasses.fields(logging.cadence)}

@@ -13,11 +13,11 @@ def test_compare_says_which_metric_parted_first(tmp_path, capsys):
     write_run(tmp_path, "b", loss=lambda step: 1.0 if step < 6 else 2.0, rank=30.5)
     code, out, _ = run(capsys, "compare", str(tmp_path))
     assert code == 1
-    assert out.splitlines()[0] == "Parted first, at step 6, by over 5 %: loss/total."
+    assert out.splitlines()[0] == "The runs part by over 5 % first at step 6, in loss/total."
     row = next(line for line in out.splitlines() if line.startswith("loss "))
     assert row.split() == ["loss", "1", "2", "6"]
     out = run(capsys, "compare", str(tmp_path), "--tolerance", "0.001")[1]
-    assert out.splitlines()[0] == "Parted first, at step 0, by over 0.1 %: collapse/effective_rank."
+    assert out.splitlines()[0] == "The runs part by over 0.1 % first at step 0, in collapse/effective_rank."
     code, out, _ = run(capsys, "compare", str(tmp_path), "--tolerance", "2")
     assert code == 0
     assert "No common metric differs" in out
@@ -62,7 +62,7 @@ def test_what_matters_comes_before_what_parts_earlier(tmp_path, capsys):
                 logger.log_metrics({"loss/total": late, "val/loss": late, "own/tag": factor}, step)
     code, out, _ = run(capsys, "compare", str(tmp_path))
     assert code == 1
-    assert out.splitlines()[0] == "Parted first, at step 6, by over 5 %: loss/total, val/loss."
+    assert out.splitlines()[0] == "The runs part by over 5 % first at step 6, in loss/total, val/loss."
     assert "own/tag" not in out
     everything = run(capsys, "compare", str(tmp_path), "--all")[1].splitlines()
     (row,) = [line for line in everything if line.startswith("own/tag")]

@@ -6,7 +6,9 @@ import pytest
 
 from hjepa_dist_metrics import LoggingConfig
 from hjepa_dist_metrics.cli import parser
-from hjepa_dist_metrics.reference.summary import next_commands
+from hjepa_dist_metrics.monitor import Health
+from hjepa_dist_metrics.reference.summary import next_commands, next_steps
+from hjepa_dist_metrics.reference.trainer import Outcome
 from hjepa_dist_metrics.settings.outputs import JsonlConfig, TensorBoardConfig
 from tests.helpers.cli import run, write_run
 
@@ -16,11 +18,13 @@ def test_what_a_run_ends_with_shows_that_run(tmp_path, capsys):
     write_run(logs, "first run")
     write_run(logs, "second", leak=range(10))
     config = LoggingConfig(experiment_name="first run", log_dir=str(logs))
-    lines = [shlex.split(line.split(":", 1)[1])[1:] for line in next_commands(config, "first run")]
-    assert [arguments[0] for arguments in lines] == ["summary", "report", "tensorboard"]
-    for arguments in lines:
+    outcome = Outcome({}, {}, 10, "first run", Health(), [], [])
+    words = [shlex.split(line) for line in next_steps(outcome, config)]
+    commands = [line[2:] for line in words if line[1].endswith("hjepa-metrics")]
+    assert [arguments[0] for arguments in commands] == ["summary", "report", "tensorboard"]
+    for arguments in commands:
         parser().parse_args(arguments)
-    code, out, _ = run(capsys, *lines[0])
+    code, out, _ = run(capsys, *commands[0])
     assert (code, out.splitlines()[0]) == (0, "Run first run: 10 steps, 7 tags")
 
 
@@ -32,4 +36,4 @@ def test_only_commands_that_have_files_to_show(tensorboard, jsonl, commands):
     config = LoggingConfig(
         tensorboard=TensorBoardConfig(enabled=tensorboard), jsonl=JsonlConfig(enabled=jsonl)
     )
-    assert len(list(next_commands(config, "run"))) == commands
+    assert len(next_commands(config, "run")) == commands

@@ -184,6 +184,15 @@ def test_groups_draw_their_curves_when_opened_and_the_filter_finds_tags(page):
     assert shown == ["own/number_7"]
 
 
+def test_a_click_shows_a_figure_at_its_full_size_and_escape_closes_it(page):
+    width = "return document.querySelector('button.zoom img').getBoundingClientRect().width"
+    small = page.run(width)
+    page.run("document.querySelector('button.zoom').click()")
+    assert page.run(width) > 1.5 * small
+    page.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
+    assert page.run(width) == small
+
+
 def test_paper_is_white_and_has_no_buttons(page):
     page.run("chooseTheme('dark')")
     assert page.run("dispatchEvent(new Event('beforeprint')); return theme()") == "light"

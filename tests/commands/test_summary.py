@@ -2,6 +2,8 @@
 
 import io
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,8 +103,12 @@ def test_verdicts_are_coloured_on_a_terminal_alone(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     shown = Terminal()
-    say("failing: a\x1b[2J\nplain", shown)
-    assert shown.getvalue() == "\x1b[1;31mfailing\x1b[0m: a\\x1b[2J\nplain\n"
+    say("failing: a\x1b[2J\nrun, step 3: healthy; loss 1\n  unit  healthy", shown)
+    assert shown.getvalue().splitlines() == [
+        "\x1b[1;31mfailing\x1b[0m: a\\x1b[2J",
+        "run, step 3: \x1b[32mhealthy\x1b[0m; loss 1",
+        "  unit  healthy",
+    ]
     monkeypatch.setenv("NO_COLOR", "1")
     plain = Terminal()
     say("failing: a", plain)
@@ -146,3 +152,15 @@ def test_watch_shows_the_summary_anew_on_a_terminal(tmp_path, monkeypatch):
         "Run run: 20 steps, 7 tags",
     ]
     assert "Ctrl-C ends this" in pages[-1]
+
+
+def test_the_terminal_commands_judge_without_loading_torch(tmp_path):
+    write_run(tmp_path)
+    code = (
+        "import sys; from hjepa_dist_metrics.cli import main;"
+        f"main(['summary', {str(tmp_path)!r}]); main(['report', {str(tmp_path)!r}, '--output', sys.argv[1]]);"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "report.html")]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert finished.stdout.splitlines()[-1] == "False"

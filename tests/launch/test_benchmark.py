@@ -152,8 +152,8 @@ def test_overhead_compares_four_kinds_of_run_and_names_what_dominates(tmp_path: 
     rows = [line.split("|")[1].strip() for line in result.stdout.splitlines() if line.startswith("| ")]
     assert rows[:6] == ["default run, 2 ranks", "---", "off", "observe", "sync", "all"]
     assert "1 rounds of 9 steps" in result.stdout
-    observers = result.stdout.split("observer, profiled")[1].split("training thread, whole")[0]
-    for name in ("activations", "attention", "gradients", "losses", "timing"):
+    observers = result.stdout.split("| observer |")[1].split("training thread, whole")[0]
+    for name in ("Activations", "Attention", "Gradients", "Losses", "Timing"):
         assert f"| `{name}` |" in observers
     assert result.stdout.count("dominates") == 2
     drawing = {row[1].strip(): float(row[6]) for row in table_rows(result.stdout) if row[1].strip() in KINDS}

@@ -137,3 +137,18 @@ def test_the_last_picture_of_a_tag_comes_back_and_reaches_the_report(tmp_path: P
     assert main(["report", str(tmp_path), "--output", str(page)]) in (0, 1)
     assert base64.b64encode(png).decode() in page.read_text()
     assert "after, step 2" in page.read_text()
+
+
+def test_event_files_alone_are_read_with_the_lines_beside_them(tmp_path: Path):
+    """Event files may lack tags that are rarely read: a verdict from a part of a run would be another one."""
+    write_events(tmp_path / "tensorboard/group/run", {"a": [(0, 1.0)]})
+    lines = JsonlSink(tmp_path / "metrics/group/run.jsonl")
+    lines.write(0, {"a": Scalar(1.0), "rare": Scalar(2.0)})
+    lines.close()
+    expected = {"a": [(0, 1.0)], "rare": [(0, 2.0)]}
+    assert read_scalars(tmp_path) == {"group/run": expected}
+    assert read_scalars(tmp_path / "tensorboard") == {"group/run": expected}
+    assert read_scalars(tmp_path / "tensorboard/group/run") == {"run": expected}
+    assert read_scalars(event_file(tmp_path / "tensorboard/group/run")) == {"run": expected}
+    (tmp_path / "metrics/group/run.jsonl").unlink()
+    assert read_scalars(tmp_path / "tensorboard") == {"group/run": {"a": [(0, 1.0)]}}

@@ -40,7 +40,7 @@ def _overview_row(number: int, run: Run, judged: Judged) -> str:
         name = f'<a href="#verdict-{number}">{name}</a>'
     return (
         f'<tr><td class="wrap">{name}</td><td class="{verdict}">{verdict}</td>'
-        f'<td class="wrap">{text(_sentence(judged))}</td></tr>'
+        f'<td class="wrap">{text(_sentence(run, judged))}</td></tr>'
     )
 
 
@@ -49,10 +49,14 @@ def _has_section(judged: Judged) -> bool:
     return bool(judged.health.findings or judged.ended)
 
 
-def _sentence(judged: Judged) -> str:
-    """Return the worst finding in a sentence."""
+def _sentence(run: Run, judged: Judged) -> str:
+    """Return the worst finding in a sentence, or what was looked at."""
     found = judged.health.findings
-    return f"{_capital(found[0].title)}, since step {found[0].since}" if found else "Nothing is wrong"
+    return (
+        f"{_capital(found[0].title)}, since step {found[0].since}"
+        if found
+        else f"No finding, {_checked(run)}"
+    )
 
 
 def _verdict(run: Run, judged: Judged, number: int, data: ChartData) -> Iterator[str]:

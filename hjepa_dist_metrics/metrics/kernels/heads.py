@@ -139,23 +139,24 @@ def head_statistics(scores: Scores) -> tuple[Tensor, Tensor]:
 
 def _of_rows(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return sums [7, heads], and by sample sums of weights [b, heads, keys] and queries [b, heads]."""
-    visible = scores != _NOTHING
     top = scores.amax(dim=-1, keepdim=True)
     seen = top[..., 0] != _NOTHING  # a query without any key is none
-    below = torch.where(visible, scores - top, 0.0)
-    weights = torch.where(visible, below.exp(), 0.0)
+    # Where a key is hidden or e to its score as good as 0, a weight of 1e-26: that of minus infinity is slow.
+    below = (scores - torch.where(seen[..., None], top, 0.0)).clamp(min=-60.0)
+    weights = below.exp()
     total = weights.sum(dim=-1, keepdim=True)
-    weights = torch.where(seen[..., None], weights / total.clamp(min=1e-38), 0.0)
-    entropy = total[..., 0].clamp(min=1e-38).log() - (weights * below).sum(dim=-1)
+    weights = weights / total * seen[..., None]
+    entropy = total[..., 0].log() - (weights * below).sum(dim=-1)
     entropy = torch.where(seen, entropy.to(torch.float64), 0.0)
-    keys = visible.sum(dim=-1)
+    # A comparison that is written as numbers: sums of bools cost ten times as much.
+    keys = torch.ne(scores, _NOTHING, out=torch.empty_like(scores)).sum(dim=-1)
     several = keys > 1
     relative = torch.where(several, entropy / keys.clamp(min=2).to(torch.float64).log(), 0.0)
     zeros = torch.zeros_like(entropy)
     parts = [seen.to(torch.float64), entropy, several.to(torch.float64), relative, zeros, zeros]
     sums = torch.stack([part.sum(dim=(0, 2)) for part in parts])
     logit = top[..., 0].to(torch.float64).amax(dim=(0, 2))
-    return torch.cat([sums, logit[None]]), weights.sum(dim=-2), seen.sum(dim=-1)
+    return torch.cat([sums, logit[None]]), weights.sum(dim=-2), seen.to(weights.dtype).sum(dim=-1)
 
 
 def _of_samples(shares: Tensor, rows: Tensor, positions: int) -> tuple[Tensor, Tensor]:

@@ -156,14 +156,6 @@ def cosine(difference: float, first: float, second: float) -> float:
     return 1.0 - ((difference / first) * (difference / second) - (apart / first) * (apart / second)) / 2.0
 
 
-def expected_move(momentum: float, divergence: float) -> float:
-    """Return the move that an average of `momentum` has just made, from the divergence that it left.
-
-    t' = m t + (1 - m) c, hence t' - t = (1 - m) / m (c - t'). Infinity for m = 0.
-    """
-    return relative((1.0 - momentum) * divergence, momentum)
-
-
 def _held(module: nn.Module) -> _Held:
     """Return parameters and floating-point buffers, detached, each in the order of their names."""
     weights = sorted(stored_parameters(module), key=lambda item: item[0])

@@ -119,7 +119,7 @@ def test_the_figure_shows_contours_a_surface_and_the_weights():
     assert contour.get_xlim() == contour.get_ylim() == (-1, 1)
     (star,) = contour.lines
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (0, 0)
-    assert surface.get_title() == "loss"
+    assert surface.get_zlabel() == "loss"
     assert "loss" in [ax.get_ylabel() for ax in figure.axes]
     only = visualize_loss_landscape(nn.Linear(4, 4), squared_norm, points=3, mode="surface")
     assert [ax.name for ax in only.axes] == ["3d"]

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from hjepa_dist_metrics import MetricsLogger
 from hjepa_dist_metrics.integrations.lightning import LoggerSink
-from hjepa_dist_metrics.readers.events import event_scalars
+from hjepa_dist_metrics.readers.events import event_log
 
 
 def write(place, logger):
@@ -36,7 +36,7 @@ def test_a_csv_logger_holds_the_numbers(tmp_path):
 def test_a_tensorboard_logger_holds_the_numbers(tmp_path):
     logger = TensorBoardLogger(tmp_path / "theirs")
     write(tmp_path, logger)
-    points = event_scalars(logger.log_dir)
+    points = event_log(logger.log_dir).scalars
     assert dict(points["a"]) == {3: 0.75, 4: 1.0}
 
 

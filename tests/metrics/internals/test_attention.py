@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from hjepa_dist_metrics import AttentionStatistics, ConfigError
@@ -171,6 +172,29 @@ def test_masks_scales_and_blocks_of_queries(monkeypatch, kind, rows):
         assert head.relative_entropy == pytest.approx(relative, rel=1e-5)
         shares = weights[:, i].sum(1) / seen[:, i].sum(-1, keepdims=True)
         assert head.sink == pytest.approx(shares.max(-1).mean(), rel=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remember the most elements of any new tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not func.is_view:
+            self.elements = max(self.elements, result.untyped_storage().nbytes() // result.element_size())
+        return result
+
+
+def test_memory_stays_bounded():
+    """Weights of 4 x 2 x 1500 x 1500 would be 18 million numbers."""
+    q, k = torch.randn(4, 2, 1500, 4), torch.randn(4, 2, 1500, 4)
+    metric = AttentionStatistics(nn.Linear(1, 1))
+    with LargestTensor() as largest:
+        metric.update(q, k, causal=True)
+    assert q.numel() <= largest.elements <= kernel._BLOCK_ELEMENTS
 
 
 def test_fewer_key_heads_are_shared():

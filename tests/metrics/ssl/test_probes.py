@@ -194,6 +194,8 @@ def test_it_says_which_labels_do_not_fit():
     for labels in (torch.zeros(2), torch.zeros(3).long(), torch.zeros(2, 1).long(), [0, 1]):
         with pytest.raises(ConfigError, match=r"labels as whole numbers \[2\].*got"):
             probe.update(torch.ones(2, 3), labels)
+    with pytest.raises(ConfigError, match=r"ids of its labels' shape \[2\], got \[3\]"):
+        probe.update(torch.ones(2, 3), torch.zeros(2).long(), ids=torch.arange(3))
     with pytest.raises(ConfigError, match="two classes"):
         LinearProbe(3, 1)
     with pytest.raises(ConfigError, match="temperature"):

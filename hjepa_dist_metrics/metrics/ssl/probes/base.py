@@ -21,6 +21,7 @@ from hjepa_dist_metrics.states import Max, Min, RecentSample
 from hjepa_dist_metrics.states.base import moved
 
 _FEWEST, _MOST, _NUMBERS = 1024, 16384, 1 << 21  # rows of a queue, and numbers in it
+_BLOCK = 1 << 20  # numbers that are copied in float64 at a time
 _HELD_OUT = 3  # rows whose key has these bits at 0 are held out, one in four
 
 
@@ -75,11 +76,21 @@ class Probe(DistributedMetric):
             require_in_range(self.name, int(marks.min()), int(marks.max()), self.num_classes)
         self.highest_label.update(marks)
         self.lowest_label.update(marks)
-        names = None
-        if ids is not None:  # of tokens where the labels are
-            rows = features if labels.ndim == 2 else features[..., 0, :] if features.ndim == 3 else features
-            names = token_ids(moved(ids, marks.device), rows).reshape(-1)
-        self.rows.update(scaled_rows(given.rows), marks, given.counted, names, step)
+        names = None if ids is None else self._names(ids, features, labels)
+        size = max(1, _BLOCK // self.dim)
+        for start in range(0, len(marks), size):
+            part = slice(start, start + size)
+            own = None if names is None else names[part]
+            self.rows.update(scaled_rows(given.rows[part]), marks[part], given.counted[part], own, step)
+
+    def _names(self, ids: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """Return a number for each row: of tokens where the labels are of tokens."""
+        numbers = moved(ids, features.device)
+        numbers = token_ids(numbers, features) if labels.ndim == 2 else numbers
+        if numbers.shape != labels.shape:
+            shapes = f"{list(labels.shape)}, got {list(ids.shape)}"
+            raise ConfigError(f"{self.name} expected ids of its labels' shape {shapes}")
+        return numbers.reshape(-1)
 
     @property
     @abstractmethod

@@ -19,7 +19,7 @@ UNLABELLED = (-1, -100)
 
 
 class LabelledRows(NamedTuple):
-    """Hold rows float64 [n, D] with labels int64 [n] on their device, and which of them count."""
+    """Hold rows [n, D] with labels int64 [n] on their device, and which of them count."""
 
     rows: Tensor
     labels: Tensor
@@ -42,7 +42,7 @@ def labelled_rows(name: str, features: Any, labels: Any, valid: Any, dim: int) -
     kept = None if valid is None else row_mask(valid, x.shape[:-1], x.device)
     if x.ndim == 3 and marks.ndim == 1:
         x, kept = pool(x, kept)
-    rows, marks = x.to(torch.float64).reshape(-1, dim), marks.reshape(-1)
+    rows, marks = x.reshape(-1, dim), marks.reshape(-1)
     counted = (marks != UNLABELLED[0]) & (marks != UNLABELLED[1])
     return LabelledRows(rows, marks, counted if kept is None else counted & kept.reshape(-1))
 
@@ -74,6 +74,7 @@ def scaled_rows(rows: Tensor) -> Tensor:
     """Return rows [n, D] as [n, D + 1]: each divided by 2^e to be below 1, and e, which is NaN where a row
     is not finite. Rows of any size keep float32's digits so.
     """
+    rows = rows.to(torch.float64)
     largest = rows.abs().amax(dim=1)
     finite = torch.isfinite(largest)
     exponent = torch.frexp(torch.where(finite, largest, 0.0)).exponent.to(torch.float64).clamp(-1022, 1022)

@@ -19,7 +19,7 @@ def repeated_masks(history: History) -> list[Evidence]:
     """Find batches of masks that repeat each other, and one mask for nearly all images."""
     found = []
     if (value := history.value(_BATCHES, 0.0)) >= _REPEATED_BATCHES:
-        reason = f"{100 * value:.0f} % of the batches have masks that came before"
+        reason = f"{100 * value:.0f} % of the batches repeat the masks of an earlier one"
         found.append(Evidence(_BATCHES, value, reason, limit=_REPEATED_BATCHES))
     if (value := history.value(_COLLISION, 0.0)) > _COLLISIONS:
         found.append(Evidence(_COLLISION, value, "most images have the same mask", limit=_COLLISIONS))

@@ -79,7 +79,7 @@ def point_collapse(stream: Stream) -> list[Evidence] | None:
         reason = f"the mean cosine of two samples was {level:.3g} before, and rises towards 1"
         return [Evidence(tag, similarity.newest, reason, limit=limit, best=level)]
     if now > _ONE and _is_stuck(similarity, -1.0):
-        reason = "the mean cosine of two samples has been next to 1 since the start"
+        reason = "the mean cosine of two samples stays next to 1; it has never been far from it"
         return [Evidence(tag, similarity.newest, reason, limit=_ONE, best=level)]
     return []
 
@@ -273,9 +273,7 @@ def embedded_collapse(history: History) -> list[Evidence] | None:
         level = alike.sustained(HELD, -1.0) * match.sustained(HELD, -1.0) ** 2
         limit = 1.0 - _APART_KEPT * (1.0 - level)
         if now > limit and match.median(2) > _MEETS:
-            reason = (
-                f"predictions meet their targets and are all alike ({alike.newest:.4g}): so are the targets"
-            )
+            reason = f"predictions are all alike ({alike.newest:.4g}) and meet targets that are so too"
             limit = math.sqrt(limit / alike.median(2))
             found.append(Evidence(_match_of(tag), match.newest, reason, limit=limit))
     return found if judged else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from hjepa_dist_metrics.metrics.ssl.ema import expected_move
 from hjepa_dist_metrics.monitor.health.detector import Detector
 from hjepa_dist_metrics.monitor.health.findings import Evidence
 from hjepa_dist_metrics.monitor.health.series import History
@@ -30,7 +29,14 @@ def frozen_teacher(history: History) -> list[Evidence] | None:
     if move >= _LEAST_MOVE * due:
         return []
     momentum = history.value(_MOMENTUM)
-    return [Evidence(_MOVE, move, f"{due:.3g} follows from momentum {momentum:.4g}", limit=_LEAST_MOVE * due)]
+    return [
+        Evidence(
+            _MOVE,
+            move,
+            f"of its weights a step; momentum {momentum:.4g} makes it {due:.3g}",
+            limit=_LEAST_MOVE * due,
+        )
+    ]
 
 
 def _still_without_momentum(move: float, distance: float) -> list[Evidence]:
@@ -48,7 +54,18 @@ def _due(history: History) -> float | None:
         return None
     if 1.0 - momentum < _LEAST_STEP:
         return math.nan
-    return expected_move(momentum, history.value(_DISTANCE))
+    return _expected_move(momentum, history.value(_DISTANCE))
+
+
+def _expected_move(momentum: float, divergence: float) -> float:
+    """Return the move that an average of `momentum` has just made, from the divergence that it left.
+
+    t' = m t + (1 - m) c, hence t' - t = (1 - m) / m (c - t'). Infinity for m = 0, 0 for a divergence of 0.
+    """
+    move = (1.0 - momentum) * divergence
+    if momentum == 0:
+        return math.inf if move else 0.0
+    return move / momentum
 
 
 def teacher_is_student(history: History) -> list[Evidence] | None:

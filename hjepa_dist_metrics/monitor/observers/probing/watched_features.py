@@ -85,6 +85,11 @@ class WatchedFeatures(Observer):
         """Count no more forward passes until the next `start`."""
         self._within, self._mask = False, None
 
+    @property
+    def is_paused(self) -> bool:
+        """Return whether the loop is in a `pause`."""
+        return self._paused
+
     @contextmanager
     def pausing(self) -> Iterator[None]:
         """Count no forward passes in the body."""
