@@ -40,7 +40,8 @@ def to_mapping(source: object) -> Mapping[str, Any] | None:
 def _unknown(path: str, key: object, valid: list[str]) -> str:
     near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
     hint = f"did you mean {path}.{near[0]}? " if near else ""
-    return f"unknown key {path}.{key}: {hint}valid keys: {', '.join(valid)}"
+    shown = key if isinstance(key, str) and key.isprintable() else repr(key)
+    return f"unknown key {path}.{shown}: {hint}valid keys: {', '.join(valid)}"
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:

@@ -82,12 +82,11 @@ def _ddp_hook(seen: LocalGradients, inner: CommHook) -> CommHook:
 
 
 def _watch_fsdp(model: nn.Module, seen: LocalGradients) -> int:
-    units = [
-        unit
-        for module in model.modules()
-        for unit in fsdp_units(module)
-        if hasattr(unit, "_reduce_scatter_comm")
-    ]
+    units = [unit for module in model.modules() for unit in fsdp_units(module)]
+    if not all(hasattr(unit, "_reduce_scatter_comm") for unit in units):
+        raise ConfigError(
+            f"torch {torch.__version__} does not show what fully_shard reduces: noise needs a newer one"
+        )
     if not units:
         raise ConfigError(
             "expected a model in DistributedDataParallel or fully_shard; one process measures micro-batches"
