@@ -134,7 +134,7 @@ def notebook() -> None:
     from nbclient import NotebookClient
 
     path = HERE / "demo.ipynb"
-    book = nbformat.read(path, as_version=4)
+    book = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(book, timeout=600, resources={"metadata": {"path": folder}}).execute()
     for cell in book.cells:
@@ -147,7 +147,7 @@ def notebook() -> None:
                 data["image/png"] = base64.b64encode(small_png(picture, 64)).decode()
         if "outputs" in cell:
             cell["outputs"] = kept
-    nbformat.write(book, path)
+    nbformat.write(book, path)  # type: ignore[no-untyped-call]
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -83,6 +83,7 @@ def observer_shares(seconds: Mapping[str, float], steps: int, step_seconds: floa
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for child in kind.__subclasses__():
+    children: list[type] = kind.__subclasses__()
+    for child in children:
         yield child
         yield from _subclasses(child)
