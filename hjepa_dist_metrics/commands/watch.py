@@ -1,4 +1,4 @@
-"""`hjepa-metrics watch`: the summary of a run, live, from its log directory on whatever machine."""
+"""`hjepa-metrics watch`: the summary of a run, live, from its log directory, on any machine."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def serve() -> None:
     if hasattr(os, "nice"):
         os.nice(_LOWEST_PRIORITY)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not run into the answers
+    os.dup2(2, 1)  # what a library prints must not run into the answers
     requests = sys.stdin.buffer
     try:
         while True:

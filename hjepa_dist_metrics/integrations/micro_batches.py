@@ -76,7 +76,7 @@ def _detached(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mean(parts: list[tuple[Any, Any]]) -> Any:
-    """Return sum(count * value) / sum(count); what has a count of 0 does not matter, whatever its value."""
+    """Return sum(count * value) / sum(count); what has a count of 0 does not matter, not even NaN."""
     if len(parts) == 1:
         return parts[0][0]
     total, weight = 0.0, 0.0

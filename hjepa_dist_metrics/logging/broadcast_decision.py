@@ -1,7 +1,7 @@
 """What the main process decides and the others must know, such as a run's name: sent in a checked sync.
 
 Not a broadcast over the job's own group: where only some ranks make a logger, that would wait for the others
-as long as training may, and meet whatever collective they come to first.
+as long as training may, and meet the first collective that they come to.
 """
 
 from __future__ import annotations

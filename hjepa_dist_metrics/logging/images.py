@@ -1,4 +1,4 @@
-"""Pictures, grids of pictures and videos as uint8 pixels, from whatever a training script has at hand."""
+"""Pictures, grids of pictures and videos as uint8 pixels, from arrays, tensors and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's parameters under the names that its author gave them, whatever it is wrapped in."""
+"""A model's parameters under the names that its author gave them, inside any wrapper."""
 
 from __future__ import annotations
 

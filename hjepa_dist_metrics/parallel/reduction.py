@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def sum_over_shards(block: Tensor, shards: Sequence[Sequence[ProcessGroup]]) -> Tensor:
     """Add up the columns of `block` [..., n] over the ranks that share each column's tensor.
 
-    `shards[i]` are the groups over which column i is spread. One all_reduce a group, whatever n.
+    `shards[i]` are the groups over which column i is spread. One all_reduce a group, for any n.
     """
     return _reduce_columns(block, shards, dist.ReduceOp.SUM)
 

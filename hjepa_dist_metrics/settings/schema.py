@@ -1,7 +1,7 @@
 """Settings of a run's logging: the section `logging` of its YAML file.
 
 Every dataclass is frozen and checks itself: a bad value raises ConfigError naming key, value and what is
-valid. `from_mapping` builds a LoggingConfig from whatever a user has at hand.
+valid. `from_mapping` builds a LoggingConfig from any of the forms that a user may have.
 """
 
 from __future__ import annotations

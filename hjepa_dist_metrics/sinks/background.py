@@ -33,8 +33,8 @@ class BackgroundSink:
 
     `flush` and `close` return when everything written before them is out; a place behind a network is
     waited for up to 5 s, at the end up to a minute. `drain` is a flush that gives up after a time. The
-    interpreter's exit closes; a SIGTERM or SIGINT flushes, for at most 5 s, before whatever handled it before
-    goes on. In a forked child every method does nothing.
+    interpreter's exit closes; a SIGTERM or SIGINT flushes, for at most 5 s, before the earlier handler goes
+    on. In a forked child every method does nothing.
     """
 
     def __init__(self, sink: Sink, capacity: int = CAPACITY_BYTES) -> None:

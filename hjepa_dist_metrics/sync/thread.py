@@ -1,7 +1,7 @@
 """One thread that runs syncs in the order in which they were asked for.
 
 The order of the calls is the same on every rank, and nothing runs beside them, so the collectives of two
-syncs never interleave, whatever the threads' timing.
+syncs never interleave, at any timing of the threads.
 """
 
 from __future__ import annotations

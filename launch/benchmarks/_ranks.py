@@ -137,7 +137,7 @@ class Traffic:
 
 @contextlib.contextmanager
 def counted() -> Iterator[Traffic]:
-    """Count every collective and message of the process, by whatever library, on groups and backends."""
+    """Count every collective and message of the process, by any library, on groups and backends."""
     traffic = Traffic()
     found = [(kind, name) for kind in _KINDS for name in _OPERATIONS if hasattr(kind, name)]
     saved: list[tuple[type[Any], str, Any]] = [(kind, name, vars(kind).get(name)) for kind, name in found]

@@ -4,7 +4,7 @@ Four kinds of run take turns of a log's steps in one process: `off` (no monitor 
 clipping), `observe` (metrics are updated, nothing is synced or written), `sync` (at the default cadences,
 but neither written nor drawn) and `all`. Each is the whole default run, since what is done once, as figures
 are, must be shared out over its own number of steps. Milliseconds are those of the steps, the first ones left
-out: of each step the fastest of all rounds, since whatever else the machine does makes steps slower and none
+out: of each step the fastest of all rounds, since all else that the machine does makes steps slower and none
 faster. Processor seconds are medians, those of all ranks while a kind has its turn, background threads and
 the process that draws included.
 """

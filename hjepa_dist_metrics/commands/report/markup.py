@@ -1,4 +1,4 @@
-"""Pieces of HTML, with whatever a log holds written out as text."""
+"""Pieces of HTML, with all that a log holds written out as text."""
 
 from __future__ import annotations
 

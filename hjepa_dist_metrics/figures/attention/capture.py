@@ -1,4 +1,4 @@
-"""Attention weights of a model's forward pass, whatever kernel computes them.
+"""Attention weights of a model's forward pass, by any kernel.
 
 Fused kernels never form the weights. While a capture runs, every attention goes its eager way: modules that
 have one (timm, Hugging Face, nn.MultiheadAttention) are switched to it, and any other call of
@@ -136,7 +136,7 @@ def eager_attention(
 
 
 class _EagerSDPA(TorchFunctionMode):
-    """Compute `scaled_dot_product_attention` in the open, under whatever name a module imported it."""
+    """Compute `scaled_dot_product_attention` in the open, under any name that a module imported it by."""
 
     def __init__(self, record: Callable[[Tensor], None]) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ class ExpertLoad(DistributedMetric):
         if not isinstance(num_experts, int) or num_experts < 1:
             raise ConfigError(f"expected num_experts of 1 or more, got {num_experts!r}")
         self.num_experts, self.per_layer = num_experts, per_layer
-        # Tokens of each expert, and choices of none.
+        # Tokens of each expert, and choices of no expert.
         self.add_state("load", NamedRows(Sum))
         # Tokens, sum of their relative entropies, tokens that have one.
         self.add_state("routing", NamedRows(Sum))

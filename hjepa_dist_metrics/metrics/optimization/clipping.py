@@ -32,7 +32,7 @@ _Step = tuple[Tensor, Tensor, Tensor, Tensor | None]
 class GradientClipping(BufferedMetric[_Step]):
     """Clip gradients by their global norm and keep count, without waiting for the device.
 
-    `clip_` replaces `torch.nn.utils.clip_grad_norm_`, for whatever holds the parameters: plain, DDP, FSDP1,
+    `clip_` replaces `torch.nn.utils.clip_grad_norm_`, in any of these models: plain, DDP, FSDP1,
     FSDP2, HSDP, tensor and sequence parallel, mixed. Pass the model itself: FSDP1's parameters cannot be read
     without it. Where ranks hold different parameters, pipeline stages or experts, declare a `layout`. Without
     one the first call compares parameters and gradients over the ranks, and raises `DesyncError` before
@@ -87,7 +87,7 @@ class GradientClipping(BufferedMetric[_Step]):
     def clip_(self, max_norm: float) -> Tensor:
         """Scale the gradients to a global L2 norm of at most `max_norm`; return the norm before, 0-d.
 
-        The norm is computed in float32 or better whatever the gradients' dtype. The first call is a
+        The norm is computed in float32 or better for every dtype of gradients. The first call is a
         collective one, and all are where parameters are sharded or a layout is declared. ConfigError unless
         max_norm > 0 (infinity measures without clipping), where no parameter has a gradient, and where the
         model's parameters are not those of the start.

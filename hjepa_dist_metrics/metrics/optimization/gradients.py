@@ -48,7 +48,7 @@ class GradientFlow(DistributedMetric):
     `first_nonfinite` parameter; histograms `{module}` over powers of two. `per_parameter` adds the same for
     each parameter by its name; `report` picks the numbers or the histograms alone.
 
-    The numbers are those of the whole model, whatever holds it: plain, DDP, FSDP1, FSDP2, HSDP, tensor and
+    The numbers are those of the whole model, in any of these: plain, DDP, FSDP1, FSDP2, HSDP, tensor and
     sequence parallel, mixed; pipeline stages and experts where a `layout` declares them, with which making
     the object is a collective call. `update` is local where no gradient is sharded or made of addends.
     Modules as in `ParameterPartition`. A parameter without a gradient counts nothing. Under gradient

@@ -14,7 +14,7 @@ ENTRIES = (
     _flow(
         "gradients/global_norm",
         "gradient norm",
-        "L2 norm of the gradient of the whole model, whatever ranks hold it.",
+        "L2 norm of the gradient of the whole model, over all ranks.",
         healthy="steady or falling; next to 0 vanishes, jumps explode",
     ),
     _flow(

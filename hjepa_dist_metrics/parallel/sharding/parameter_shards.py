@@ -1,4 +1,4 @@
-"""A model's parameters by the names their owner gave them, whatever wrapper holds them now.
+"""A model's parameters by the names their owner gave them, inside any wrapper.
 
 Wrappers change names (`module.`, `_orig_mod.`) and FSDP1 changes the parameters themselves: it stores those
 of a unit end to end in one flat tensor, padded, and shards that. A slot is one original parameter's place.

@@ -37,7 +37,7 @@ class Block(nn.Module):
 class Language(nn.Module):
     """Hold the blocks `layers`, with the embedding before the first of all and the head after the last.
 
-    Each parameter is drawn by its own name, so that it is the same whatever else a rank holds.
+    Each parameter is drawn by its own name, so that it is the same beside any others that a rank holds.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Norms of the gradients of named groups of parameters, whatever ranks hold them.
+"""Norms of the gradients of named groups of parameters, on any layout over ranks.
 
 One formula for every layout: squares add up over ranks, and each rank divides those of a piece by the number
 of its copies. Where the layout is not declared, what DTensors and FSDP1 say tells which ranks hold the other

@@ -28,7 +28,7 @@ _HELD_OUT = 3  # rows whose key has these bits at 0 are held out, one in four
 class Probe(DistributedMetric):
     """Keep labelled rows of the whole run, newer ones rather than older ones, and classify a held-out part.
 
-    The queue is one sample of the rows of all ranks, whatever their split. A quarter of it, always the same
+    The queue is one sample of the rows of all ranks, the same for any split. A quarter of it, always the same
     ids, is never learned from and gives the numbers. See `LinearProbe` and `KNNProbe`.
     """
 

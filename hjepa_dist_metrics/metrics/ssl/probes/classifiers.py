@@ -90,7 +90,7 @@ class NearestNeighbours(Classifier):
         return len(self._bank)
 
     def log_probabilities(self, rows: Tensor) -> Tensor:
-        """Return the logarithm of each class's share of the votes; minus infinity of none."""
+        """Return the logarithm of each class's share of the votes; minus infinity where it has no vote."""
         cosine = unit_rows(from_scaled(rows)).to(torch.float32) @ self._bank.T
         best, place = cosine.topk(self._k, dim=1)
         votes = torch.softmax(best.to(torch.float64) / self._temperature, dim=1)

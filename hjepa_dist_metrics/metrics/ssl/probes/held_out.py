@@ -51,7 +51,7 @@ class HeldOutScores(DistributedMetric):
             self.scores.update(self._classifier.scores(rows, marks))
 
     def compute_from(self, states: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the probe's numbers over all rows; {} of none."""
+        """Return the probe's numbers over all rows; {} where there are none."""
         scores = states["scores"].value
         if not scores[-1] > 0:
             return {}

@@ -101,7 +101,7 @@ class WatchedFeatures(Observer):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Keep what modules put out in the body, whatever the step and the model's mode, and nothing else."""
+        """Keep what modules put out in the body, on any step and in any mode, and nothing else."""
         self.take()
         self._evaluating = True
         try:

@@ -196,7 +196,7 @@ def weaker_regularisation(job: Job, strength: float) -> None:
 
 @failure("ignored_input", "byol", strengths=(1.0, 0.0), measure="predicted")
 def constant_predictor(job: Job, strength: float) -> None:
-    """Let the predictor answer the same whatever it is asked: its first layer stays at zero, or its last."""
+    """Let the predictor answer the same to every question: its first layer stays at zero, or its last."""
     recipe = job.recipe
     assert isinstance(recipe, BYOL)
     layer = recipe.predictor[0] if strength else recipe.predictor[-1]
