@@ -23,7 +23,7 @@ class Jobs:
             if not record.exists():
                 place.mkdir(exist_ok=True)
                 launcher = (*TORCHRUN, "--standalone", "--nproc-per-node", str(ranks))
-                job = train(launcher, place / "logs")
+                job = train(launcher, place / "logs", {"logging.detail": "full"})
                 record.write_text(json.dumps([job.returncode, job.stdout, job.stderr]))
         return Job(*json.loads(record.read_text()), place / "logs")
 

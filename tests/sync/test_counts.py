@@ -16,8 +16,16 @@ from hjepa_dist_metrics import DistributedMetric, MetricCollection
 from hjepa_dist_metrics.parallel.transport import MemoryWorld
 from hjepa_dist_metrics.parallel.transport.channel import LEAST_FRAME
 from hjepa_dist_metrics.states import Concat, Covariance, Histogram, Max, Min, Moments, Sample, State, Sum
-from tests.helpers.processes import run_disposable
+from tests.helpers.processes import GlooPool, run_disposable
 from tests.helpers.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def gloo():
+    """Give worlds that nothing was synced in before: a group's frame keeps the size that it once needed."""
+    pool = GlooPool()
+    yield pool
+    pool.close()
 
 
 class Probe(DistributedMetric):

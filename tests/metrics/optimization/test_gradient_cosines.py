@@ -1,5 +1,6 @@
 """Cosines of losses' gradients against gradients computed apart, exact and by sketch."""
 
+import copy
 import math
 
 import pytest
@@ -12,9 +13,13 @@ from tests.helpers.ranks import run_ranks
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 
 
+torch.manual_seed(1)
+MODEL = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+
+
 def network():
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+    """Return a copy of the same model, also where ranks are threads that would share a seed."""
+    return copy.deepcopy(MODEL)
 
 
 def losses(outputs):

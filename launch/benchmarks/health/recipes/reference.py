@@ -103,7 +103,8 @@ class HJEPA(Reference):
 
     def fixed_batch(self) -> dict[str, Tensor]:
         """Return held-out digits."""
-        return {"image": self.workload.splits.val.images[:64], "index": torch.arange(64)}
+        held_out = self.workload.splits.val
+        return {"image": held_out.images[:64], "label": held_out.labels[:64], "index": torch.arange(64)}
 
 
 class DualHead(Reference):
