@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hjepa_dist_metrics.catalog.entry import Entry
 from hjepa_dist_metrics.errors import ConfigError
 from hjepa_dist_metrics.metrics.base import DistributedMetric
 from hjepa_dist_metrics.metrics.validation import as_number
+from hjepa_dist_metrics.parallel.sharding.placement import is_dtensor
 from hjepa_dist_metrics.states import Sum
 from hjepa_dist_metrics.states.base import moved
 from hjepa_dist_metrics.states.sketches.hashing import mix
@@ -53,7 +53,7 @@ class GradientCosines(DistributedMetric):
         self.parameters = [parameter for parameter in given if parameter.requires_grad]
         if len(set(names)) < 2 or len(set(names)) != len(names):
             raise ConfigError(f"expected two losses or more with names of their own, got {list(names)}")
-        if not self.parameters or any(isinstance(p, DTensor) for p in self.parameters):
+        if not self.parameters or any(map(is_dtensor, self.parameters)):
             raise ConfigError(
                 "expected parameters that are trained and whole on each rank, got "
                 f"{'shards of them' if self.parameters else 'none'}: pass the modules that the losses share"
