@@ -135,7 +135,7 @@ class Browser:
         self._devtools("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, **button})
 
     def resize(self, width: int, height: int) -> None:
-        """Give the page this size in CSS pixels, whatever the window's own frame takes."""
+        """Give the page this size in CSS pixels, not counting the window's own frame."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._devtools("Emulation.setDeviceMetricsOverride", metrics)
 

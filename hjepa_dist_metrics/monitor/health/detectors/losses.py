@@ -17,7 +17,7 @@ _RATIO = r"update/.+_ratio"
 
 _SPIKE_SCORE, _SPIKE_RANGE, _HIGH_SCORE = 30.0, 1.5, 4.0  # the last where the loss doubles
 _SPIKE_SHARE = 0.1  # of the loss at the start, as the least height of a spike
-_BEFORE, _AFTER = 5, 3  # logs before and after a jump
+_BEFORE, _AFTER = 5, 2  # logs before and after a jump, at least
 _SHIFT = 0.12  # of the loss
 _DROP = 0.5  # of the loss
 _CLEAR = 4.0  # times the scatter between logs
@@ -53,13 +53,14 @@ def loss_drop(history: History) -> list[Evidence] | None:
 def _jump(history: History, sign: float, share: float, words: str) -> list[Evidence] | None:
     """Find a step between steady levels of the total loss, the newer one at least `_AFTER` logs long."""
     named = first_of(history, TOTAL_LOSSES)
-    if named is None or len(named[1].recent) < _BEFORE + 2:
+    if named is None or len(named[1].recent) < _BEFORE + _AFTER:
         return None
     tag, series = named
     values = series.last(16)
     if max(values) - min(values) <= share * abs(median(values)):
         return []
-    for after, between in product(range(2, len(values) - _BEFORE), (0, 1)):  # a log may hold steps of both
+    # A log in between may hold steps of both levels.
+    for after, between in product(range(_AFTER, len(values) - _BEFORE), (0, 1)):
         older, newer = values[: -after - between], values[-after:]
         if _is_step(older[-8:], newer, sign, share):
             before, level = median(older[-8:]), median(newer)
